@@ -1,0 +1,109 @@
+"""The `ksi` command: its parts are loaded when they are used, so that it starts at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import click
+
+from ksi.cli.settings import Exit, Settings, report
+
+
+class Lazy(NamedTuple):
+    """Where a command lives, and its line in the list."""
+
+    module: str
+    name: str
+    help: str
+
+
+COMMANDS: Mapping[str, Lazy] = {
+    "ask": Lazy("ksi.cli.ask", "ask", "Ask a model and print its answer."),
+    "start": Lazy("ksi.cli.service", "start", "Start the daemon."),
+    "stop": Lazy("ksi.cli.service", "stop", "Stop the daemon; nothing that waits is lost."),
+    "restart": Lazy("ksi.cli.service", "restart", "Stop the daemon and start it again."),
+    "status": Lazy("ksi.cli.status", "status", "Show what the daemon is doing."),
+    "health": Lazy("ksi.cli.status", "health", "Show how the daemon, its store and its providers are."),
+    "logs": Lazy("ksi.cli.logs", "logs", "Show the daemon's log."),
+    "send": Lazy("ksi.cli.wire", "send", "Send one event and print its reply."),
+    "queue": Lazy("ksi.cli.lists", "queue", "Show the queue's figures and lists."),
+    "locks": Lazy("ksi.cli.lists", "locks", "Show who holds and who waits for conversations."),
+    "sessions": Lazy("ksi.cli.lists", "sessions", "Show conversations and their lives."),
+    "show": Lazy("ksi.cli.requests", "show", "Show all that is known of a request."),
+    "cancel": Lazy("ksi.cli.requests", "cancel", "Stop requests."),
+    "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
+    "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
+    "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),
+    "bench": Lazy("ksi.bench", "command", "Measure this machine's completions per second and latency."),
+}
+
+HOME_HELP = "KSI's home. Without it: KSI_HOME, the nearest folder upward with a ksi.toml, or the user's data folder."
+
+EPILOG = """\b
+Exit codes:
+  0    done
+  1    the request failed, or the daemon is not well
+  2    wrong usage, data or configuration
+  3    no daemon could be reached
+  4    no such request, conversation or event
+  5    the request was cancelled
+  6    not now: the same command can work later (queue full, conversation busy...)
+  130  stopped by Ctrl-C
+"""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and loads one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order of the list."""
+        return [name for name, lazy in COMMANDS.items() if find_spec(lazy.module) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        lazy = COMMANDS[cmd_name]
+        command = getattr(import_module(lazy.module), lazy.name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what KSI says no with becomes a sentence and an exit code."""
+        from ksi.errors import KsiError
+
+        try:
+            return super().invoke(ctx)
+        except KsiError as error:
+            ctx.exit(report(error, as_json=bool(ctx.meta.get("ksi.json"))))
+        except KeyboardInterrupt:
+            ctx.exit(Exit.INTERRUPTED)
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--home", metavar="DIR", help=HOME_HELP)
+@click.version_option(package_name="ksi", message="ksi %(version)s")
+@click.pass_context
+def main(ctx: click.Context, home: str | None) -> None:
+    """KSI, the daemon between agents and models.
+
+    \b
+    Examples:
+      ksi ask "Name three colours"
+      git diff | ksi ask "Write a commit message for this"
+      ksi status
+    """
+    ctx.obj = Settings(home)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The daemon as a process of its own: starting it, finding it, stopping it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ksi.cli.logs import LOG_FILE
+from ksi.config import Config
+from ksi.errors import ConfigError, ConnectionFailed, InternalError, WaitTimeout
+
+LOOK_EVERY = 0.05
+"""Seconds between two looks at what tells of no change by itself."""
+SETTLE = 60.0
+"""Seconds that a daemon which another started, or which is stopping, gets to answer or be gone."""
+
+
+def start_daemon(config: Config) -> str:
+    """Start the daemon in the background, unless one serves already; returns its word when it is ready.
+
+    Whoever starts at the same time waits for the first.
+
+    Raises:
+        ConfigError: the home cannot be written.
+        InternalError: it did not start; the message has what it said.
+    """
+    with _starting(config):
+        _let_settle(config)
+        pid = running_pid(config)
+        if pid is not None:
+            return f"ksi runs already on {config.socket_path} (pid {pid})"
+        return _launch(config)
+
+
+def stop_daemon(config: Config, timeout: float) -> int | None:
+    """Stop the daemon in order and wait until it is gone; returns its pid, None where none ran.
+
+    Raises:
+        WaitTimeout: it still runs after `timeout` seconds.
+        ConnectionFailed: it may not be stopped by this user.
+    """
+    pid = running_pid(config)
+    if pid is None:
+        return None
+    try:
+        _stop_process(config, pid, timeout)
+    except PermissionError:
+        raise ConnectionFailed(f"the daemon (pid {pid}) belongs to another user") from None
+    return pid
+
+
+def running_pid(config: Config) -> int | None:
+    """The pid of the daemon that runs in this home: who holds its pid file's lock."""
+    try:
+        descriptor = os.open(config.pid_path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else None
+    else:
+        return None  # whoever wrote it is gone
+    finally:
+        os.close(descriptor)
+
+
+def answers(path: Path) -> bool:
+    """Whether somebody listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _starting(config: Config) -> Iterator[None]:
+    """One start at a time."""
+    path = config.run_dir / "start.lock"
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be used: {error.strerror}; make it writable or choose another home",
+            place=str(path),
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _let_settle(config: Config) -> None:
+    """Wait while a daemon is there that does not answer: it begins or ends."""
+    until = time.monotonic() + SETTLE
+    while (pid := running_pid(config)) is not None and not answers(config.socket_path):
+        if time.monotonic() > until:
+            raise InternalError(f"the daemon (pid {pid}) runs and does not answer; see `ksi logs`, or end that process")
+        time.sleep(LOOK_EVERY)
+
+
+def _launch(config: Config) -> str:
+    log_path = config.log_dir / LOG_FILE
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = log_path.open("ab")
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be written: {error.strerror}; make it writable or choose another home",
+            place=str(log_path),
+        ) from None
+    command = [sys.executable, "-m", "ksi.cli", "--home", str(config.home), "start", "--foreground"]
+    with log:
+        before = log.tell()
+        # Its stdout has one line: that it is ready. What else it says goes to the log.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=config.home,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        word = process.stdout.readline().decode("utf-8", "replace").strip()
+    if word:
+        return word
+    code = process.wait()
+    raise InternalError(f"the daemon did not start (exit code {code}):\n{_added(log_path, before)}")
+
+
+def _added(path: Path, before: int, lines: int = 20) -> str:
+    """The last lines of what was written to a file since it had `before` bytes."""
+    with path.open("rb") as log:
+        log.seek(before)
+        text = log.read().decode("utf-8", "replace")
+    return "\n".join(text.splitlines()[-lines:]) or f"it said nothing; see {path}"
+
+
+def _stop_process(config: Config, pid: int, timeout: float) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except (AttributeError, OSError):  # not this system's, or not permitted in this container
+        _stop_by_number(config, pid, timeout)
+        return
+    try:
+        # Once more, now that the handle cannot come to mean another process.
+        if running_pid(config) != pid:
+            return
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        ended, _, _ = select.select([handle], [], [], timeout)
+    finally:
+        os.close(handle)
+    if not ended:
+        raise _still_runs(pid, timeout)
+
+
+def _stop_by_number(config: Config, pid: int, timeout: float) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    until = time.monotonic() + timeout
+    while running_pid(config) == pid:
+        if time.monotonic() > until:
+            raise _still_runs(pid, timeout)
+        time.sleep(LOOK_EVERY)
+
+
+def _still_runs(pid: int, timeout: float) -> WaitTimeout:
+    return WaitTimeout(
+        f"the daemon (pid {pid}) still runs after {timeout:g} s; see `ksi logs`, wait, or end it by its pid"
+    )

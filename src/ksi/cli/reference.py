@@ -1,0 +1,198 @@
+"""`ksi events` and `ksi config`: what can be said to the daemon, and what it was told."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ksi.cli.render import figures, json_line, table
+from ksi.cli.settings import Settings, json_option, pass_settings
+
+if TYPE_CHECKING:
+    from ksi.config import Config
+    from ksi.events import EventSpec
+
+Json = Mapping[str, Any]
+SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi events
+  ksi events completion:async
+  ksi events --json | jq .name
+"""
+)
+@click.argument("event", required=False)
+@json_option
+def events(event: str | None, as_json: bool) -> None:
+    """List the events, or describe the fields of one EVENT. Works without a daemon.
+
+    `in` is sent to the daemon, `out` is pushed by it. With --json each comes with its JSON Schema.
+    """
+    from ksi.errors import NotFound
+    from ksi.events import SPECS, schema
+    from ksi.protocol import nearest
+
+    if event is not None and event not in SPECS:
+        guess = nearest(event, SPECS)
+        raise NotFound(f"no event is named {event!r}" + (f"; did you mean {guess!r}?" if guess else "; see ksi events"))
+    chosen = [SPECS[event]] if event is not None else list(SPECS.values())
+    if as_json:
+        for spec in chosen:
+            json_line({"name": spec.name, "direction": _direction(spec), "doc": spec.doc, "schema": schema(spec)})
+    elif event is None:
+        table(
+            ("event", "way", "what it is for", "fields"),
+            [(spec.name, _direction(spec), spec.doc, _summary(schema(spec))) for spec in chosen],
+        )
+    else:
+        _describe(chosen[0], schema(chosen[0]))
+
+
+def _direction(spec: EventSpec) -> str:
+    return "in" if spec.incoming else "out"
+
+
+def _summary(schemas: Json) -> str:
+    """The names of an event's fields; those that must be there have a star."""
+    shown = schemas.get("request", schemas.get("data"))
+    if shown is None:
+        return "-"
+    return " ".join(name + ("*" if required else "") for name, _, required, _ in _fields(shown, schemas)) or "-"
+
+
+def _describe(spec: EventSpec, schemas: Json) -> None:
+    figures({"event": spec.name, "way": _direction(spec), "for": spec.doc})
+    for label, title in (("request", "data"), ("reply", "reply"), ("data", "data")):
+        if label not in schemas:
+            continue
+        print()
+        rows = [
+            (name, kind, "yes" if required else "", "" if default is None else repr(default))
+            for name, kind, required, default in _fields(schemas[label], schemas)
+        ]
+        if rows:
+            table(("field", "type", "required", "default"), rows, title=title)
+        else:
+            print(f"{title}: no fields")
+    if spec.incoming and spec.reply is None:
+        print("\nThe reply is a report; its keys are in the event reference.")
+
+
+def _fields(schema: Json, schemas: Json) -> Iterator[tuple[str, str, bool, Any]]:
+    """Name, type, whether it must be there, and default, of each field."""
+    resolved = _resolve(schema, schemas)
+    required = resolved.get("required", ())
+    for name, kind in resolved.get("properties", {}).items():
+        yield name, _type_word(kind, schemas), name in required, kind.get("default")
+
+
+def _resolve(schema: Json, schemas: Json) -> Json:
+    reference = schema.get("$ref")
+    if reference is None:
+        return schema
+    found = schemas["$defs"][reference.rpartition("/")[2]]
+    assert isinstance(found, Mapping)
+    return found
+
+
+def _type_word(schema: Json, schemas: Json) -> str:
+    """A JSON Schema in words: `"a" | "b"`, `list of text`, `number ≥ 0`..."""
+    if "$ref" in schema:
+        resolved = _resolve(schema, schemas)
+        if "properties" in resolved:
+            return "{" + ", ".join(resolved["properties"]) + "}"
+        return _type_word(resolved, schemas)
+    if "anyOf" in schema:
+        options = [_type_word(option, schemas) for option in schema["anyOf"]]
+        return " | ".join(word for word in options if word != "null")
+    if "enum" in schema:
+        return " | ".join(f'"{value}"' for value in schema["enum"])
+    if "const" in schema:
+        return f'"{schema["const"]}"'
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        return f"list of {_type_word(schema.get('items', {}), schemas)}"
+    words = {"string": "text", "boolean": "true | false", "object": "object"}.get(kind, str(kind))
+    for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤")):
+        if key in schema:
+            words += f" {sign} {schema[key]:,}"
+    return words
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi config
+  ksi config --json | jq 'select(.origin != "default")'
+  KSI_QUEUE__LEASE=10 ksi config | grep lease
+"""
+)
+@json_option
+@pass_settings
+def config(settings: Settings, as_json: bool) -> None:
+    """Show every value of the configuration and where it comes from: default, ksi.toml, or a KSI_ variable."""
+    loaded = settings.config
+    in_file = _file_keys(loaded)
+    rows = [(key, _hidden(key, value), _origin(key, in_file)) for key, value in _values(loaded)]
+    if as_json:
+        for key, value, origin in rows:
+            json_line({"key": key, "value": value, "origin": origin})
+        return
+    figures({"home": loaded.home, "socket": loaded.socket_path, "logs": loaded.log_dir})
+    print()
+    table(("key", "value", "from"), [(key, _toml_word(value), origin) for key, value, origin in rows])
+
+
+def _values(loaded: Config) -> Iterator[tuple[str, Any]]:
+    """All keys, with their sections, and their values."""
+    import msgspec
+
+    tree = msgspec.to_builtins(loaded, enc_hook=str)
+    del tree["home"]
+    for name, provider in tree.pop("providers").items():
+        options = provider.pop("options")
+        tree.setdefault("providers", {})[name] = {**provider, **options}
+    yield from _leaves("", tree)
+
+
+def _leaves(prefix: str, tree: Json) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(f"{prefix}{name}.", value)
+        else:
+            yield prefix + name, value
+
+
+def _file_keys(loaded: Config) -> frozenset[str]:
+    from ksi.config import CONFIG_FILE
+
+    path = loaded.home / CONFIG_FILE
+    if not path.is_file():
+        return frozenset()
+    return frozenset(key for key, _ in _leaves("", tomllib.loads(path.read_text("utf-8"))))
+
+
+def _origin(key: str, in_file: frozenset[str]) -> str:
+    variable = "KSI_" + key.upper().replace("-", "_").replace(".", "__")
+    if variable in os.environ:
+        return variable
+    return "ksi.toml" if key in in_file else "default"
+
+
+def _hidden(key: str, value: Any) -> Any:
+    """A secret that stands in the configuration itself is not shown."""
+    return "(hidden)" if isinstance(value, str) and SECRET.search(key) else value
+
+
+def _toml_word(value: Any) -> str:
+    import msgspec
+
+    return msgspec.json.encode(value).decode() if not isinstance(value, str) else value

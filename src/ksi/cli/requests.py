@@ -1,0 +1,154 @@
+"""`ksi show` and `ksi cancel`: single requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from ksi.cli.render import clock_time, duration, figures, json_line, note, table
+from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
+from ksi.cli.status import ask_one
+
+Json = Mapping[str, Any]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi show req_0197...
+  ksi show --json req_0197... | jq .attempts
+"""
+)
+@click.argument("request_id", metavar="REQUEST")
+@json_option
+@pass_settings
+def show(settings: Settings, request_id: str, as_json: bool) -> None:
+    """Show all that is known of a REQUEST: its state, answer or error, usage, and the trail of its attempts."""
+    reply = asyncio.run(ask_one(settings, "completion:get", {"request_id": request_id}))
+    if as_json:
+        json_line(reply)
+        return
+    attempts = reply.get("attempts", [])
+    figures(_facts(reply))
+    if attempts:
+        print()
+        columns = ("attempt", "provider", "model", "outcome", "started", "took", "first text", "in", "out", "error")
+        table(columns, map(_attempt_row, attempts), title="attempts")
+    answer = reply.get("result", reply.get("text_so_far"))
+    if answer is not None:
+        print()
+        figures({"result" if "result" in reply else "so far": answer})
+
+
+def _facts(reply: Json) -> dict[str, object]:
+    usage = reply.get("usage")
+    error = reply.get("error")
+    return {
+        "request": reply.get("request_id"),
+        "status": f"{reply.get('status')}{', being cancelled' if reply.get('cancelling') else ''}",
+        "error": f"{error.get('code')}: {error.get('message')}" if error else None,
+        "conversation": reply.get("session_id"),
+        "provider session": reply.get("provider_session_id"),
+        "model": reply.get("model") or reply.get("requested_model"),
+        "provider": reply.get("provider"),
+        "priority": reply.get("priority"),
+        "agent": reply.get("agent_id"),
+        "enqueued": clock_time(reply.get("enqueued_at")),
+        "due": clock_time(reply.get("due_at")),
+        "started": clock_time(reply.get("started_at")),
+        "ended": clock_time(reply.get("finished_at")),
+        "waited": _milliseconds(reply.get("queued_ms")),
+        "took": _milliseconds(reply.get("duration_ms")),
+        "position": reply.get("position"),
+        "holder": reply.get("holder"),
+        "tokens": _tokens(usage) if usage else None,
+        "cost": f"${reply['cost_usd']:.6f}" if reply.get("cost_usd") is not None else None,
+        "stopped by": reply.get("stop_reason"),
+        "interruptions": reply.get("interruptions") or None,
+        "interrupted by": reply.get("interrupted_by"),
+        "requeued from": reply.get("requeued_from"),
+        "metadata": reply.get("metadata"),
+    }
+
+
+def _tokens(usage: Json) -> str:
+    words = [f"{usage.get('input_tokens', 0):,} in", f"{usage.get('output_tokens', 0):,} out"]
+    for name, label in (
+        ("cache_read_tokens", "read from cache"),
+        ("cache_write_tokens", "written to cache"),
+        ("reasoning_tokens", "reasoning"),
+    ):
+        if usage.get(name):
+            words.append(f"{usage[name]:,} {label}")
+    if usage.get("unknown_attempts"):
+        words.append(f"unknown for {usage['unknown_attempts']} attempts")
+    return ", ".join(words)
+
+
+def _attempt_row(item: Json) -> tuple[object, ...]:
+    usage = item.get("usage", "unknown")
+    known = isinstance(usage, Mapping)
+    return (
+        item.get("attempt"),
+        item.get("provider"),
+        item.get("model"),
+        item.get("outcome"),
+        clock_time(item.get("started_at")),
+        _milliseconds(item.get("duration_ms")),
+        _milliseconds(item.get("time_to_first_token_ms")),
+        usage.get("input_tokens", 0) if known else usage,
+        usage.get("output_tokens", 0) if known else usage,
+        ": ".join(str(word) for word in (item.get("error"), item.get("message")) if word) or None,
+    )
+
+
+def _milliseconds(value: float | None) -> str | None:
+    return duration(value / 1000) if value is not None else None
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi cancel req_0197...
+  ksi queue --list waiting --all --json | jq -r .request_id | xargs ksi cancel
+"""
+)
+@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True)
+@json_option
+@pass_settings
+@click.pass_context
+def cancel(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> None:
+    """Stop each REQUEST that has not ended, and what its provider does for it.
+
+    One that ended before is named with its state and is no error. An unknown one is: the others are cancelled all the
+    same, and the exit code is 4.
+    """
+    ctx.exit(asyncio.run(_cancel(settings, request_ids, as_json)))
+
+
+async def _cancel(settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> Exit:
+    from ksi.errors import RemoteError
+    from ksi.protocol import error_body
+
+    code = Exit.DONE
+    async with settings.client() as client:
+        for request_id in request_ids:
+            try:
+                reply = await client.send_event("completion:cancel", {"request_id": request_id})
+            except RemoteError as error:
+                code = exit_code(error)
+                if as_json:
+                    json_line({"request_id": request_id, "error": error_body(error)})
+                else:
+                    note(f"ksi: {error.message}")
+                continue
+            if as_json:
+                json_line(reply)
+            elif reply.get("status") == "already_final":
+                figures({request_id: f"had ended {reply.get('state')}"})
+            else:
+                figures({request_id: reply.get("status")})
+    return code

@@ -1,0 +1,89 @@
+"""`ksi start`, `ksi stop`, `ksi restart`: the daemon's life."""
+
+from __future__ import annotations
+
+import click
+
+from ksi.cli.settings import Exit, F, Settings, pass_settings
+
+STOP_TIMEOUT = 60.0
+
+
+def timeout_option(command: F) -> F:
+    """`--timeout`."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=STOP_TIMEOUT,
+        show_default=True,
+        help="Seconds to wait for its end.",
+    )(command)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi start
+  ksi --home /srv/ksi start --foreground     for systemd (Type=notify) and containers
+"""
+)
+@click.option("--foreground", is_flag=True, help="Serve in this process until SIGTERM or Ctrl-C.")
+@pass_settings
+@click.pass_context
+def start(ctx: click.Context, settings: Settings, foreground: bool) -> None:
+    """Start the daemon, in the background unless told otherwise, and say one line when it is ready to serve.
+
+    A daemon that runs already is left alone. Where it cannot start, what it said is shown.
+    """
+    if foreground:
+        from ksi.daemon import run
+
+        ctx.exit(Exit.DONE if run(settings.config, say=_say) == 0 else Exit.FAILED)
+    from ksi.cli.background import start_daemon
+
+    _say(start_daemon(settings.config))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi stop
+  ksi stop --timeout 5 || ksi logs
+"""
+)
+@timeout_option
+@pass_settings
+def stop(settings: Settings, timeout: float) -> None:
+    """Stop the daemon and wait until it is gone. Requests that run get their grace; what waits is kept.
+
+    No daemon to stop is no error.
+    """
+    _stop(settings, timeout)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi restart
+"""
+)
+@timeout_option
+@pass_settings
+def restart(settings: Settings, timeout: float) -> None:
+    """Stop the daemon, if one runs, and start it again in the background."""
+    from ksi.cli.background import start_daemon
+
+    config = settings.config  # a mistake in it must show before the daemon is stopped
+    _stop(settings, timeout)
+    _say(start_daemon(config))
+
+
+def _stop(settings: Settings, timeout: float) -> None:
+    from ksi.cli.background import stop_daemon
+
+    pid = stop_daemon(settings.config, timeout)
+    _say(f"ksi has stopped (pid {pid})" if pid is not None else "ksi did not run")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

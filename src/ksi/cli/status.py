@@ -1,0 +1,96 @@
+"""`ksi status` and `ksi health`: how things stand."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from ksi.cli.render import clock_time, duration, figures, json_line, table
+from ksi.cli.settings import Exit, Settings, json_option, pass_settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi status
+  ksi status --json | jq .queued
+"""
+)
+@json_option
+@pass_settings
+def status(settings: Settings, as_json: bool) -> None:
+    """Show what the daemon is doing: the service's figures and what runs at this moment."""
+    reply = asyncio.run(ask_one(settings, "completion:status"))
+    if as_json:
+        json_line(reply)
+        return
+    running = reply.pop("running", [])
+    more = reply.pop("more", False)
+    figures(_readable(reply))
+    if running:
+        print()
+        columns = ("request", "conversation", "model", "provider", "attempt", "priority", "agent", "since")
+        table(
+            columns,
+            [
+                (
+                    row.get("request_id"),
+                    row.get("session_id"),
+                    row.get("model"),
+                    row.get("provider"),
+                    row.get("attempt"),
+                    row.get("priority"),
+                    row.get("agent_id"),
+                    clock_time(row.get("started_at")),
+                )
+                for row in running
+            ],
+            title="running",
+        )
+    if more:
+        print("more run: ksi queue --list active --all")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi health
+  ksi health --json >/dev/null && echo well
+"""
+)
+@json_option
+@pass_settings
+@click.pass_context
+def health(ctx: click.Context, settings: Settings, as_json: bool) -> None:
+    """Show how the daemon, its store and its providers are. Exit code 0 means healthy, 1 degraded, 3 no daemon."""
+    reply = asyncio.run(ask_one(settings, "system:health"))
+    well = reply.get("status") == "healthy"
+    if as_json:
+        json_line(reply)
+    else:
+        problems = reply.pop("problems", [])
+        figures({**_readable(reply), "problems": "\n".join(map(str, problems)) or "none"})
+    ctx.exit(Exit.DONE if well else Exit.FAILED)
+
+
+async def ask_one(settings: Settings, event: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One event's reply."""
+    async with settings.client() as client:
+        return await client.send_event(event, data)
+
+
+def _readable(reply: dict[str, Any]) -> dict[str, object]:
+    """Figures with their units; tables within as `name.key`."""
+    shown: dict[str, object] = {}
+    for name, value in reply.items():
+        if name.endswith("_seconds"):
+            shown[name.removesuffix("_seconds")] = duration(value)
+        elif name.endswith("_bytes"):
+            shown[name.removesuffix("_bytes")] = f"{value / 2**20:,.1f} MiB"
+        elif isinstance(value, dict):
+            shown.update({f"{name}.{key}": inner for key, inner in _readable(value).items()})
+        elif isinstance(value, int | float | str | bool | list):
+            shown[name] = value
+    return shown

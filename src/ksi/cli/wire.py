@@ -1,0 +1,112 @@
+"""`ksi send` and `ksi watch`: the wire, by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ksi.cli.render import clock_time, json_line, visible
+from ksi.cli.settings import Settings, json_option, pass_settings
+
+if TYPE_CHECKING:
+    from ksi.client import Client, Event
+
+SHOWN_TEXT = 60
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi send completion:status
+  ksi send completion:async '{"prompt": "Research task", "priority": "high"}'
+  ksi send completion:async '{"prompt": "Hello", "stream": true}' --follow
+  ksi send completion:get - < request.json
+  ksi events completion:async        what its data may hold
+"""
+)
+@click.argument("event")
+@click.argument("data", metavar="[JSON|-]", default="{}")
+@click.option("--follow", is_flag=True, help="Go on with what the daemon pushes; see above.")
+@pass_settings
+@click.pass_context
+def send(ctx: click.Context, settings: Settings, event: str, data: str, follow: bool) -> None:
+    """Send EVENT with the data JSON (- reads it from stdin) and print the reply's data, or the error, as JSON.
+
+    With --follow each event that is pushed to this connection is printed after it: until the request's result where
+    EVENT is completion:async, else until Ctrl-C.
+    """
+    ctx.meta["ksi.json"] = True  # an error is an answer here
+    asyncio.run(_send(settings, event, _data(data), follow))
+
+
+def _data(text: str) -> dict[str, Any]:
+    import msgspec
+
+    raw = sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape")
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise click.UsageError(f"the data must be a JSON object: {error}") from None
+
+
+async def _send(settings: Settings, event: str, data: dict[str, Any], follow: bool) -> None:
+    async with settings.client() as client:
+        if not follow:
+            json_line(await client.send_event(event, data))
+            return
+        async with client.pushes() as pushed:
+            reply = await client.send_event(event, data)
+            json_line(reply)
+            last = reply.get("request_id") if event == "completion:async" else None
+            async for push in pushed:
+                json_line({"event": push.event, "data": push.data, "timestamp": push.timestamp})
+                if last is not None and push.event == "completion:result" and push.data.get("request_id") == last:
+                    return
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi watch
+  ksi watch 'completion:*' conversation:forked
+  ksi watch --json completion:result | jq .data.usage
+"""
+)
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@json_option
+@pass_settings
+def watch(settings: Settings, patterns: tuple[str, ...], as_json: bool) -> None:
+    """Print events as they happen, those whose name fits a PATTERN (* stands for anything), until Ctrl-C.
+
+    A lost connection is made again; a line on stderr says that events may be missing.
+    """
+    asyncio.run(_watch(settings.client(), patterns, as_json))
+
+
+async def _watch(client: Client, patterns: tuple[str, ...], as_json: bool) -> None:
+    async with client, client.subscribe(*patterns) as events:
+        gaps = 0
+        async for event in events:
+            if events.gaps != gaps:
+                gaps = events.gaps
+                print("ksi: the connection was lost for a time; events may be missing", file=sys.stderr)
+            if as_json:
+                json_line({"event": event.event, "data": event.data, "timestamp": event.timestamp})
+            else:
+                print(_line(event), flush=True)
+
+
+def _line(event: Event) -> str:
+    """An event on one line: long texts cut short."""
+    words = [clock_time(event.timestamp) or "", event.event]
+    for name, value in event.data.items():
+        if value is None or value == [] or value == {}:
+            continue
+        if isinstance(value, dict):
+            value = value.get("code", "...")
+        text = visible(str(value)) if not isinstance(value, list) else f"[{len(value)}]"
+        words.append(f"{name}={text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + '…'}")
+    return "  ".join(words[:2]) + "  " + " ".join(words[2:])

@@ -1,0 +1,115 @@
+"""One connection to the daemon: lines out, messages in. It knows nothing of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ksi.errors import ConnectionFailed, KsiError, PayloadTooLarge
+from ksi.protocol import LineReader
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The `error` of an answer."""
+
+    code: str = "internal_error"
+    message: str = ""
+    retryable: bool = False
+    details: dict[str, Any] = {}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What the daemon sends: a reply has a `correlation_id`, a pushed event has none."""
+
+    event: str | None = None
+    data: dict[str, Any] = {}
+    error: ErrorAnswer | None = None
+    correlation_id: str | int | None = None
+    timestamp: float = 0.0
+
+
+_decoder = msgspec.json.Decoder(Message)
+
+
+class Link(asyncio.Protocol):
+    """A connection's lines.
+
+    `on_message` gets each message with its size in bytes; `on_lost` is called once, when the connection ended or was
+    given up because what came over it cannot be read.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[[Link, Message, int], None],
+        on_lost: Callable[[Link, KsiError | OSError | None], None],
+        max_line: int,
+    ) -> None:
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._lines = LineReader(max_line)
+        self._transport: asyncio.Transport | None = None
+        self._fault: KsiError | None = None
+        self.heard = False
+        """Whether anything came over it."""
+        self.lost = False
+        """Whether it has ended."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Cut what came into messages."""
+        self.heard = True
+        for line in self._lines.feed(data):
+            if self._fault is not None:
+                return
+            if isinstance(line, PayloadTooLarge):
+                limit = line.details.get("limit")
+                self._give_up(
+                    PayloadTooLarge(f"the daemon's answer is longer than {limit} bytes; raise max_line", limit=limit)
+                )
+                return
+            try:
+                message = _decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._give_up(ConnectionFailed(f"what listens at the socket does not speak KSI's protocol: {error}"))
+                return
+            self._on_message(self, message, len(line))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self.lost = True
+        reason = self._fault if self._fault is not None else exc
+        self._on_lost(self, reason if isinstance(reason, KsiError | OSError) else None)
+
+    def write(self, line: bytes) -> None:
+        """Send a line; it waits in memory while the daemon does not read."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(line)
+
+    def close(self) -> None:
+        """End the connection now; what was not sent is dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _give_up(self, fault: KsiError) -> None:
+        self._fault = fault
+        self.close()
+
+
+async def dial(path: Path, make: Callable[[], Link]) -> Link:
+    """Connect to the daemon's socket.
+
+    Raises:
+        OSError: nobody listens there, or this user may not.
+    """
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_unix_connection(make, path=os.fspath(path))
+    return link

@@ -1,0 +1,135 @@
+"""Tells who waits and who listens what became of a request (R1, R2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ksi.clock import to_seconds
+from ksi.completion.render import request_reply
+from ksi.conversation.lock_events import LockEvents
+from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
+from ksi.events import ChunkPush, ProgressPush, RequestReply
+from ksi.request import Attempt, State
+from ksi.store.base import Claimed, Ended, Finish, RequestView, Retry, Settled, Store, Verdict
+
+Waiter = Callable[[RequestReply], None]
+
+
+class Announcer:
+    """The way from a commit to those who care about it."""
+
+    def __init__(self, store: Store, bus: EventBus, locks: LockEvents) -> None:
+        self._store = store
+        self._bus = bus
+        self._locks = locks
+        self._waiters: dict[str, list[Waiter]] = {}
+
+    # -- waiting for ends -----------------------------------------------------------------------------------------
+
+    def wait_for(self, request_id: str, waiter: Waiter) -> Callable[[], bool]:
+        """Call `waiter` once when the request ends; the returned function takes it back, and says whether it could."""
+        waiters = self._waiters.setdefault(request_id, [])
+        waiters.append(waiter)
+
+        def take_back() -> bool:
+            waits = self._waiters.get(request_id) is waiters and waiter in waiters
+            if waits:
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiters[request_id]
+            return waits
+
+        return take_back
+
+    async def settled(self, claim: Claimed, model: str, attempt: Attempt, verdict: Verdict, settled: Settled) -> None:
+        """An attempt was settled."""
+        if settled.fenced:
+            return
+        if settled.passing is not None:
+            self._locks.passed(settled.passing)
+        if not settled.state.final:
+            self._progress(claim, settled, verdict)
+        elif self._cared_for(claim.request_id):
+            if claim.attempt == 1 and settled.state is State.COMPLETED:
+                self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
+            else:
+                await self.ended(claim.request_id)
+
+    async def ended(self, request_id: str) -> None:
+        """A request reached its final state."""
+        if self._cared_for(request_id):
+            view = await self._store.get(request_id)
+            if view is not None:
+                self._ended(request_id, view)
+
+    def _cared_for(self, request_id: str) -> bool:
+        return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
+
+    def _ended(self, request_id: str, view: RequestView) -> None:
+        reply = request_reply(view)
+        self._bus.publish(RESULT, reply, request_id)
+        for waiter in self._waiters.pop(request_id, ()):
+            waiter(reply)
+
+    # -- progress -------------------------------------------------------------------------------------------------
+
+    def chunk(self, push: ChunkPush) -> None:
+        """A piece of an answer."""
+        self._bus.publish(CHUNK, push, push.request_id)
+
+    def chunk_to(self, listener: Listener, push: ChunkPush) -> None:
+        """A piece that one listener missed."""
+        self._bus.push(listener, CHUNK, push)
+
+    def started(self, claim: Claimed) -> None:
+        """A request runs, and holds its conversation."""
+        self._locks.held(claim)
+        if self._bus.wanted("completion:progress"):
+            self._bus.publish(
+                "completion:progress",
+                ProgressPush(
+                    request_id=claim.request_id,
+                    session_id=claim.conversation,
+                    status=State.RUNNING.value,
+                    attempt=claim.attempt,
+                    provider=claim.provider,
+                ),
+            )
+
+    def _progress(self, claim: Claimed, settled: Settled, verdict: Verdict) -> None:
+        self._bus.publish(
+            "completion:progress",
+            ProgressPush(
+                request_id=claim.request_id,
+                session_id=claim.conversation,
+                status=settled.state.value,
+                attempt=claim.attempt,
+                due_at=to_seconds(settled.due),
+                error=verdict.error if isinstance(verdict, Retry | Finish) else None,
+            ),
+        )
+
+    async def ended_unrun(self, ended: Ended) -> None:
+        """A request ended without running."""
+        if ended.passing is not None:
+            self._locks.passed(ended.passing)
+        await self.ended(ended.request_id)
+
+
+def _first_try(claim: Claimed, model: str, attempt: Attempt, settled: Settled) -> RequestView:
+    """The view of a request that its first attempt completed: all that it would be read from is at hand."""
+    return RequestView(
+        request_id=claim.request_id,
+        conversation=claim.conversation,
+        state=settled.state,
+        priority=claim.priority,
+        model=model,
+        route=claim.route,
+        body=claim.body,
+        agent_id=claim.agent_id,
+        enqueued_at=claim.enqueued_at,
+        started_at=claim.started_at,
+        finished_at=settled.finished_at,
+        attempts=(attempt,),
+        provider=attempt.provider,
+    )

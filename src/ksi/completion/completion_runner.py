@@ -1,0 +1,227 @@
+"""One claimed request: prepare the call, ask the provider, decide, settle, tell."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+
+import msgspec
+import structlog
+
+from ksi.clock import Chance, Clock, Moment
+from ksi.completion.announcer import Announcer
+from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.retry_manager import RetryAt, decide
+from ksi.completion.session_manager import SessionManager
+from ksi.config import Config
+from ksi.errors import FailureClass, NotFound, ProviderError, StoreError
+from ksi.events import ChunkPush
+from ksi.providers.base import Chunk, Completion
+from ksi.request import Attempt, Outcome, RequestBody, State, decode_body
+from ksi.store.base import Claimed, Finish, GiveBack, Retry, Settled, Store, Verdict
+
+SETTLE_RETRY = 0.5
+"""Seconds between tries to settle while the store says no; the first waits a tenth of it."""
+
+
+class Stop(Enum):
+    """Why a run is stopped from outside."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
+
+
+class Run:
+    """A request that runs here, and what others may ask of it."""
+
+    def __init__(self, claim: Claimed, model: str, stream: bool, deadline: int) -> None:
+        self.claim = claim
+        self.model = model
+        self.stream = stream
+        self.deadline = deadline
+        """Monotonic time of its total timeout, in microseconds."""
+        self.pieces: list[str] = []
+        """The answer so far, by seq; kept until the request ends (R2)."""
+        self.stopped: Stop | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.asking = False
+
+    def stop(self, why: Stop) -> None:
+        """End the provider's work. What was answered before is settled all the same."""
+        if self.stopped is None:
+            self.stopped = why
+            if self.asking and self.task is not None:
+                self.task.cancel()
+
+
+class _Answer(msgspec.Struct):
+    """How asking went: a completion, or an error; None for both means that it was stopped."""
+
+    completion: Completion | None = None
+    error: ProviderError | None = None
+    first_token: int | None = None
+
+
+class CompletionRunner:
+    """Takes a claim to its settlement."""
+
+    def __init__(
+        self,
+        store: Store,
+        providers: ProviderManager,
+        sessions: SessionManager,
+        announcer: Announcer,
+        config: Config,
+        clock: Clock,
+        chance: Chance,
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._sessions = sessions
+        self._announcer = announcer
+        self._config = config
+        self._clock = clock
+        self._chance = chance
+        self._log = structlog.get_logger("ksi.runner")
+
+    async def execute(self, run: Run) -> None:
+        """The five steps."""
+        body = decode_body(run.claim.body)
+        health = self._providers.health(run.claim.provider)
+        health.began()
+        answer = await self._ask(run, body)
+        now = self._clock.now()
+        attempt = self._record(run, answer, now)
+        verdict = self._decide(run, answer, now)
+        health.ended(attempt)
+        settled = await self._settle(run, attempt, verdict)
+        if settled is not None:
+            if settled.turn is not None and attempt.text is not None:
+                self._sessions.turn_made(run.claim, body, settled.turn, attempt.text)
+            await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
+
+    # -- ask ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, run: Run, body: RequestBody) -> _Answer:
+        """The provider's answer. A cancellation that nobody asked for through `Run.stop` goes on up."""
+        answer = _Answer()
+        run.asking = True
+        try:
+            if run.stopped is None:
+                await self._complete(run, body, answer)
+        except asyncio.CancelledError:
+            if run.stopped is None:
+                raise
+            if run.task is not None:
+                run.task.uncancel()
+            answer = _Answer(first_token=answer.first_token)
+        except ProviderError as error:
+            answer.error = error
+        except Exception as error:  # a provider's defect is a failed attempt, not the daemon's end
+            self._log.exception("provider raised what it must not", provider=run.claim.provider)
+            answer.error = ProviderError(FailureClass.PROVIDER_ERROR, f"{type(error).__name__}: {error}")
+        finally:
+            run.asking = False
+        if answer.completion is None and answer.error is None and run.stopped is Stop.TIMEOUT:
+            answer.error = ProviderError(
+                FailureClass.TIMEOUT, "no complete answer in time", provider=run.claim.provider
+            )
+        return answer
+
+    async def _complete(self, run: Run, body: RequestBody, answer: _Answer) -> None:
+        """Ask; where the context is too long for the provider, once more with half the history (L9)."""
+        try:
+            await self._call(run, body, answer, shrink=1)
+        except ProviderError as error:
+            if error.failure is not FailureClass.CONTEXT_TOO_LONG or run.claim.head is None or run.pieces:
+                raise
+            await self._call(run, body, answer, shrink=2)
+
+    async def _call(self, run: Run, body: RequestBody, answer: _Answer, *, shrink: int) -> None:
+        provider = self._providers[run.claim.provider]
+        call = await self._sessions.prepare(
+            run.claim, body, run.model, provider.capabilities, stream=run.stream, shrink=shrink
+        )
+        stream = provider.complete(call)
+        try:
+            async for item in stream:
+                if isinstance(item, Chunk):
+                    self._take_piece(run, answer, item.text)
+                else:
+                    answer.completion = item
+        finally:
+            await stream.aclose()  # type: ignore[attr-defined]
+        if answer.completion is None:
+            raise ProviderError(
+                FailureClass.PROVIDER_ERROR, "the provider ended without an answer", provider=provider.name
+            )
+
+    def _take_piece(self, run: Run, answer: _Answer, text: str) -> None:
+        if answer.first_token is None:
+            answer.first_token = self._clock.now().wall - run.claim.started_at
+        run.pieces.append(text)
+        self._announcer.chunk(
+            ChunkPush(request_id=run.claim.request_id, attempt=run.claim.attempt, seq=len(run.pieces) - 1, text=text)
+        )
+
+    # -- record and decide ----------------------------------------------------------------------------------------
+
+    def _record(self, run: Run, answer: _Answer, now: Moment) -> Attempt:
+        """What the attempt leaves in the trail."""
+        claim, completion, error = run.claim, answer.completion, answer.error
+        attempt = Attempt(
+            number=claim.attempt,
+            provider=claim.provider,
+            outcome=Outcome.SHUTDOWN if run.stopped is Stop.SHUTDOWN else Outcome.CANCELLED,
+            started_at=claim.started_at,
+            finished_at=now.wall,
+            first_token_us=answer.first_token,
+        )
+        if completion is not None:
+            return msgspec.structs.replace(
+                attempt,
+                outcome=Outcome.COMPLETED,
+                model=completion.model,
+                text=completion.text,
+                usage=completion.usage,
+                stop_reason=completion.stop_reason,
+                provider_session=completion.provider_session,
+                raw=completion.raw,
+            )
+        text = "".join(run.pieces) or None
+        if error is not None:
+            return msgspec.structs.replace(
+                attempt, outcome=Outcome.FAILED, error=error.failure.value, message=error.message, text=text
+            )
+        return msgspec.structs.replace(attempt, error=FailureClass.CANCELLED.value, text=text)
+
+    def _decide(self, run: Run, answer: _Answer, now: Moment) -> Verdict:
+        """What becomes of the request."""
+        if answer.completion is not None:
+            return Finish(state=State.COMPLETED)
+        if answer.error is None:
+            if run.stopped is Stop.SHUTDOWN:
+                return GiveBack()
+            return Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
+        error = answer.error
+        decision = decide(error, run.claim.attempt, self._config.retry, now, self._chance)
+        if isinstance(decision, RetryAt):
+            return Retry(at=decision.at, error=error.failure.value, message=error.message)
+        return Finish(state=State.FAILED, error=error.failure.value, message=error.message)
+
+    # -- settle ---------------------------------------------------------------------------------------------------
+
+    async def _settle(self, run: Run, attempt: Attempt, verdict: Verdict) -> Settled | None:
+        """Write the end. While the store says no the lock is kept, and the answer is not lost."""
+        wait = SETTLE_RETRY / 10
+        while True:
+            try:
+                return await self._store.settle(run.claim, attempt, verdict, self._clock.now())
+            except NotFound:
+                self._log.warning("settled a request that is not kept", request_id=run.claim.request_id)
+                return None
+            except StoreError as error:
+                self._log.error("settle failed, trying again", request_id=run.claim.request_id, error=error.message)
+                await self._clock.sleep(wait)
+                wait = SETTLE_RETRY

@@ -1,0 +1,322 @@
+"""What a client can ask of completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ksi.clock import Clock, to_seconds
+from ksi.completion.announcer import Announcer
+from ksi.completion.completion_runner import Stop
+from ksi.completion.intake import Intake
+from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.queue_manager import QueueManager
+from ksi.completion.render import request_reply, row_reply
+from ksi.completion.session_manager import SessionManager
+from ksi.config import Config
+from ksi.conversation.lock_events import LockEvents
+from ksi.errors import NotFound, ShuttingDown, WaitTimeout
+from ksi.event_bus import EventBus, Listener
+from ksi.events import (
+    CancelReply,
+    ChunkPush,
+    CompletionData,
+    GetData,
+    QueueStatusData,
+    RequestId,
+    RequestReply,
+    SessionStatusData,
+    SubmitReply,
+    WaitData,
+    conversation_name,
+)
+from ksi.request import State, full_model
+from ksi.store.base import CancelOutcome, Enqueued, Listing, NewRequest, SessionView, Store
+
+Answer = Callable[[RequestReply], None]
+Refuse = Callable[[Exception], None]
+
+
+class CompletionService:
+    """Submit, look, wait, cancel, and the reports."""
+
+    def __init__(
+        self,
+        store: Store,
+        intake: Intake,
+        queue: QueueManager,
+        providers: ProviderManager,
+        sessions: SessionManager,
+        announcer: Announcer,
+        locks: LockEvents,
+        bus: EventBus,
+        config: Config,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._intake = intake
+        self._queue = queue
+        self._providers = providers
+        self._sessions = sessions
+        self._announcer = announcer
+        self._locks = locks
+        self._bus = bus
+        self._config = config
+        self._clock = clock
+
+    # -- submit ---------------------------------------------------------------------------------------------------
+
+    async def submit(self, data: CompletionData, listener: Listener) -> SubmitReply | RequestReply:
+        """`completion:async`: into the queue; the result is pushed to the listener. A known id answers as it stands (Q4)."""
+        new_data = self._with_id(data)
+        request_id = new_data.request_id or ""
+        self._bus.follow(listener, request_id, stream=data.stream)
+        try:
+            new, enqueued = await self._enqueue(new_data)
+        except BaseException:
+            self._bus.unfollow(listener, request_id)
+            raise
+        if enqueued.existing is not None:
+            if enqueued.existing.state.final:
+                self._bus.unfollow(listener, request_id)
+            return request_reply(enqueued.existing)
+        return _submit_reply(enqueued, to_seconds(new.due) if enqueued.state is State.SCHEDULED else None)
+
+    async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
+        """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""
+        new_data = self._with_id(data)
+        request_id = new_data.request_id or ""
+        take_back = self._announcer.wait_for(request_id, answer)
+        if data.stream:
+            self._bus.follow(listener, request_id, stream=True)
+        try:
+            _, enqueued = await self._enqueue(new_data)
+        except BaseException:
+            take_back()
+            self._bus.unfollow(listener, request_id)
+            raise
+        if enqueued.existing is not None and enqueued.existing.state.final:
+            take_back()
+            self._bus.unfollow(listener, request_id)
+            return request_reply(enqueued.existing)
+        return None
+
+    def _with_id(self, data: CompletionData) -> CompletionData:
+        if data.request_id is not None:
+            return data
+        return msgspec.structs.replace(data, request_id=self._intake.request_id(self._clock.now()))
+
+    async def _enqueue(self, data: CompletionData) -> tuple[NewRequest, Enqueued]:
+        """Into the store, and to work if it may run at once."""
+        if not self._queue.claiming:
+            raise ShuttingDown("the daemon is stopping; send the request again when it is back")
+        model = full_model(data.model, self._config.service.default_model)
+        now = self._clock.now()
+        new = self._intake.new_request(data, model, self._providers.route(model), now)
+        enqueued = await self._store.enqueue(new, self._providers.offers(), now)
+        if enqueued.claim is not None:
+            self._queue.launch(enqueued.claim)
+        elif enqueued.existing is None:
+            await self._announce_waiting(enqueued, timed=new.due is not None or new.expires is not None)
+        return new, enqueued
+
+    async def _announce_waiting(self, enqueued: Enqueued, *, timed: bool) -> None:
+        if timed:
+            self._queue.on_due()
+        if enqueued.passing is not None:
+            self._locks.passed(enqueued.passing)
+            await self._announcer.ended(enqueued.passing.released_by)
+        if enqueued.stopping is not None:
+            self._queue.stop_run(enqueued.stopping, Stop.CANCEL)
+        if not enqueued.ready and enqueued.state is State.QUEUED:
+            self._locks.queued(
+                enqueued.conversation, enqueued.request_id, enqueued.position, enqueued.holder, external=False
+            )
+
+    # -- look and wait --------------------------------------------------------------------------------------------
+
+    async def get(self, data: GetData) -> RequestReply:
+        """`completion:get`: a request as it stands; of a running one, the text so far behind `after_seq`."""
+        view = await self._store.get(data.request_id)
+        if view is None:
+            raise _not_found(data.request_id)
+        reply = request_reply(view)
+        if data.after_seq is not None:
+            run = self._queue.runs.get(data.request_id)
+            if run is None:
+                reply.chunks_lost = view.state.final
+            else:
+                reply.text_so_far = "".join(run.pieces[data.after_seq + 1 :])
+                reply.next_seq = len(run.pieces)
+        return reply
+
+    async def wait(self, data: WaitData, listener: Listener, answer: Answer, refuse: Refuse) -> RequestReply | None:
+        """`completion:wait`: `answer` is called at the request's end, unless it is returned at once.
+
+        With `stream`, the pieces behind `after_seq` come first and the further ones as they are made (R2).
+        """
+        take_back = self._announcer.wait_for(data.request_id, answer)
+        view = await self._store.get(data.request_id)
+        if view is None or view.state.final:
+            take_back()
+            if view is None:
+                raise _not_found(data.request_id)
+            reply = request_reply(view)
+            reply.chunks_lost = data.stream or data.after_seq is not None
+            return reply
+        if data.stream:
+            self._stream_again(data, listener)
+        if data.timeout is not None:
+            self._limit_wait(data.request_id, data.timeout, take_back, refuse)
+        return None
+
+    def _stream_again(self, data: WaitData, listener: Listener) -> None:
+        self._bus.follow(listener, data.request_id, stream=True)
+        run = self._queue.runs.get(data.request_id)
+        if run is None:
+            return
+        first = data.after_seq + 1 if data.after_seq is not None else 0
+        if first > len(run.pieces):
+            first = 0
+        for seq in range(first, len(run.pieces)):
+            push = ChunkPush(request_id=data.request_id, attempt=run.claim.attempt, seq=seq, text=run.pieces[seq])
+            self._announcer.chunk_to(listener, push)
+
+    def _limit_wait(self, request_id: str, timeout: float, take_back: Callable[[], bool], refuse: Refuse) -> None:
+        def give_up() -> None:
+            if take_back():
+                refuse(
+                    WaitTimeout(f"{request_id!r} is not done after {timeout:g} s; wait again", request_id=request_id)
+                )
+
+        asyncio.get_running_loop().call_later(timeout, give_up)
+
+    # -- cancel ---------------------------------------------------------------------------------------------------
+
+    async def cancel(self, data: RequestId) -> CancelReply:
+        """`completion:cancel`: stop a request and the provider's work; answers when that is done (F8)."""
+        ended: asyncio.Future[RequestReply] = asyncio.get_running_loop().create_future()
+
+        def note(reply: RequestReply) -> None:
+            if not ended.done():
+                ended.set_result(reply)
+
+        take_back = self._announcer.wait_for(data.request_id, note)
+        try:
+            cancelled = await self._store.cancel(data.request_id, self._clock.now())
+            if cancelled.passing is not None:
+                self._locks.passed(cancelled.passing)
+            if cancelled.outcome is CancelOutcome.STOPPING:
+                self._queue.stop_run(data.request_id, Stop.CANCEL)
+                reply = await ended
+                was = "cancelled" if reply.status == State.CANCELLED.value else "already_final"
+                return _cancel_reply(data.request_id, was, reply.status, reply.session_id)
+            if cancelled.outcome is CancelOutcome.CANCELLED:
+                await self._announcer.ended(data.request_id)
+            return _cancel_reply(
+                data.request_id, cancelled.outcome.value, cancelled.state.value, cancelled.conversation
+            )
+        finally:
+            take_back()
+
+    # -- reports --------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """`completion:status`: figures and what runs."""
+        page = await self._store.requests(Listing.ACTIVE, 100)
+        return {
+            "status": "ok" if self._queue.claiming else "stopping",
+            **await self._figures(),
+            "running": [row_reply(row) for row in page.items],
+            "more": page.cursor is not None,
+        }
+
+    async def queue_status(self, data: QueueStatusData) -> dict[str, Any]:
+        """`completion:queue_status`: figures, and a page of a list where one is named (R4)."""
+        totals = await self._store.totals()
+        reply: dict[str, Any] = {
+            **await self._figures(),
+            "locked_conversations": totals.locks,
+            "external_locks": totals.external_locks,
+            "external_waiters": totals.external_waiters,
+            "conversations": totals.conversations,
+            "max_queued": self._config.queue.max_queued,
+            "ready_by_route": {r: n for r, n in (await self._store.waiting_by_route()).items() if n},
+        }
+        if data.list is not None:
+            page = await self._store.requests(Listing(data.list), data.limit, data.cursor)
+            reply["items"] = [row_reply(row) for row in page.items]
+            if page.cursor is not None:
+                reply["cursor"] = page.cursor
+        return reply
+
+    async def _figures(self) -> dict[str, int]:
+        totals = await self._store.totals()
+        return {
+            "queued": totals.queued,
+            "active": totals.running,
+            "completed": totals.completed,
+            "failed": totals.failed,
+            "cancelled": totals.cancelled,
+            "expired": totals.expired,
+            "blocked": totals.blocked,
+            "scheduled": totals.scheduled,
+            "retrying": totals.retrying,
+            "parked": totals.parked,
+        }
+
+    async def session_status(self, data: SessionStatusData) -> dict[str, Any]:
+        """`completion:session_status`: one session's life, or a page of sessions (L10)."""
+        name = conversation_name(data.session_id, data.conversation_id)
+        if name is not None:
+            view = await self._store.session(name)
+            if view is None:
+                raise NotFound(f"no session {name!r}", session_id=name)
+            return self._session(view)
+        page = await self._store.sessions(data.limit, data.cursor, data.agent_id)
+        reply: dict[str, Any] = {"sessions": [self._session(view) for view in page.items]}
+        return reply if page.cursor is None else {**reply, "cursor": page.cursor}
+
+    def _session(self, view: SessionView) -> dict[str, Any]:
+        return {
+            "session_id": view.conversation,
+            "state": self._sessions.life(view, self._clock.now()),
+            "created_at": to_seconds(view.created_at),
+            "active_at": to_seconds(view.active_at),
+            "turns": view.turns,
+            "provider": view.provider,
+            "provider_session_id": view.provider_session,
+            "agents": list(view.agents),
+            "locked": view.locked,
+            "forked_from": view.forked_from,
+        }
+
+    def provider_status(self) -> dict[str, Any]:
+        """`completion:provider_status`: each provider's record (F6)."""
+        return {"providers": self._providers.report()}
+
+
+def _submit_reply(enqueued: Enqueued, due_at: float | None) -> SubmitReply:
+    reply = SubmitReply(
+        request_id=enqueued.request_id,
+        status="ready" if enqueued.ready else "queued",
+        session_id=enqueued.conversation,
+        state=enqueued.state.value,
+        holder=enqueued.holder,
+        due_at=due_at,
+    )
+    if not enqueued.ready:
+        reply.position = enqueued.position
+        reply.conversation_locked = enqueued.holder is not None
+    return reply
+
+
+def _cancel_reply(request_id: str, status: Any, state: str, session_id: str) -> CancelReply:
+    return CancelReply(request_id=request_id, status=status, state=state, session_id=session_id)
+
+
+def _not_found(request_id: str) -> NotFound:
+    return NotFound(f"no request {request_id!r} (or it is not kept any more)", request_id=request_id)

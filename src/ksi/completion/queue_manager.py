@@ -1,0 +1,208 @@
+"""The queue's motor: wakes, claims what may run, starts it, and stops it; does what time asks for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from ksi.clock import MICROSECONDS, Clock, microseconds
+from ksi.completion.announcer import Announcer
+from ksi.completion.completion_runner import CompletionRunner, Run, Stop
+from ksi.completion.provider_manager import ProviderManager
+from ksi.config import Config
+from ksi.conversation.lock_events import LockEvents
+from ksi.errors import StoreError
+from ksi.event_bus import EventBus
+from ksi.request import decode_body, full_model
+from ksi.store.base import Claimed, Expiry, Recovery, Store
+
+CLAIMS = 64
+"""Requests that one claim takes."""
+
+TICK = 0.25
+"""Seconds between looks at running requests' timeouts, and the longest sleep before a look at what is due."""
+
+FAULT_PAUSE = 0.5
+"""Seconds to wait after the store said no."""
+
+
+class QueueManager:
+    """Holds what runs here. `on_work` may be called at any time; it only sets a flag."""
+
+    def __init__(
+        self,
+        store: Store,
+        providers: ProviderManager,
+        runner: CompletionRunner,
+        announcer: Announcer,
+        locks: LockEvents,
+        bus: EventBus,
+        config: Config,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._runner = runner
+        self._announcer = announcer
+        self._locks = locks
+        self._bus = bus
+        self._config = config
+        self._clock = clock
+        self._work = asyncio.Event()
+        self._due_changed = asyncio.Event()
+        self._runs: dict[str, Run] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._claiming = True
+        self._log = structlog.get_logger("ksi.queue")
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self, recovery: Recovery) -> None:
+        """Begin to claim. What the recovery ended is told first."""
+        for ended in recovery.ended:
+            await self._announcer.ended_unrun(ended)
+        if recovery.requeued or recovery.ended:
+            self._log.warning("recovered", requeued=len(recovery.requeued), ended=len(recovery.ended))
+        self._providers.know(await self._store.waiting_by_route())
+        self._tasks = [
+            asyncio.create_task(self._claim_forever(), name="ksi-claim"),
+            asyncio.create_task(self._keep_time(), name="ksi-time"),
+            asyncio.create_task(self._watch_runs(), name="ksi-watch"),
+        ]
+
+    async def stop(self, grace: float) -> None:
+        """Claim no more; give what runs its grace, then give the rest back to the queue (R6)."""
+        self._claiming = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace)
+        except TimeoutError:
+            self._log.warning("giving back to the queue", requests=len(self._runs))
+            for run in list(self._runs.values()):
+                run.stop(Stop.SHUTDOWN)
+            await self._idle.wait()
+
+    @property
+    def claiming(self) -> bool:
+        """Whether new work is taken."""
+        return self._claiming
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """What runs here, by request id."""
+        return self._runs
+
+    def tasks_alive(self) -> dict[str, bool]:
+        """The long-lived tasks, and whether each runs."""
+        return {task.get_name(): not task.done() for task in self._tasks}
+
+    # -- work -----------------------------------------------------------------------------------------------------
+
+    def on_work(self) -> None:
+        """Something may have become ready, or a slot free."""
+        self._work.set()
+
+    def on_due(self) -> None:
+        """Something new has a time."""
+        self._due_changed.set()
+
+    def launch(self, claim: Claimed) -> None:
+        """Run a claimed request."""
+        body = decode_body(claim.body)
+        timeout = body.timeout or self._config.limits.timeout
+        run = Run(
+            claim,
+            full_model(body.model, self._config.service.default_model),
+            self._bus.streams(claim.request_id),
+            self._clock.now().mono + microseconds(timeout),
+        )
+        self._runs[claim.request_id] = run
+        self._idle.clear()
+        run.task = asyncio.create_task(self._run(run))
+        self._announcer.started(claim)
+
+    async def _run(self, run: Run) -> None:
+        request_id = run.claim.request_id
+        try:
+            await self._runner.execute(run)
+        except Exception:  # the top of a run: its claim stays until the next start recovers it
+            self._log.exception("a run ended without being settled", request_id=request_id)
+        finally:
+            del self._runs[request_id]
+            if not self._runs:
+                self._idle.set()
+
+    def stop_run(self, request_id: str, why: Stop) -> bool:
+        """Stop a request that runs here; whether it does."""
+        run = self._runs.get(request_id)
+        if run is None:
+            return False
+        run.stop(why)
+        return True
+
+    async def _claim_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                claims = await self._store.claim(self._providers.offers(), CLAIMS, self._clock.now())
+            except StoreError as error:
+                self._log.error("claim failed, trying again", error=error.message)
+                await self._clock.sleep(FAULT_PAUSE)
+                self._work.set()
+                continue
+            for claim in claims:
+                self.launch(claim)
+            if len(claims) == CLAIMS:
+                self._work.set()
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        """Queue what is due and end what is late, at its moment."""
+        while True:
+            self._due_changed.clear()
+            try:
+                expiry = await self._store.expire(self._clock.now())
+            except StoreError as error:
+                self._log.error("expire failed, trying again", error=error.message)
+                await self._clock.sleep(FAULT_PAUSE)
+                continue
+            for ended in expiry.ended:
+                await self._announcer.ended_unrun(ended)
+            for lapsed in expiry.lapsed:
+                self._locks.lapsed(lapsed.conversation, lapsed.request_id)
+                if lapsed.passing is not None:
+                    self._locks.passed(lapsed.passing)
+            if not expiry.more:
+                await self._sleep_until_due(expiry)
+
+    async def _sleep_until_due(self, expiry: Expiry) -> None:
+        """Until the next time is there, another one comes in, or, with a time set, the clock may have stepped."""
+        now = self._clock.now()
+        spans = [
+            (at - here) / MICROSECONDS
+            for at, here in ((expiry.next_wall, now.wall), (expiry.next_mono, now.mono))
+            if at is not None
+        ]
+        changed = asyncio.ensure_future(self._due_changed.wait())
+        slept = asyncio.ensure_future(self._clock.sleep(min(*spans, TICK) if spans else 3600.0))
+        try:
+            await asyncio.wait((changed, slept), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            slept.cancel()
+
+    async def _watch_runs(self) -> None:
+        """Stop what runs past its total timeout: one look at all, so that no request has a timer of its own."""
+        while True:
+            await self._clock.sleep(TICK)
+            now = self._clock.now().mono
+            for run in list(self._runs.values()):
+                if run.deadline <= now:
+                    run.stop(Stop.TIMEOUT)

@@ -1,0 +1,115 @@
+"""From the store's views to what goes over the wire."""
+
+from __future__ import annotations
+
+from ksi.clock import MICROSECONDS, to_seconds
+from ksi.events import AttemptReply, ErrorBody, RequestReply, UsageReply
+from ksi.request import Attempt, Outcome, State, Usage, decode_body
+from ksi.store.base import RequestRow, RequestView
+
+
+def milliseconds(span: int | None) -> float | None:
+    """Microseconds as milliseconds."""
+    return None if span is None else span / 1000
+
+
+def usage_reply(usage: Usage, unknown: int = 0) -> UsageReply:
+    """Tokens as they go over the wire."""
+    return UsageReply(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        unknown_attempts=unknown,
+    )
+
+
+def attempt_reply(attempt: Attempt) -> AttemptReply:
+    """One line of the trail."""
+    return AttemptReply(
+        attempt=attempt.number,
+        provider=attempt.provider,
+        outcome=attempt.outcome.value,
+        started_at=attempt.started_at / MICROSECONDS,
+        duration_ms=(attempt.finished_at - attempt.started_at) / 1000,
+        model=attempt.model,
+        error=attempt.error,
+        message=attempt.message,
+        usage="unknown" if attempt.usage is None else usage_reply(attempt.usage),
+        time_to_first_token_ms=milliseconds(attempt.first_token_us),
+        stop_reason=attempt.stop_reason,
+        text=attempt.text if attempt.outcome is not Outcome.COMPLETED else None,
+    )
+
+
+def request_reply(view: RequestView) -> RequestReply:
+    """A request as it stands."""
+    answer = view.answer if view.state is State.COMPLETED else None
+    usage = view.usage
+    unknown = sum(1 for a in view.attempts if a.usage is None)
+    error = None
+    if view.error is not None:
+        error = ErrorBody(code=view.error, message=view.message or _MEANINGS.get(view.error, view.error))
+    return RequestReply(
+        request_id=view.request_id,
+        status=view.state.value,
+        session_id=view.conversation,
+        result=answer.text if answer is not None else None,
+        error=error,
+        provider_session_id=answer.provider_session if answer is not None else None,
+        model=answer.model if answer is not None else None,
+        requested_model=view.model or None,
+        provider=view.provider,
+        priority=view.priority.word,
+        agent_id=view.agent_id,
+        usage=usage_reply(usage, unknown) if usage is not None else None,
+        cost_usd=usage.cost_usd if usage is not None else None,
+        stop_reason=answer.stop_reason if answer is not None else None,
+        duration_ms=_span(view.started_at, view.finished_at),
+        queued_ms=_span(view.enqueued_at, view.attempts[0].started_at if view.attempts else view.started_at),
+        enqueued_at=to_seconds(view.enqueued_at),
+        started_at=to_seconds(view.started_at),
+        finished_at=to_seconds(view.finished_at),
+        due_at=to_seconds(view.due),
+        attempts=[attempt_reply(a) for a in view.attempts],
+        interruptions=view.interruptions,
+        interrupted_by=view.interrupted_by,
+        requeued_from=view.requeued_from,
+        position=view.position,
+        holder=view.holder,
+        cancelling=view.cancelling,
+        metadata=decode_body(view.body).metadata,
+    )
+
+
+def row_reply(row: RequestRow) -> dict[str, object]:
+    """One line of a listing."""
+    line: dict[str, object] = {
+        "request_id": row.request_id,
+        "session_id": row.conversation,
+        "status": row.state.value,
+        "priority": row.priority.word,
+        "model": row.model,
+        "agent_id": row.agent_id,
+        "attempt": row.attempt,
+        "enqueued_at": to_seconds(row.enqueued_at),
+        "due_at": to_seconds(row.due),
+        "started_at": to_seconds(row.started_at),
+        "finished_at": to_seconds(row.finished_at),
+        "provider": row.provider,
+        "error": row.error,
+        "message": row.message,
+    }
+    return {name: value for name, value in line.items() if value is not None}
+
+
+def _span(begin: int | None, end: int | None) -> float | None:
+    return None if begin is None or end is None else (end - begin) / 1000
+
+
+_MEANINGS = {
+    "cancelled": "cancelled before it was done",
+    "daemon_restart": "the daemon ended too often while it ran; ask again to try once more",
+}

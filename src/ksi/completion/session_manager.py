@@ -1,0 +1,163 @@
+"""What a conversation brings into a call: its history, cut to fit (L9), and its life (L10)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+
+from ksi.clock import Moment, microseconds
+from ksi.config import Session
+from ksi.providers.base import Call, Capabilities, Message, bare_model
+from ksi.request import RequestBody, Turn, decode_body
+from ksi.store.base import Claimed, SessionView, Store
+
+BYTES_PER_TOKEN = 3.5
+"""The estimate where a provider does not count: on the careful side for plain English, right for mixed text."""
+
+MESSAGE_TOKENS = 4
+"""What a message's frame costs."""
+
+ANSWER_SHARE = 4
+"""An answer without `max_tokens` is left a quarter of the context."""
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text has."""
+    return int(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN) + 1
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One turn as messages, with its estimated tokens."""
+
+    id: int
+    messages: tuple[Message, ...]
+    tokens: int
+    size: int
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A conversation's turns up to `head`, the oldest first; `whole` says that none is missing before them."""
+
+    head: int | None
+    turns: tuple[Exchange, ...]
+    whole: bool
+    size: int
+
+
+_NOTHING = Past(None, (), True, 0)
+
+
+class SessionManager:
+    """Prepares calls, and keeps the history of the conversations in play in bounded memory."""
+
+    def __init__(self, store: Store, config: Session) -> None:
+        self._store = store
+        self._config = config
+        self._cache: OrderedDict[str, Past] = OrderedDict()
+        self._cached_bytes = 0
+
+    async def prepare(
+        self, claim: Claimed, body: RequestBody, model: str, can: Capabilities, *, stream: bool, shrink: int = 1
+    ) -> Call:
+        """The call for a claim: history within the limit, then what is said now.
+
+        `shrink` divides the limit: 2 after the provider found the context too long.
+        """
+        now = tuple(Message(m.role, m.content) for m in body.dialogue())
+        limit = self._limit(body, now, can) // shrink
+        past = await self._past(claim, limit)
+        return Call(
+            request_id=claim.request_id,
+            attempt=claim.attempt,
+            conversation=claim.conversation,
+            model=bare_model(model),
+            messages=(*fit(past.turns, limit), *now),
+            system=body.system,
+            max_tokens=body.max_tokens,
+            temperature=body.temperature,
+            stop=body.stop,
+            stream=stream,
+            options=body.provider_options or {},
+        )
+
+    def _limit(self, body: RequestBody, now: Sequence[Message], can: Capabilities) -> int:
+        """Tokens that are left for history; what is said now and the system text are always kept."""
+        answer = body.max_tokens or can.context_tokens // ANSWER_SHARE
+        left = can.context_tokens - answer - count(now) - (estimate_tokens(body.system) if body.system else 0)
+        if self._config.history_tokens is not None:
+            left = min(left, self._config.history_tokens)
+        return max(0, left)
+
+    async def _past(self, claim: Claimed, limit: int) -> Past:
+        if claim.head is None or limit == 0:
+            return _NOTHING
+        cached = self._cache.get(claim.conversation)
+        if cached is not None and cached.head == claim.head:
+            self._cache.move_to_end(claim.conversation)
+            if cached.whole or sum(turn.tokens for turn in cached.turns) >= limit:
+                return cached
+        turns = await self._store.history(claim.head, int(limit * BYTES_PER_TOKEN * 2) + 1)
+        exchanges = tuple(_exchange(turn) for turn in reversed(turns))
+        whole = not turns or turns[-1].previous is None
+        past = Past(claim.head, exchanges, whole, sum(e.size for e in exchanges))
+        self._keep(claim.conversation, past)
+        return past
+
+    def turn_made(self, claim: Claimed, body: RequestBody, turn: int, text: str) -> None:
+        """A turn was settled: go on from what the cache has, so that the next call need not read it."""
+        cached = self._cache.get(claim.conversation)
+        if claim.head is None:
+            past = _NOTHING
+        elif cached is not None and cached.head == claim.head:
+            past = cached
+        else:
+            return
+        exchange = _as_exchange(turn, body, text)
+        self._keep(claim.conversation, Past(turn, (*past.turns, exchange), past.whole, past.size + exchange.size))
+
+    def _keep(self, conversation: str, past: Past) -> None:
+        before = self._cache.pop(conversation, None)
+        if before is not None:
+            self._cached_bytes -= before.size
+        if past.size > self._config.cache_bytes // 8:
+            return
+        self._cache[conversation] = past
+        self._cached_bytes += past.size
+        while self._cached_bytes > self._config.cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= dropped.size
+
+    def life(self, view: SessionView, now: Moment) -> str:
+        """`created` before the first turn, then `active`, `idle`, `expired` by its last activity."""
+        quiet = now.wall - view.active_at
+        if quiet >= microseconds(self._config.expire_after):
+            return "expired"
+        if quiet >= microseconds(self._config.idle_after):
+            return "idle"
+        return "active" if view.turns or view.locked else "created"
+
+
+def fit(turns: Sequence[Exchange], limit: int) -> list[Message]:
+    """Whole turns, the newest that fit in `limit` tokens, in order."""
+    first, left = len(turns), limit
+    while first > 0 and turns[first - 1].tokens <= left:
+        first -= 1
+        left -= turns[first].tokens
+    return [message for turn in turns[first:] for message in turn.messages]
+
+
+def count(messages: Sequence[Message]) -> int:
+    """About how many tokens messages have."""
+    return sum(estimate_tokens(m.content) + MESSAGE_TOKENS for m in messages)
+
+
+def _exchange(turn: Turn) -> Exchange:
+    return _as_exchange(turn.id, decode_body(turn.body), turn.text)
+
+
+def _as_exchange(turn: int, body: RequestBody, text: str) -> Exchange:
+    messages = (*(Message(m.role, m.content) for m in body.dialogue()), Message("assistant", text))
+    size = sum(len(m.content) for m in messages) * 2 + 200
+    return Exchange(turn, messages, count(messages), size)

@@ -1,0 +1,366 @@
+"""One frozen Config, read once: defaults < ksi.toml < KSI_* variables < command-line flags."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import msgspec
+
+from ksi.errors import ConfigError
+from ksi.protocol import field_names, nearest, split_path
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+CONFIG_FILE = "ksi.toml"
+
+T = TypeVar("T")
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the configuration. All times in seconds."""
+
+
+class Service(_Section, frozen=True, kw_only=True):
+    """What the daemon is."""
+
+    default_model: str = "local/smollm2"
+    shutdown_grace: float = 10.0
+    """How long running requests may go on after SIGTERM (R6)."""
+
+
+class Socket(_Section, frozen=True, kw_only=True):
+    """The door (S1, S2, S4)."""
+
+    path: str = "var/run/daemon.sock"
+    max_line: int = 16 * 1024 * 1024
+    """Bytes in one event."""
+    max_backlog: int = 64 * 1024 * 1024
+    """Unread bytes at which a slow client is let go."""
+    max_connections: int = 10_000
+
+
+class StoreConfig(_Section, frozen=True, kw_only=True):
+    """Where the truth is kept."""
+
+    url: str = "sqlite:///var/db/ksi.db"
+    durability: Literal["full", "normal"] = "full"
+
+
+class HeadStart(_Section, frozen=True, kw_only=True):
+    """What each priority passes others by (Q2)."""
+
+    high: float = 6 * HOUR
+    normal: float = 3 * HOUR
+    low: float = 1 * HOUR
+    background: float = 0.0
+
+
+class Queue(_Section, frozen=True, kw_only=True):
+    """The queue (Q1 to Q8)."""
+
+    max_queued: int = 1_000_000
+    lease: float = 30.0
+    max_interruptions: int = 3
+    on_interrupted: Literal["retry", "fail"] = "retry"
+    head_start: HeadStart = HeadStart()
+
+
+class Lock(_Section, frozen=True, kw_only=True):
+    """Conversation locks (L4)."""
+
+    expiry: float = 300.0
+    """How long an external holder keeps a lock without renewing it."""
+
+
+class Retry(_Section, frozen=True, kw_only=True):
+    """How a failed attempt is tried again (F2)."""
+
+    max_attempts: int = 3
+    """Attempts in all; 1 means none is tried again."""
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+
+
+class Session(_Section, frozen=True, kw_only=True):
+    """Conversations' lives (L10) and how much history a call gets (L9)."""
+
+    idle_after: float = 0.5 * HOUR
+    expire_after: float = 30 * DAY
+    history_tokens: int | None = None
+    """At most so many tokens of history; without it, what the provider's context leaves."""
+    cache_bytes: int = 64 * 1024 * 1024
+    """Memory for the history of conversations in play."""
+
+
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long things are kept (Q4, R7)."""
+
+    finished: float = 7 * DAY
+    sessions: float = 90 * DAY
+    clean_every: float = 10.0
+
+
+class Limits(_Section, frozen=True, kw_only=True):
+    """What a call gets when the request does not say (F7)."""
+
+    timeout: float = 600.0
+    idle_timeout: float = 120.0
+
+
+class Log(_Section, frozen=True, kw_only=True):
+    """The daemon's log and the response log (R3)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    responses: bool = True
+
+
+class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What every provider has, and in `options` what only its kind knows."""
+
+    kind: str
+    models: tuple[str, ...]
+    """Patterns of full model names; `*` stands for anything."""
+    priority: int = 10
+    """The lower is asked first where several serve a model."""
+    max_concurrency: int = 4
+    enabled: bool = True
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. `home` is where relative paths begin."""
+
+    home: Path
+    service: Service = Service()
+    socket: Socket = Socket()
+    store: StoreConfig = StoreConfig()
+    queue: Queue = Queue()
+    lock: Lock = Lock()
+    retry: Retry = Retry()
+    session: Session = Session()
+    retention: Retention = Retention()
+    limits: Limits = Limits()
+    log: Log = Log()
+    providers: Mapping[str, ProviderConfig] = msgspec.field(default_factory=dict)
+
+    def path(self, relative: str) -> Path:
+        """A path of the configuration, seen from the home."""
+        return self.home / relative
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the daemon listens."""
+        return self.path(self.socket.path)
+
+    @property
+    def run_dir(self) -> Path:
+        """Socket, pid file and what else lives as long as the daemon."""
+        return self.socket_path.parent
+
+    @property
+    def pid_path(self) -> Path:
+        """The daemon's pid file."""
+        return self.run_dir / "daemon.pid"
+
+    @property
+    def log_dir(self) -> Path:
+        """The daemon's log, and `responses/` below it."""
+        return self.path("var/logs")
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "service": Service,
+    "socket": Socket,
+    "store": StoreConfig,
+    "queue": Queue,
+    "lock": Lock,
+    "retry": Retry,
+    "session": Session,
+    "retention": Retention,
+    "limits": Limits,
+    "log": Log,
+}
+_COMMON_PROVIDER_KEYS = field_names(ProviderConfig) - {"options"}
+
+
+def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
+    """The home folder: as given, KSI_HOME, the nearest folder upward with a ksi.toml, else the user's data folder."""
+    given = explicit or environ.get("KSI_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    for folder in (cwd, *cwd.parents):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local" / "share")
+    return Path(data) / "ksi"
+
+
+def load(
+    home: Path,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read the configuration of a home.
+
+    `flags` has sections of keys, as a TOML file would; they win over all else.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known one), or wrong value; `place` says where.
+    """
+    tree = _read_file(home / CONFIG_FILE)
+    origin = str(home / CONFIG_FILE)
+    tree.setdefault("providers", {"local": {"kind": "local", "max_concurrency": 2}})
+    _merge(tree, _from_environ(os.environ if environ is None else environ), "environment")
+    _merge(tree, {k: dict(v) for k, v in (flags or {}).items()}, "flags")
+    known = {*_SECTIONS, "providers"}
+    for name in tree:
+        if name not in known:
+            raise _unknown(name, known, origin)
+    parts: dict[str, Any] = {name: _section(kind, tree.get(name, {}), name, origin) for name, kind in _SECTIONS.items()}
+    providers = {name: _provider(name, value, origin) for name, value in _table(tree, "providers", origin).items()}
+    config = Config(home=home, providers=providers, **parts)
+    _check(config, origin)
+    return config
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", place=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", place=str(path)) from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    """KSI_QUEUE__LEASE=20 → {"queue": {"lease": 20}}; deeper tables with more double underscores."""
+    tree: dict[str, Any] = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith("KSI_") or "__" not in variable:
+            continue
+        *tables, key = variable.removeprefix("KSI_").lower().split("__")
+        node = tree
+        for table in tables:
+            node = node.setdefault(table, {})
+        node[key] = _toml_value(text)
+    return tree
+
+
+def _toml_value(text: str) -> Any:
+    """A variable's text as TOML would read it, else as plain text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(base: dict[str, Any], extra: Mapping[str, Any], source: str) -> None:
+    for key, value in extra.items():
+        # A variable cannot spell "claude-cli": CLAUDE_CLI means it where it exists.
+        name = next((k for k in base if k.replace("-", "_") == key.replace("-", "_")), key)
+        if isinstance(value, Mapping):
+            node = base.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{name} is a value in one place and a table in another ({source})", place=name)
+            _merge(node, value, source)
+        else:
+            base[name] = value
+
+
+def _table(tree: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
+    value = tree[name]
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}: [{name}] must be a table", place=name)
+    return value
+
+
+def _section(kind: type[_Section], value: Any, place: str, origin: str) -> _Section:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}: [{place}] must be a table", place=place)
+    known = field_names(kind)
+    hints = get_type_hints(kind)
+    for key, inner in value.items():
+        if key not in known:
+            raise _unknown(f"{place}.{key}", {f"{place}.{k}" for k in known}, origin)
+        if isinstance(inner, dict) and isinstance(hints[key], type) and issubclass(hints[key], _Section):
+            _section(hints[key], inner, f"{place}.{key}", origin)
+    return _convert(value, kind, place, origin)
+
+
+def _provider(name: str, value: Any, origin: str) -> ProviderConfig:
+    place = f"providers.{name}"
+    if not isinstance(value, dict):
+        raise ConfigError(f"{origin}: [{place}] must be a table", place=place)
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"{origin}: a provider's name is letters, digits, - and _: {name!r}", place=place)
+    common = {k: v for k, v in value.items() if k in _COMMON_PROVIDER_KEYS}
+    options = {k: v for k, v in value.items() if k not in _COMMON_PROVIDER_KEYS}
+    common.setdefault("models", [f"{name}/*"])
+    return _convert({**common, "options": options}, ProviderConfig, place, origin)
+
+
+def options_of(config: ProviderConfig, kind: type[msgspec.Struct], name: str) -> Any:
+    """A provider's own options as its type.
+
+    Raises:
+        ConfigError: as for every other part.
+    """
+    known = field_names(kind) | _COMMON_PROVIDER_KEYS
+    for key in config.options:
+        if key not in known:
+            raise _unknown(f"providers.{name}.{key}", {f"providers.{name}.{k}" for k in known}, CONFIG_FILE)
+    return _convert(dict(config.options), kind, f"providers.{name}", CONFIG_FILE)
+
+
+def _convert(value: dict[str, Any], kind: type[T], place: str, origin: str) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        reason, path = split_path(str(error))
+        where = f"{place}.{path}" if path else place
+        raise ConfigError(f"{origin}: {where}: {reason}", place=where) from None
+
+
+def _unknown(name: str, known: set[str], origin: str) -> ConfigError:
+    guess = nearest(name, known)
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    return ConfigError(f"{origin}: unknown key {name!r}{hint}", place=name)
+
+
+def _check(config: Config, origin: str) -> None:
+    """What types cannot say."""
+    positive = {
+        "queue.max_queued": config.queue.max_queued,
+        "queue.lease": config.queue.lease,
+        "queue.max_interruptions": config.queue.max_interruptions,
+        "lock.expiry": config.lock.expiry,
+        "retry.max_attempts": config.retry.max_attempts,
+        "retry.initial_delay": config.retry.initial_delay,
+        "retry.max_delay": config.retry.max_delay,
+        "socket.max_line": config.socket.max_line,
+        "socket.max_backlog": config.socket.max_backlog,
+        "socket.max_connections": config.socket.max_connections,
+        "retention.clean_every": config.retention.clean_every,
+        "limits.timeout": config.limits.timeout,
+        "limits.idle_timeout": config.limits.idle_timeout,
+        **{f"providers.{n}.max_concurrency": p.max_concurrency for n, p in config.providers.items()},
+    }
+    for place, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{origin}: {place} must be above zero, not {value}", place=place)
+    start = config.queue.head_start
+    if not start.high >= start.normal >= start.low >= start.background >= 0:
+        raise ConfigError(
+            f"{origin}: queue.head_start must fall from high to background, and not below zero",
+            place="queue.head_start",
+        )
+    if config.retention.sessions < config.retention.finished:
+        raise ConfigError(
+            f"{origin}: retention.sessions must not be shorter than retention.finished", place="retention.sessions"
+        )

@@ -1,0 +1,1 @@
+"""Conversations: their locks, lives and forks."""

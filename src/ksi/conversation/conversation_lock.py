@@ -1,0 +1,190 @@
+"""What outside holders can ask of conversations' locks (L5, L6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ksi.clock import Clock, microseconds, to_seconds
+from ksi.conversation.forks import fork_reply
+from ksi.conversation.lock_events import LockEvents
+from ksi.errors import InvalidData
+from ksi.event_bus import EventBus, Listener
+from ksi.events import (
+    AcquireLockData,
+    LockHolderData,
+    LockReply,
+    LockStatusData,
+    ReleaseReply,
+    conversation_name,
+    parse_priority,
+)
+from ksi.request import HeadStarts
+from ksi.store.base import LockView, NewLock, Store
+
+
+class ConversationLocks:
+    """Acquire, release, renew, status; and dropping the waiters of a connection that is gone."""
+
+    def __init__(
+        self,
+        store: Store,
+        events: LockEvents,
+        bus: EventBus,
+        head_starts: HeadStarts,
+        clock: Clock,
+        on_due: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._bus = bus
+        self._head_starts = head_starts
+        self._clock = clock
+        self._on_due = on_due
+        self._bound: dict[Listener, set[str]] = {}
+
+    async def acquire(self, data: AcquireLockData, listener: Listener) -> LockReply:
+        """Take a lock or join its line; the grant of one that waits is pushed as `conversation:locked`."""
+        conversation = conversation_name(data.session_id, data.conversation_id)
+        if conversation is None:
+            raise InvalidData("conversation_id: which conversation?", path="conversation_id")
+        now, priority = self._clock.now(), parse_priority(data.priority)
+        deadline = now.mono + microseconds(data.timeout) if data.timeout is not None else None
+        # Followed before it is asked for, so that no grant can come in between.
+        self._bus.follow(listener, data.request_id, stream=False)
+        lock = NewLock(
+            request_id=data.request_id,
+            conversation=conversation,
+            rank=self._head_starts.rank(priority, now.wall),
+            priority=priority,
+            wait=data.wait,
+            deadline=deadline,
+            metadata=msgspec.json.encode(data.metadata) if data.metadata is not None else None,
+        )
+        try:
+            acquired = await self._store.acquire(lock, now)
+        except BaseException:
+            self._bus.unfollow(listener, data.request_id)
+            raise
+        if acquired.queued:
+            if deadline is None:
+                self._bound.setdefault(listener, set()).add(data.request_id)
+            self._on_due()
+            self._events.queued(conversation, data.request_id, acquired.position, acquired.holder, external=True)
+            return self._reply(data, conversation, "queued", position=acquired.position + 1, holder=acquired.holder)
+        self._bus.unfollow(listener, data.request_id)
+        if acquired.grant is None:
+            return self._reply(data, conversation, "busy", position=acquired.position + 1, holder=acquired.holder)
+        self._on_due()
+        if not acquired.renewed:
+            self._events.granted(acquired.grant)
+        return LockReply(
+            acquired=True,
+            request_id=data.request_id,
+            conversation_id=conversation,
+            state="locked",
+            fence=acquired.grant.fence,
+            expires_at=to_seconds(acquired.grant.expires_at),
+            renewed=acquired.renewed,
+        )
+
+    def _reply(
+        self, data: AcquireLockData, conversation: str, state: Any, *, position: int, holder: str | None
+    ) -> LockReply:
+        return LockReply(
+            acquired=False,
+            request_id=data.request_id,
+            conversation_id=conversation,
+            state=state,
+            position=position,
+            holder=holder,
+        )
+
+    async def release(self, data: LockHolderData, listener: Listener) -> ReleaseReply:
+        """Give a lock back."""
+        self._bound.get(listener, set()).discard(data.request_id)
+        passing = await self._store.release(data.request_id, self._clock.now(), data.fence)
+        self._events.passed(passing)
+        return ReleaseReply(
+            released=True,
+            conversation_id=passing.conversation,
+            request_id=data.request_id,
+            next_request=passing.next_request,
+        )
+
+    async def renew(self, data: LockHolderData) -> LockReply:
+        """Begin a lock's time anew."""
+        grant = await self._store.renew_lock(data.request_id, self._clock.now(), data.fence)
+        self._on_due()
+        return LockReply(
+            acquired=True,
+            request_id=grant.request_id,
+            conversation_id=grant.conversation,
+            state="locked",
+            fence=grant.fence,
+            expires_at=to_seconds(grant.expires_at),
+            renewed=True,
+        )
+
+    async def status(self, data: LockStatusData) -> dict[str, Any]:
+        """One conversation's lock, line and forks; or totals, a page of locks, and forks."""
+        conversation = conversation_name(data.session_id, data.conversation_id)
+        if conversation is None:
+            return await self._all(data)
+        # A conversation that nobody has used yet is as free as any.
+        view = await self._store.lock(conversation, data.limit) or LockView(conversation=conversation)
+        forks = await self._store.forks(data.limit, None, conversation)
+        return {**_lock_reply(view), **_line_reply(view), "forks": [fork_reply(f) for f in forks.items]}
+
+    async def _all(self, data: LockStatusData) -> dict[str, Any]:
+        totals = await self._store.totals()
+        page = await self._store.locks(data.limit, data.cursor)
+        forks = await self._store.forks(data.limit)
+        reply = {
+            "locked_conversations": totals.locks,
+            "external_locks": totals.external_locks,
+            "external_waiters": totals.external_waiters,
+            "locks": [_lock_reply(view) for view in page.items],
+            "forks": [fork_reply(f) for f in forks.items],
+        }
+        return reply if page.cursor is None else {**reply, "cursor": page.cursor}
+
+    async def forget(self, listener: Listener) -> None:
+        """A connection is gone: its waiters without a timeout go with it; holders stay (L5)."""
+        for request_id in self._bound.pop(listener, ()):
+            passing = await self._store.withdraw(request_id, self._clock.now())
+            if passing is not None:
+                self._events.passed(passing)
+
+
+def _lock_reply(view: LockView) -> dict[str, Any]:
+    reply = {
+        "conversation_id": view.conversation,
+        "locked": view.holder is not None,
+        "state": "free" if view.state is None else ("locked" if view.external else view.state.value),
+        "holder": view.holder,
+        "holder_kind": None if view.holder is None else ("external" if view.external else "request"),
+        "since": to_seconds(view.since),
+        "expires_at": to_seconds(view.expires_at),
+        "fence": view.fence,
+        "metadata": None if view.metadata is None else msgspec.json.decode(view.metadata),
+        "waiting": view.waiting,
+    }
+    return {name: value for name, value in reply.items() if value is not None}
+
+
+def _line_reply(view: LockView) -> dict[str, Any]:
+    return {
+        "queue": [
+            {
+                "request_id": entry.request_id,
+                "position": position,
+                "priority": entry.priority.word,
+                "kind": "external" if entry.external else "request",
+                "enqueued_at": to_seconds(entry.enqueued_at),
+            }
+            for position, entry in enumerate(view.line)
+        ]
+    }

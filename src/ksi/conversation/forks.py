@@ -1,0 +1,19 @@
+"""Forked conversations as they are shown (L6, L7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ksi.clock import to_seconds
+from ksi.store.base import Fork
+
+
+def fork_reply(fork: Fork) -> dict[str, Any]:
+    """One fork as it goes over the wire."""
+    return {
+        "parent": fork.parent,
+        "child": fork.child,
+        "request_id": fork.request_id,
+        "at": to_seconds(fork.at),
+        "kind": fork.kind,
+    }

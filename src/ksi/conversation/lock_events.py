@@ -1,0 +1,73 @@
+"""Tells who listens how conversations' locks move."""
+
+from __future__ import annotations
+
+from ksi.clock import to_seconds
+from ksi.event_bus import LOCKED, EventBus
+from ksi.events import LockPush
+from ksi.store.base import Claimed, LockGrant, Passing
+
+
+class LockEvents:
+    """The `conversation:*` events; each is made only where somebody wants it."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    def held(self, claim: Claimed) -> None:
+        """A running request has its conversation."""
+        if self._bus.wanted(LOCKED):
+            self._bus.publish(
+                LOCKED, LockPush(conversation_id=claim.conversation, request_id=claim.request_id, fence=claim.fence)
+            )
+
+    def queued(self, conversation: str, request_id: str, position: int, holder: str | None, *, external: bool) -> None:
+        """Somebody waits for a conversation."""
+        if self._bus.wanted("conversation:queued"):
+            self._bus.publish(
+                "conversation:queued",
+                LockPush(
+                    conversation_id=conversation,
+                    request_id=request_id,
+                    position=position,
+                    holder=holder,
+                    external=external,
+                ),
+            )
+
+    def granted(self, grant: LockGrant) -> None:
+        """An outside holder has a conversation; its connection follows the id."""
+        self._bus.publish(
+            LOCKED,
+            LockPush(
+                conversation_id=grant.conversation,
+                request_id=grant.request_id,
+                fence=grant.fence,
+                external=True,
+                expires_at=to_seconds(grant.expires_at),
+            ),
+            grant.request_id,
+        )
+
+    def passed(self, passing: Passing) -> None:
+        """A holder let its conversation go."""
+        name = "conversation:unlocked" if passing.next_request is None else "conversation:lock_transferred"
+        if self._bus.wanted(name):
+            self._bus.publish(
+                name,
+                LockPush(
+                    conversation_id=passing.conversation,
+                    request_id=passing.released_by,
+                    next_request=passing.next_request,
+                ),
+            )
+        if passing.granted is not None:
+            self.granted(passing.granted)
+
+    def lapsed(self, conversation: str, request_id: str) -> None:
+        """An outside holder's time ran out."""
+        self._bus.publish(
+            "conversation:lock_expired",
+            LockPush(conversation_id=conversation, request_id=request_id, external=True),
+            request_id,
+        )

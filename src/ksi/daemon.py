@@ -1,0 +1,343 @@
+"""The only place that builds the parts: one daemon, from its configuration to its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from ksi.clock import Chance, Clock, Moment, SystemClock, microseconds
+from ksi.completion.announcer import Announcer
+from ksi.completion.cleaner import Cleaner
+from ksi.completion.completion_runner import CompletionRunner
+from ksi.completion.completion_service import CompletionService
+from ksi.completion.intake import Intake
+from ksi.completion.provider_manager import ProviderManager, build_providers
+from ksi.completion.queue_manager import QueueManager
+from ksi.completion.response_log import ResponseLog
+from ksi.completion.session_manager import SessionManager
+from ksi.config import Config
+from ksi.conversation.conversation_lock import ConversationLocks
+from ksi.conversation.lock_events import LockEvents
+from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
+from ksi.event_bus import EventBus
+from ksi.logs import open_log
+from ksi.providers.base import Provider
+from ksi.request import HeadStarts
+from ksi.store.base import Store, StoreRules
+from ksi.store.memory import MemoryStore
+from ksi.store.sqlite import SqliteStore
+from ksi.transports.dispatch import Dispatcher
+from ksi.transports.handlers import handlers
+from ksi.transports.unix_socket import UnixSocket
+
+EXIT_OK = 0
+EXIT_FAULT = 1
+EXIT_IN_USE = 3
+
+
+class Daemon:
+    """All parts, wired. `start` and `stop` take them up and down in order."""
+
+    def __init__(
+        self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str], store: Store | None = None
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._log = structlog.get_logger("ksi.daemon")
+        self._started: Moment | None = None
+        self._ready = False
+        self.stopping = asyncio.Event()
+        head_starts = _head_starts(config)
+        self.store = store if store is not None else build_store(config, chance)
+        self._built: Mapping[str, Provider] = build_providers(config, environ)
+        self.bus = EventBus(clock)
+        lock_events = LockEvents(self.bus)
+        announcer = Announcer(self.store, self.bus, lock_events)
+        self.providers = ProviderManager(config.providers, self._built)
+        sessions = SessionManager(self.store, config.session)
+        runner = CompletionRunner(self.store, self.providers, sessions, announcer, config, clock, chance)
+        self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)
+        completions = CompletionService(
+            self.store,
+            Intake(head_starts, chance),
+            self.queue,
+            self.providers,
+            sessions,
+            announcer,
+            lock_events,
+            self.bus,
+            config,
+            clock,
+        )
+        self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
+        self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
+        self._cleaner = Cleaner(self.store, config.retention, clock)
+        dispatcher = Dispatcher(handlers(completions, self._locks, self.bus, self), clock)
+        self.socket = UnixSocket(
+            config.socket_path,
+            config.socket,
+            dispatcher,
+            clock,
+            awaits=self.bus.awaits,
+            on_gone=self._client_gone,
+        )
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the store, start what works behind it, and at last the door.
+
+        Raises:
+            KsiError: what could not be started, undone as far as it went.
+        """
+        async with AsyncExitStack() as undo:
+            _claim_run_dir(self.config.run_dir)
+            recovery = await self.store.open(self._clock.now(), self.queue.on_work)
+            undo.push_async_callback(self.store.close)
+            await self._responses.start()
+            undo.push_async_callback(self._responses.stop)
+            await self.providers.start()
+            undo.push_async_callback(self.providers.stop)
+            await self.queue.start(recovery)
+            undo.push_async_callback(self.queue.stop, 0.0)
+            self._cleaner.start()
+            undo.push_async_callback(self._cleaner.stop)
+            await self.socket.start()
+            undo.pop_all()
+        self._started = self._clock.now()
+        self._ready = True
+        self._log.info("ready", socket=str(self.config.socket_path), store=self.config.store.url, pid=os.getpid())
+
+    async def stop(self) -> None:
+        """Take no more, let what runs end or give it back, then close in reverse order (R6)."""
+        self._ready = False
+        self._log.info("stopping", running=len(self.queue.runs))
+        await self._cleaner.stop()
+        await self.queue.stop(self.config.service.shutdown_grace)
+        await self.socket.stop()
+        await self.providers.stop()
+        await self._responses.stop()
+        await self.store.close()
+        self._log.info("stopped")
+
+    async def _client_gone(self, connection: Any) -> None:
+        self.bus.forget(connection)
+        try:
+            await self._locks.forget(connection)
+        except StoreError as error:
+            self._log.error("waiters of a gone client stay in their lines", error=error.message)
+
+    # -- what it says of itself -----------------------------------------------------------------------------------
+
+    def startup(self) -> dict[str, Any]:
+        """`system:startup`."""
+        return {
+            "started_at": self._started.unix if self._started is not None else None,
+            "pid": os.getpid(),
+            "version": version("ksi"),
+            "service_version": 2,
+            "socket": str(self.config.socket_path),
+        }
+
+    def context(self) -> dict[str, Any]:
+        """`system:context`."""
+        return {
+            "home": str(self.config.home),
+            "node": socket.gethostname(),
+            "store": self.config.store.url,
+            "durability": self.config.store.durability,
+            "default_model": self.config.service.default_model,
+            "providers": sorted(self._built),
+        }
+
+    def ready(self) -> dict[str, Any]:
+        """`system:ready`."""
+        return {"ready": self._ready and self.queue.claiming, "tasks": self.queue.tasks_alive()}
+
+    async def health(self) -> dict[str, Any]:
+        """`system:health`."""
+        problems = self.providers.problems()
+        problems += [f"task {name} has ended" for name, alive in self.queue.tasks_alive().items() if not alive]
+        waiting = await self.store.waiting_by_route()
+        problems += [
+            f"{waiting[route]} requests wait for {route}, which is not configured any more"
+            for route in self.providers.orphans(waiting)
+        ]
+        if not self.queue.claiming:
+            problems.append("stopping")
+        now = self._clock.now()
+        return {
+            "status": "degraded" if problems else "healthy",
+            "problems": problems,
+            "version": version("ksi"),
+            "pid": os.getpid(),
+            "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
+            "home": str(self.config.home),
+            "store": {"url": self.config.store.url, "durability": self.config.store.durability},
+            "connections": self.socket.connections,
+            "memory_bytes": _resident_bytes(),
+            "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
+        }
+
+    def ask_to_stop(self) -> dict[str, Any]:
+        """`system:shutdown`."""
+        self.stopping.set()
+        return {"stopping": True, "running": len(self.queue.runs), "grace_seconds": self.config.service.shutdown_grace}
+
+
+def build_store(config: Config, chance: Chance) -> Store:
+    """The store that a configuration names.
+
+    Raises:
+        ConfigError: an address of no known kind.
+    """
+    rules = store_rules(config)
+    kind, _, rest = config.store.url.partition("://")
+    if kind == "memory":
+        return MemoryStore(rules, chance)
+    if kind == "sqlite" and rest.startswith("/"):
+        # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
+        return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
+    raise ConfigError(f"store.url: {config.store.url!r} is neither memory:// nor sqlite:///path", place="store.url")
+
+
+def store_rules(config: Config) -> StoreRules:
+    """What of a configuration the store goes by."""
+    return StoreRules(
+        max_queued=config.queue.max_queued,
+        lock_expiry=microseconds(config.lock.expiry),
+        max_interruptions=config.queue.max_interruptions,
+        fail_interrupted=config.queue.on_interrupted == "fail",
+        keep_finished=microseconds(config.retention.finished),
+        keep_sessions=microseconds(config.retention.sessions),
+    )
+
+
+def _head_starts(config: Config) -> HeadStarts:
+    start = config.queue.head_start
+    return HeadStarts(
+        high=microseconds(start.high),
+        normal=microseconds(start.normal),
+        low=microseconds(start.low),
+        background=microseconds(start.background),
+    )
+
+
+def _claim_run_dir(folder: Path) -> None:
+    """Make the folder of socket and pid file, for this user only (S2)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be used: {error.strerror}; make it writable or choose another home", place=str(folder)
+        ) from None
+
+
+class PidFile:
+    """Says who runs here, and is locked while it does: the kernel lets go of it even after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Write this process into it.
+
+        Raises:
+            StoreInUse: another daemon runs here.
+            ConfigError: the file cannot be written.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}", place=str(self._path)) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StoreInUse(f"a daemon runs here already (pid {pid or 'unknown'})", holder=pid or None) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Take it away."""
+        if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def run(config: Config, *, say: Callable[[str], None] = print) -> int:
+    """Serve until SIGTERM, SIGINT or `system:shutdown`; returns the exit code. Says one line when ready."""
+    try:
+        _claim_run_dir(config.run_dir)
+        open_log(config.log_dir / "daemon.log", config.log.level)
+        pid_file = PidFile(config.pid_path)
+        pid_file.take()
+    except KsiError as error:
+        print(f"ksi: {error.message}", file=sys.stderr)
+        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+    _raise_file_limit()
+    try:
+        return uvloop.run(_serve(config, say))
+    except KsiError as error:
+        structlog.get_logger("ksi.daemon").error("not started", error=error.message, code=error.code)
+        print(f"ksi: {error.message}", file=sys.stderr)
+        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+    finally:
+        pid_file.release()
+
+
+async def _serve(config: Config, say: Callable[[str], None]) -> int:
+    daemon = Daemon(config, SystemClock(), Chance(random.SystemRandom()), dict(os.environ))
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, daemon.stopping.set)
+    await daemon.start()
+    say(f"ksi is ready on {config.socket_path} (pid {os.getpid()})")
+    tell_systemd("READY=1")
+    await daemon.stopping.wait()
+    tell_systemd("STOPPING=1")
+    await daemon.stop()
+    return EXIT_OK
+
+
+def tell_systemd(state: str) -> None:
+    """Send a word to the service manager, where it asked for it (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _raise_file_limit() -> None:
+    """Use as many descriptors as this user may: each client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _resident_bytes() -> int:
+    """Memory in use now, where the kernel tells; else its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()

@@ -1,0 +1,301 @@
+"""The error tree: everything KSI can say no with, its wire code, and whether trying again can help.
+
+    KsiError                      code          retryable
+    ├── ConfigError               config
+    ├── ProtocolError             what came over the wire could not be taken
+    │   ├── InvalidJson           invalid_json
+    │   ├── InvalidEnvelope       invalid_envelope
+    │   ├── InvalidData           invalid_data
+    │   ├── PayloadTooLarge       payload_too_large
+    │   ├── UnknownEvent          unknown_event
+    │   └── InvalidDirection      invalid_direction
+    ├── ServiceError              the request was understood and cannot be met
+    │   ├── NotFound              not_found
+    │   ├── RequestIdConflict     request_id_conflict
+    │   ├── QueueFull             queue_full          yes
+    │   ├── ConversationBusy      conversation_busy   yes
+    │   ├── NotLockHolder         not_lock_holder
+    │   ├── UnknownModel          unknown_model
+    │   ├── UnknownParent         unknown_parent
+    │   ├── ShuttingDown          shutting_down       yes
+    │   └── WaitTimeout           wait_timeout        yes
+    ├── StoreError                the disk or the database said no
+    │   ├── StoreUnavailable      store_unavailable   yes
+    │   ├── StoreFull             store_full          yes
+    │   ├── StoreInUse            store_in_use
+    │   └── StoreVersion          store_version
+    ├── ProviderError             one of FailureClass (F1): timeout, rate_limited, ...
+    ├── SlowConsumer              slow_consumer       yes
+    ├── ConnectionFailed          connection_failed   yes
+    ├── RemoteError               as the daemon said it, in the client
+    └── InternalError             internal_error
+
+Every error keeps its facts as attributes; `details` is what of them goes over the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+
+class FailureClass(StrEnum):
+    """Why an attempt failed (promise F1). The first six can be tried again, the others not."""
+
+    TIMEOUT = "timeout"
+    NETWORK_ERROR = "network_error"
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    PROVIDER_ERROR = "provider_error"
+    DAEMON_RESTART = "daemon_restart"
+    INVALID_REQUEST = "invalid_request"
+    AUTHENTICATION = "authentication"
+    CONTEXT_TOO_LONG = "context_too_long"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt can help."""
+        return self in _RETRYABLE
+
+
+_RETRYABLE = frozenset(
+    {
+        FailureClass.TIMEOUT,
+        FailureClass.NETWORK_ERROR,
+        FailureClass.RATE_LIMITED,
+        FailureClass.OVERLOADED,
+        FailureClass.PROVIDER_ERROR,
+        FailureClass.DAEMON_RESTART,
+    }
+)
+
+
+class KsiError(Exception):
+    """Root of the tree. `code` is the wire code, `details` the facts that go with it."""
+
+    code: str = "internal_error"
+    retryable: bool = False
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        for name, value in facts.items():
+            setattr(self, name, value)
+        self.facts: dict[str, Any] = facts
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """The facts that are known, as they go over the wire."""
+        return {name: value for name, value in self.facts.items() if value is not None}
+
+
+class ConfigError(KsiError):
+    """A configuration that cannot be used; `place` says where it stands."""
+
+    code = "config"
+    place: str | None = None
+
+
+class ProtocolError(KsiError):
+    """What came over the wire could not be taken; the connection lives on (promise S1)."""
+
+
+class InvalidJson(ProtocolError):
+    """The line is not one JSON value; `offset` is the byte where reading stopped, where known."""
+
+    code = "invalid_json"
+
+
+class InvalidEnvelope(ProtocolError):
+    """The line is JSON but no event: `event` is missing or `data` is no object."""
+
+    code = "invalid_envelope"
+
+
+class InvalidData(ProtocolError):
+    """The event's `data` has a wrong or missing field; `path` names it."""
+
+    code = "invalid_data"
+    path: str = ""
+
+
+class PayloadTooLarge(ProtocolError):
+    """A line longer than the limit; `limit` in bytes."""
+
+    code = "payload_too_large"
+
+
+class UnknownEvent(ProtocolError):
+    """No event of this name; `nearest` is a guess at what was meant."""
+
+    code = "unknown_event"
+
+
+class InvalidDirection(ProtocolError):
+    """An event that only the daemon sends was sent to it."""
+
+    code = "invalid_direction"
+
+
+class ServiceError(KsiError):
+    """The request was understood and cannot be met."""
+
+
+class NotFound(ServiceError):
+    """No request, conversation or provider of this name."""
+
+    code = "not_found"
+
+
+class RequestIdConflict(ServiceError):
+    """The id names another request, or a lock, that is still kept (promises Q4, L5)."""
+
+    code = "request_id_conflict"
+
+
+class QueueFull(ServiceError):
+    """The queue holds `limit` requests (promise Q5)."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class ConversationBusy(ServiceError):
+    """The conversation has a holder or a line, and the request asked not to wait (promise L3)."""
+
+    code = "conversation_busy"
+    retryable = True
+
+
+class NotLockHolder(ServiceError):
+    """Who is not the holder can neither release nor renew (promise L5)."""
+
+    code = "not_lock_holder"
+
+
+class UnknownModel(ServiceError):
+    """No configured provider serves this model."""
+
+    code = "unknown_model"
+
+
+class UnknownParent(ServiceError):
+    """The named parent request is not kept (promise C5)."""
+
+    code = "unknown_parent"
+
+
+class ShuttingDown(ServiceError):
+    """The daemon takes no more work; ask again when it is back."""
+
+    code = "shutting_down"
+    retryable = True
+
+
+class WaitTimeout(ServiceError):
+    """The time given to `completion:wait` ended before the request did."""
+
+    code = "wait_timeout"
+    retryable = True
+
+
+class StoreError(KsiError):
+    """The store could not do its work; nothing was changed."""
+
+    code = "store_unavailable"
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be read or written at the moment."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+class StoreFull(StoreError):
+    """No room left where the store lives."""
+
+    code = "store_full"
+    retryable = True
+
+
+class StoreInUse(StoreError):
+    """Another daemon has this database; `holder` is its pid where known."""
+
+    code = "store_in_use"
+
+
+class StoreVersion(StoreError):
+    """The database was written by another version; `found` and `known` are layout versions."""
+
+    code = "store_version"
+
+
+class ProviderError(KsiError):
+    """One failed attempt at a provider. `failure` is its class, the code on the wire too.
+
+    `retry_after` is the provider's own word on when to come back, in seconds from now.
+    """
+
+    failure: FailureClass
+    retry_after: float | None = None
+
+    def __init__(
+        self,
+        failure: FailureClass,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        status: int | None = None,
+        provider: str | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, status=status, provider=provider)
+        self.failure = failure
+
+    @property
+    def code(self) -> str:  # type: ignore[override]
+        """The failure class's word."""
+        return self.failure.value
+
+    @property
+    def retryable(self) -> bool:  # type: ignore[override]
+        """Whether another attempt can help."""
+        return self.failure.retryable
+
+
+class SlowConsumer(KsiError):
+    """A client that does not read fast enough is let go; results stay fetchable (promise S4)."""
+
+    code = "slow_consumer"
+    retryable = True
+
+
+class ConnectionFailed(KsiError):
+    """The client could not reach the daemon, or lost it."""
+
+    code = "connection_failed"
+    retryable = True
+
+
+class InternalError(KsiError):
+    """A defect of KSI; the log has the trace."""
+
+    code = "internal_error"
+
+
+class RemoteError(KsiError):
+    """What the client raises for an error answer: its `code`, message and details as sent."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any], *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+        self._details = dict(details)
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """The facts as the daemon sent them."""
+        return self._details

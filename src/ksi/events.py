@@ -1,0 +1,428 @@
+"""Every event: its name, direction, request and reply types, and one line on what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from ksi.errors import InvalidData
+from ksi.protocol import nearest
+from ksi.request import PRIORITY_WORDS, Priority
+
+Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
+Seconds = Annotated[float, Meta(ge=0)]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+Json = dict[str, Any]
+
+
+class Data(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What an event carries in."""
+
+
+class Nothing(Data):
+    """No fields."""
+
+
+class TextPart(msgspec.Struct):
+    """One piece of a message's content."""
+
+    text: str
+    type: Literal["text"] = "text"
+
+
+class MessageData(msgspec.Struct):
+    """One message of a dialogue."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[TextPart]
+
+
+class CompletionData(Data):
+    """A completion request. Times in seconds; `not_before` in Unix time."""
+
+    prompt: str | None = None
+    messages: Annotated[list[MessageData], Meta(min_length=1)] | None = None
+    model: Name | None = None
+    session_id: Name | None = None
+    conversation_id: Name | None = None
+    request_id: Name | None = None
+    agent_id: Name | None = None
+    system: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    stop: str | list[str] | None = None
+    priority: str | None = None
+    on_busy: Literal["enqueue", "reject", "interrupt"] = "enqueue"
+    fork: bool = False
+    hold_on_retry: bool = True
+    not_before: Seconds | None = None
+    delay: Seconds | None = None
+    ttl: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Annotated[float, Meta(gt=0)] | None = None
+    stream: bool = False
+    metadata: Json | None = None
+    provider_options: Json | None = None
+
+
+class RequestId(Data):
+    """Names one request."""
+
+    request_id: Name
+
+
+class GetData(Data):
+    """Names one request; with `after_seq`, the pieces of its running answer after that one (R2)."""
+
+    request_id: Name
+    after_seq: int | None = None
+
+
+class WaitData(Data):
+    """Names one request and how long to wait for its end."""
+
+    request_id: Name
+    timeout: Annotated[float, Meta(gt=0)] | None = None
+    stream: bool = False
+    after_seq: int | None = None
+
+
+class PageData(Data):
+    """A page of a list."""
+
+    limit: Limit = 100
+    cursor: str | None = None
+
+
+class QueueStatusData(PageData):
+    """`list` names a listing to page through; without it only figures come."""
+
+    list: Literal["active", "ready", "waiting", "delayed", "failed", "finished"] | None = None
+
+
+class SessionStatusData(PageData):
+    """One session, or a page of all, or of one agent's."""
+
+    session_id: Name | None = None
+    conversation_id: Name | None = None
+    agent_id: Name | None = None
+
+
+class AcquireLockData(Data):
+    """An outside holder's wish for a conversation's lock (L5)."""
+
+    request_id: Name
+    conversation_id: Name | None = None
+    session_id: Name | None = None
+    metadata: Json | None = None
+    wait: bool = True
+    timeout: Annotated[float, Meta(gt=0)] | None = None
+    priority: str | None = None
+
+
+class LockHolderData(Data):
+    """Names an external lock by its holder; a given `fence` must be the lock's."""
+
+    request_id: Name
+    fence: int | None = None
+
+
+class LockStatusData(PageData):
+    """One conversation's lock, or all."""
+
+    conversation_id: Name | None = None
+    session_id: Name | None = None
+
+
+class SubscribeData(Data):
+    """Patterns of event names; `*` stands for anything."""
+
+    patterns: Annotated[list[Name], Meta(min_length=1, max_length=100)] | None = None
+    pattern: Name | None = None
+
+
+class DiscoverData(Data):
+    """One event or all; `schemas: false` leaves the JSON Schemas away."""
+
+    event: Name | None = None
+    schemas: bool = True
+
+
+class UsageReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Tokens summed over a request's attempts; `unknown_attempts` had no report (T1)."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    unknown_attempts: int = 0
+
+
+class AttemptReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One attempt in a request's trail."""
+
+    attempt: int
+    provider: str
+    outcome: str
+    started_at: float
+    duration_ms: float
+    model: str | None = None
+    error: str | None = None
+    message: str | None = None
+    usage: UsageReply | Literal["unknown"] = "unknown"
+    time_to_first_token_ms: float | None = None
+    stop_reason: str | None = None
+    text: str | None = None
+    """Only of attempts whose answer did not become the request's."""
+
+
+class ErrorBody(msgspec.Struct, kw_only=True):
+    """Why a request has no answer."""
+
+    code: str
+    message: str
+
+
+class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A request as it stands; with `result` once it completed. Also the data of `completion:result`."""
+
+    request_id: str
+    status: str
+    session_id: str
+    result: str | None = None
+    error: ErrorBody | None = None
+    provider_session_id: str | None = None
+    model: str | None = None
+    requested_model: str | None = None
+    provider: str | None = None
+    priority: str | None = None
+    agent_id: str | None = None
+    usage: UsageReply | None = None
+    cost_usd: float | None = None
+    stop_reason: str | None = None
+    duration_ms: float | None = None
+    queued_ms: float | None = None
+    enqueued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    due_at: float | None = None
+    attempts: list[AttemptReply] = []
+    interruptions: int = 0
+    interrupted_by: str | None = None
+    requeued_from: str | None = None
+    position: int | None = None
+    holder: str | None = None
+    cancelling: bool = False
+    metadata: Json | None = None
+    chunks_lost: bool = False
+    next_seq: int | None = None
+    text_so_far: str | None = None
+    warnings: list[str] = []
+
+
+class SubmitReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The answer to `completion:async`. `position` is what stands before it in its conversation's line, from 0."""
+
+    request_id: str
+    status: Literal["ready", "queued", "blocked"]
+    session_id: str
+    state: str
+    position: int | UnsetType = UNSET
+    conversation_locked: bool | UnsetType = UNSET
+    holder: str | None = None
+    due_at: float | None = None
+    warnings: list[str] = []
+
+
+class CancelReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """`status` is `cancelled`, or `already_final` with the state it ended in."""
+
+    request_id: str
+    status: Literal["cancelled", "already_final"]
+    state: str
+    session_id: str | None = None
+    warnings: list[str] = []
+
+
+class ChunkPush(msgspec.Struct, kw_only=True):
+    """A piece of a running answer; `seq` counts from 0 in each attempt, which voids the text of earlier ones (R2)."""
+
+    request_id: str
+    attempt: int
+    seq: int
+    text: str
+
+
+class ProgressPush(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A request changed its state without ending."""
+
+    request_id: str
+    session_id: str
+    status: str
+    attempt: int | None = None
+    provider: str | None = None
+    due_at: float | None = None
+    error: str | None = None
+
+
+class LockReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The answer to `conversation:acquire_lock`; waiting positions count from 1 here."""
+
+    acquired: bool
+    request_id: str
+    conversation_id: str
+    state: Literal["locked", "queued", "busy"]
+    fence: int | None = None
+    expires_at: float | None = None
+    position: int | None = None
+    holder: str | None = None
+    renewed: bool = False
+    warnings: list[str] = []
+
+
+class ReleaseReply(msgspec.Struct, kw_only=True):
+    """The answer to `conversation:release_lock`."""
+
+    released: bool
+    conversation_id: str
+    request_id: str
+    next_request: str | None = None
+
+
+class LockPush(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A conversation's lock moved."""
+
+    conversation_id: str
+    request_id: str
+    fence: int | None = None
+    external: bool = False
+    expires_at: float | None = None
+    next_request: str | None = None
+    position: int | None = None
+    holder: str | None = None
+
+
+class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A conversation went on in another place (L7)."""
+
+    conversation_id: str
+    parent: str
+    child: str
+    request_id: str
+    kind: str
+    at: float
+
+
+class EventSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of the wire."""
+
+    name: str
+    doc: str
+    request: type[msgspec.Struct] | None = None
+    """None for events that only the daemon sends."""
+    reply: type[msgspec.Struct] | None = None
+    """None where the answer is a report whose keys its page in the reference lists."""
+
+    @property
+    def incoming(self) -> bool:
+        """Whether a client may send it."""
+        return self.request is not None
+
+
+def _in(name: str, request: type[msgspec.Struct], doc: str, reply: type[msgspec.Struct] | None = None) -> EventSpec:
+    return EventSpec(name=name, doc=doc, request=request, reply=reply)
+
+
+def _out(name: str, doc: str, push: type[msgspec.Struct] | None = None) -> EventSpec:
+    return EventSpec(name=name, doc=doc, reply=push)
+
+
+SPECS: Mapping[str, EventSpec] = {
+    spec.name: spec
+    for spec in (
+        _in("system:startup", Nothing, "When and with what this daemon started. Changes nothing."),
+        _in("system:context", Nothing, "Home, node, store and providers of this daemon. Changes nothing."),
+        _in("system:ready", Nothing, "Whether the daemon serves, and which of its tasks run. Changes nothing."),
+        _in("system:shutdown", Nothing, "Stop in order: running requests get their grace, nothing is lost (R6)."),
+        _in("system:health", Nothing, "How the daemon, its store and its providers are."),
+        _in("system:discover", DiscoverData, "Every event with the JSON Schema of what it takes and gives."),
+        _in(
+            "completion:request", CompletionData, "Ask for a completion; the reply comes when it is done.", RequestReply
+        ),
+        _in(
+            "completion:async",
+            CompletionData,
+            "Ask for a completion; the reply comes at once, `completion:result` follows.",
+            SubmitReply,
+        ),
+        _in("completion:get", GetData, "A request as it stands, with its result once it has one.", RequestReply),
+        _in("completion:wait", WaitData, "A request's end, from any connection.", RequestReply),
+        _in("completion:cancel", RequestId, "Stop a request that is not final.", CancelReply),
+        _in("completion:status", Nothing, "What the service is doing: figures and running requests."),
+        _in("completion:queue_status", QueueStatusData, "The queue's figures, and pages of its lists."),
+        _in("completion:session_status", SessionStatusData, "A session's life, or a page of sessions."),
+        _in("completion:provider_status", Nothing, "Each provider: what it serves, its slots, its trouble."),
+        _in(
+            "conversation:acquire_lock",
+            AcquireLockData,
+            "Take a conversation's lock for work outside KSI, or join its line.",
+            LockReply,
+        ),
+        _in("conversation:release_lock", LockHolderData, "Give an acquired lock back.", ReleaseReply),
+        _in("conversation:renew_lock", LockHolderData, "Begin an acquired lock's time anew.", LockReply),
+        _in("conversation:lock_status", LockStatusData, "Who holds and who waits for one conversation, or all."),
+        _in("monitor:subscribe", SubscribeData, "Get every pushed event whose name fits a pattern."),
+        _in("monitor:unsubscribe", SubscribeData, "Get them no longer; without patterns, none at all."),
+        _out("completion:result", "A request ended.", RequestReply),
+        _out("completion:progress", "A request changed its state without ending.", ProgressPush),
+        _out("completion:chunk", "A piece of a streamed answer.", ChunkPush),
+        _out("conversation:locked", "A conversation has a new holder.", LockPush),
+        _out("conversation:queued", "A request or outside holder waits for its conversation.", LockPush),
+        _out("conversation:unlocked", "A conversation's lock was given back and nobody waits.", LockPush),
+        _out("conversation:lock_transferred", "A conversation's lock passes to the next in line.", LockPush),
+        _out("conversation:lock_expired", "An outside holder did not renew in time.", LockPush),
+        _out("conversation:forked", "A conversation went on in another place.", ForkPush),
+    )
+}
+
+
+def parse_priority(word: str | None) -> Priority:
+    """A priority by its word; case does not matter, none means normal (Q1).
+
+    Raises:
+        InvalidData: another word.
+    """
+    if word is None:
+        return Priority.NORMAL
+    priority = PRIORITY_WORDS.get(word.lower())
+    if priority is None:
+        guess = nearest(word.lower(), PRIORITY_WORDS)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        raise InvalidData(f"priority: {word[:60]!r} is none of {', '.join(PRIORITY_WORDS)}{hint}", path="priority")
+    return priority
+
+
+def conversation_name(session_id: str | None, conversation_id: str | None) -> str | None:
+    """`session_id`, or its alias `conversation_id`.
+
+    Raises:
+        InvalidData: both are given and differ.
+    """
+    if session_id is not None and conversation_id is not None and session_id != conversation_id:
+        raise InvalidData("session_id and conversation_id name different conversations", path="conversation_id")
+    return session_id if session_id is not None else conversation_id
+
+
+def schema(spec: EventSpec) -> Json:
+    """The JSON Schemas of what an event takes and gives, as far as they are fixed."""
+    types = [t for t in (spec.request, spec.reply) if t is not None]
+    (*shown,), components = msgspec.json.schema_components(types)
+    result: Json = {"$defs": components} if components else {}
+    for label, kind in (("request", spec.request), ("reply" if spec.incoming else "data", spec.reply)):
+        if kind is not None:
+            result[label] = shown[types.index(kind)]
+    return result

@@ -1,0 +1,190 @@
+"""The wire, without I/O: lines in and out, the envelope, and checking an event's data against its type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from ksi.errors import InvalidData, InvalidEnvelope, InvalidJson, KsiError, PayloadTooLarge
+
+MAX_LINE = 16 * 1024 * 1024
+"""Bytes in one line, its newline not counted."""
+
+T = TypeVar("T")
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One event as it came: `data` is still plain JSON."""
+
+    event: str
+    data: dict[str, Any] = {}
+    correlation_id: str | int | None = None
+
+
+class LineReader:
+    """Cuts a byte stream into lines, holding at most one line of `limit` bytes.
+
+    A longer line is reported once and skipped to its end; the stream goes on behind it (S1).
+    """
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipping = False
+
+    def feed(self, data: bytes) -> Iterator[bytes | PayloadTooLarge]:
+        """Lines that `data` completes, in order; a PayloadTooLarge in the place of one that is too long."""
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            line = data[start:end]
+            start = end + 1
+            if self._skipping:
+                self._skipping = False
+                continue
+            if self._parts:
+                self._parts.append(line)
+                line = b"".join(self._parts)
+                self._forget()
+            if len(line) > self._limit:
+                yield self._too_large()
+            else:
+                yield line
+        if start < len(data) and not self._skipping:
+            rest = data[start:]
+            self._held += len(rest)
+            if self._held > self._limit:
+                self._forget()
+                self._skipping = True
+                yield self._too_large()
+            else:
+                self._parts.append(rest)
+
+    def finish(self) -> bytes | None:
+        """What stood behind the last newline when the stream ended."""
+        rest = b"".join(self._parts)
+        self._forget()
+        return rest or None
+
+    def _forget(self) -> None:
+        self._parts = []
+        self._held = 0
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"the line is longer than {self._limit} bytes; split the request or send less text", limit=self._limit
+        )
+
+
+_envelope_decoder = msgspec.json.Decoder(Envelope)
+_encoder = msgspec.json.Encoder()
+
+
+def decode_envelope(line: bytes) -> Envelope:
+    """Read one line.
+
+    Raises:
+        InvalidJson: it is not JSON (bad UTF-8, numbers out of range and too deep nesting included).
+        InvalidEnvelope: it is JSON, but `event` or `data` is missing or of the wrong type.
+    """
+    try:
+        return _envelope_decoder.decode(line)
+    except msgspec.ValidationError as error:
+        reason, path = split_path(str(error))
+        if "out of range" in reason:
+            raise InvalidJson(f"not JSON: {reason}", path=path or None) from None
+        raise InvalidEnvelope(
+            f'an event is {{"event": "name", "data": {{...}}}}: {reason}', path=path or None
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidJson("not JSON that can be read: nested too deeply") from None
+
+
+def encode(value: Any) -> bytes:
+    """One message as JSON, without the newline."""
+    return _encoder.encode(value)
+
+
+def encode_reply(event: str, data: Any, correlation_id: str | int | None, timestamp: float) -> bytes:
+    """A reply or pushed event as one line."""
+    message = {"event": event, "data": data}
+    if correlation_id is not None:
+        message["correlation_id"] = correlation_id
+    message["timestamp"] = timestamp
+    return _encoder.encode(message) + b"\n"
+
+
+def encode_error(event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
+    """An error answer as one line."""
+    message: dict[str, Any] = {"event": event, "error": error_body(error)}
+    if correlation_id is not None:
+        message["correlation_id"] = correlation_id
+    message["timestamp"] = timestamp
+    return _encoder.encode(message) + b"\n"
+
+
+def error_body(error: KsiError) -> dict[str, Any]:
+    """An error as it goes over the wire."""
+    return {
+        "code": error.code,
+        "message": error.message,
+        "retryable": error.retryable,
+        "details": dict(error.details),
+    }
+
+
+def convert(data: dict[str, Any], into: type[T]) -> T:
+    """Check an event's data against its type.
+
+    Raises:
+        InvalidData: with the field's path.
+    """
+    try:
+        return msgspec.convert(data, into)
+    except msgspec.ValidationError as error:
+        reason, path = split_path(str(error))
+        raise InvalidData(f"{path}: {reason}" if path else reason, path=path) from None
+
+
+def split_path(message: str) -> tuple[str, str]:
+    """A msgspec message as (reason, path): "Expected `int` - at `$.a[0]`" → ("Expected `int`", "a[0]")."""
+    reason, found, tail = message.partition(" - at `$")
+    if found:
+        return reason, tail.rstrip("`").lstrip(".")
+    # A missing field is named in the text only.
+    if "missing required field `" in reason:
+        return reason, reason.rpartition("field `")[2].rstrip("`")
+    return reason, ""
+
+
+@lru_cache(maxsize=256)
+def field_names(of: type[msgspec.Struct]) -> frozenset[str]:
+    """The wire names of a type's fields."""
+    return frozenset(f.encode_name for f in msgspec.structs.fields(of))
+
+
+def unknown_fields(data: dict[str, Any], known: frozenset[str]) -> list[str]:
+    """A warning for each field that its event does not have, with a guess at the typo (S1)."""
+    if data.keys() <= known:
+        return []
+    warnings = []
+    for name in data:
+        if name not in known:
+            guess = nearest(name, known)
+            shown = name if len(name) <= 60 else name[:60] + "…"
+            warnings.append(f"unknown field {shown!r} was ignored" + (f"; did you mean {guess!r}?" if guess else ""))
+            if len(warnings) == 20:
+                break
+    return warnings
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one probably means."""
+    found = difflib.get_close_matches(word[:100], sorted(known), n=1, cutoff=0.6)
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""Who answers: one protocol (`base`), one small file per provider."""

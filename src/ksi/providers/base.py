@@ -1,0 +1,125 @@
+"""The provider protocol: a call in, pieces of text out, and one Completion at the end.
+
+A provider is one module, `ksi.providers.<kind>` with `-` as `_`. It exports `Options`, a frozen msgspec Struct of the
+configuration keys that only it knows, and `build(setting: Setting, options: Options) -> Provider`. It turns every fault into a `ProviderError` with its class (F1), makes no retries of its own
+(F2), reports usage as it was told it (T1), and leaves nothing running behind a closed iterator (F7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from ksi.request import Usage
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a dialogue; `role` is user, assistant or system."""
+
+    role: str
+    content: str
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt, as a provider sees it. Times in seconds."""
+
+    request_id: str
+    attempt: int
+    conversation: str
+    model: str
+    """As the provider knows it: the part after the slash."""
+    messages: Sequence[Message]
+    """The history within the token limit, and last the current prompt. No system message: see `system`."""
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stop: Sequence[str] = ()
+    stream: bool = False
+    """Whether somebody reads the pieces; a provider may answer in one piece all the same."""
+    provider_session: str | None = None
+    """A stateful provider's own name for the dialogue, at whose head this goes on."""
+    mcp_config: Any = None
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """The request's `provider_options`."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A piece of the answer's text."""
+
+    text: str
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer."""
+
+    text: str
+    model: str
+    """The model that answered, as the provider names it."""
+    usage: Usage | None = None
+    """None where the provider reported none."""
+    stop_reason: str | None = None
+    provider_session: str | None = None
+    raw: bytes | None = None
+    """What the provider sent, as JSON, untouched; None where it came in pieces."""
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon tells a provider when it builds it. Times in seconds."""
+
+    name: str
+    home: Path
+    log_dir: Path
+    environ: Mapping[str, str]
+    max_concurrency: int = 4
+    timeout: float = 600.0
+    idle_timeout: float = 120.0
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider can do."""
+
+    stateful: bool = False
+    """Keeps dialogues itself, under provider sessions; others get the history with each call."""
+    stream: bool = True
+    mcp: bool = False
+    process: bool = False
+    """Runs as processes on this node: its concurrency is counted per node (D4)."""
+    context_tokens: int = 8_192
+    """How much a call may hold, prompt and answer."""
+
+
+class Provider(Protocol):
+    """What answers completions."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def start(self) -> None:
+        """Get ready. Must not fail for a fault that a later call can tell: say that there, and in `problem`."""
+        ...
+
+    async def stop(self) -> None:
+        """End all that it started."""
+        ...
+
+    def complete(self, call: Call) -> AsyncIterator[Chunk | Completion]:
+        """Answer a call: any number of Chunks, then one Completion.
+
+        Closing the iterator early ends the work at the provider.
+
+        Raises:
+            ProviderError: with its class; nothing else is raised for what the provider or network did.
+        """
+        ...
+
+    def problem(self) -> str | None:
+        """What keeps it from working, with what to do about it, in one sentence; None when nothing is known."""
+        ...
+
+
+def bare_model(model: str) -> str:
+    """The provider's own name of a model: what stands behind the first slash."""
+    return model.partition("/")[2] or model

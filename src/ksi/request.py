@@ -1,0 +1,241 @@
+"""The nouns: request, attempt, usage, priority, and the one state table. They know no machine."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import msgspec
+
+from ksi.clock import MICROSECONDS
+
+
+Json = dict[str, Any]
+
+
+class Priority(IntEnum):
+    """How urgent a request is (promise Q1). Lower comes first."""
+
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+    BACKGROUND = 4
+
+    @property
+    def word(self) -> str:
+        """The wire word, lower case."""
+        return self.name.lower()
+
+
+PRIORITY_WORDS: dict[str, Priority] = {p.word: p for p in Priority}
+
+CRITICAL_HEAD_START = 100_000 * 365 * 86_400 * MICROSECONDS
+"""What puts `critical` before all others: a head start of a hundred thousand years."""
+
+
+class HeadStarts(msgspec.Struct, frozen=True, kw_only=True):
+    """What each priority passes others by, in microseconds (promise Q2).
+
+    It is also the longest that a higher priority can make a lower one wait; `critical` is beyond all bounds.
+    """
+
+    high: int
+    normal: int
+    low: int
+    background: int
+    critical: int = CRITICAL_HEAD_START
+
+    def rank(self, priority: Priority, at: int) -> int:
+        """A place in every line: lowest first, ties by arrival. `at` is when it came, or is due if it was delayed."""
+        start: int = getattr(self, priority.word)
+        return at - start
+
+
+def full_model(model: str | None, default: str) -> str:
+    """A model's full name, `provider/model`; bare names mean Claude Code, as in V1."""
+    model = model or default
+    return model if "/" in model else f"claude-cli/{model}"
+
+
+class State(StrEnum):
+    """Where a request is."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    PARKED = "parked"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+    EXPIRED = "expired"
+
+    @property
+    def final(self) -> bool:
+        """Whether it never changes again."""
+        return not TRANSITIONS[self]
+
+
+# Drawn in ARCHITECTURE.md. `running -> queued`: daemon lost or shut down.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.SCHEDULED: frozenset({State.QUEUED, State.CANCELLED, State.EXPIRED}),
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.BLOCKED, State.EXPIRED}),
+    State.RUNNING: frozenset(
+        {State.COMPLETED, State.FAILED, State.CANCELLED, State.RETRYING, State.PARKED, State.QUEUED}
+    ),
+    State.RETRYING: frozenset({State.QUEUED, State.CANCELLED, State.FAILED}),
+    State.PARKED: frozenset({State.QUEUED, State.CANCELLED, State.FAILED}),
+    State.COMPLETED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.BLOCKED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+
+FIRST_STATES = frozenset({State.SCHEDULED, State.QUEUED, State.RUNNING, State.BLOCKED})
+"""Where a new request can begin."""
+
+FINAL_STATES = frozenset(s for s in State if s.final)
+WAITING_STATES = frozenset({State.SCHEDULED, State.QUEUED, State.RETRYING, State.PARKED})
+
+
+def may_become(before: State, after: State) -> bool:
+    """Whether the state table has this step."""
+    return after in TRANSITIONS[before]
+
+
+class OnBusy(StrEnum):
+    """What a request does when its conversation is taken (promise L3)."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Tokens as the provider reported them (promise T1); cost in US dollars, None where unknown."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float | None = None
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum of two reports; a cost is known only where both are."""
+        known = self.cost_usd is not None and other.cost_usd is not None
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+            cost_usd=(self.cost_usd or 0.0) + (other.cost_usd or 0.0) if known else None,
+        )
+
+
+class MessageBody(msgspec.Struct, frozen=True):
+    """One message of a request."""
+
+    role: str
+    content: str
+
+
+class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request's content as it is stored: normalised, without request_id and stream (Q4).
+
+    Two submissions mean the same when their canonical bytes are equal. Times in seconds.
+    """
+
+    prompt: str | None = None
+    messages: tuple[MessageBody, ...] = ()
+    model: str | None = None
+    session_id: str | None = None
+    agent_id: str | None = None
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stop: tuple[str, ...] = ()
+    priority: int = int(Priority.NORMAL)
+    on_busy: str = OnBusy.ENQUEUE.value
+    fork: bool = False
+    hold_on_retry: bool = True
+    not_before: float | None = None
+    delay: float | None = None
+    ttl: float | None = None
+    timeout: float | None = None
+    metadata: Json | None = None
+    provider_options: Json | None = None
+
+    def dialogue(self) -> tuple[MessageBody, ...]:
+        """What is said in this turn: the messages, or the prompt as one."""
+        return self.messages or (MessageBody("user", self.prompt or ""),)
+
+
+_body_encoder = msgspec.json.Encoder(order="deterministic")
+_body_decoder = msgspec.json.Decoder(RequestBody)
+
+
+def encode_body(body: RequestBody) -> bytes:
+    """The canonical bytes."""
+    return _body_encoder.encode(body)
+
+
+def decode_body(data: bytes) -> RequestBody:
+    """What the canonical bytes say."""
+    return _body_decoder.decode(data)
+
+
+class Outcome(StrEnum):
+    """How one attempt ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """The daemon died under it."""
+    SHUTDOWN = "shutdown"
+    """The daemon stopped in order and gave the request back to the queue."""
+    FENCED = "fenced"
+    """Its lock had passed on; what it brought was kept here and went nowhere else (F10)."""
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One try at a request, ended. Times in microseconds of wall time.
+
+    `usage` None means that no report came: unknown, never zero (T1).
+    """
+
+    number: int
+    provider: str
+    outcome: Outcome
+    started_at: int
+    finished_at: int
+    model: str | None = None
+    text: str | None = None
+    usage: Usage | None = None
+    stop_reason: str | None = None
+    provider_session: str | None = None
+    error: str | None = None
+    """A FailureClass word."""
+    message: str | None = None
+    first_token_us: int | None = None
+    """Microseconds from the start to the first piece of text."""
+    raw: bytes | None = None
+    """What the provider sent, as JSON, for the response log (R3)."""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One completed exchange of a conversation: the request's body and the answer's text."""
+
+    id: int
+    body: bytes
+    text: str
+    provider: str
+    provider_session: str | None
+    finished_at: int
+    previous: int | None
+    """The turn before it; None at the conversation's beginning."""

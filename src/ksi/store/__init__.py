@@ -1,0 +1,1 @@
+"""The durable truth: one protocol (`base`), and the places that keep it."""

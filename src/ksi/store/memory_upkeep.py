@@ -1,0 +1,162 @@
+"""What time and restarts ask of the memory store: recovery, due and late requests, lapsed locks, pruning."""
+
+from __future__ import annotations
+
+from ksi.clock import Moment
+from ksi.errors import FailureClass
+from ksi.request import Attempt, Outcome, State
+from ksi.store.base import Ended, Expiry, Lapsed, Pruned, Recovery, StoreRules
+from ksi.store.memory_data import Conversation, Member, MemoryData, Request
+from ksi.store.memory_index import Key
+from ksi.store.memory_lines import Lines
+
+
+class Upkeep:
+    """The work that no client asks for."""
+
+    def __init__(self, rules: StoreRules, data: MemoryData, lines: Lines) -> None:
+        self._rules = rules
+        self._data = data
+        self._lines = lines
+
+    def recover(self, now: Moment) -> Recovery:
+        """See `Store.open`. Waiters without a deadline go: the connection that they were tied to died (L5)."""
+        for lock in [self._data.lock(key) for key in self._data.waiters.walk()]:
+            self._lines.begin_patience_anew(lock, now)
+        for lock in [self._data.lock(key) for key in self._data.locks.walk()]:
+            self._lines.renew(lock, now)
+        requeued: list[str] = []
+        ended: list[Ended] = []
+        for request in [self._data.request(key) for key in self._data.active.walk()]:
+            end = self._recover(request, now)
+            if end is None:
+                requeued.append(request.request_id)
+            else:
+                ended.append(end)
+        if len(self._data.ready):
+            self._lines.on_work()
+        return Recovery(requeued=tuple(requeued), ended=tuple(ended))
+
+    def _recover(self, request: Request, now: Moment) -> Ended | None:
+        """Put back, or end, what ran when the daemon died (Q3)."""
+        request.interruptions += 1
+        request.attempts.append(
+            Attempt(
+                number=request.attempt,
+                provider=request.provider or "",
+                outcome=Outcome.INTERRUPTED,
+                started_at=request.started_at or 0,
+                finished_at=now.wall,
+                error=FailureClass.DAEMON_RESTART.value,
+            )
+        )
+        if request.cancelling:
+            return self._lines.ended(request, State.CANCELLED, now, FailureClass.CANCELLED.value)
+        if self._rules.fail_interrupted or request.interruptions >= self._rules.max_interruptions:
+            return self._lines.ended(request, State.FAILED, now, FailureClass.DAEMON_RESTART.value)
+        with self._data.changing(request):
+            request.state = State.QUEUED
+        self._lines.refresh(request.conversation, now)
+        return None
+
+    def expire(self, now: Moment, limit: int = 500) -> Expiry:
+        """See `Store.expire`. Waiters that gave up go first, so that none of them is granted a lock that lapses now."""
+        woken = 0
+        ended: list[Ended] = []
+        lapsed: list[Lapsed] = []
+        for _ in range(limit):
+            match self._expire_one(now):
+                case Lapsed() as lapse:
+                    lapsed.append(lapse)
+                case Ended() as end:
+                    ended.append(end)
+                case State.QUEUED:
+                    woken += 1
+                case None:
+                    break
+        walls = [key[0] for key in (self._data.delayed.first(), self._data.perishable.first()) if key]
+        monos = [key[0] for key in (self._data.locks.first(), self._data.deadlines.first()) if key]
+        next_wall = min(walls, default=None)
+        next_mono = min(monos, default=None)
+        return Expiry(
+            woken=woken,
+            ended=tuple(ended),
+            lapsed=tuple(lapsed),
+            next_wall=next_wall,
+            next_mono=next_mono,
+            more=(next_wall is not None and next_wall <= now.wall) or (next_mono is not None and next_mono <= now.mono),
+        )
+
+    def _expire_one(self, now: Moment) -> Lapsed | Ended | State | None:
+        """Do the next thing that time asks for; a woken request answers with its new state."""
+        if (waiter := self._reached(self._data.deadlines.first(), now.mono)) is not None:
+            return self._lapse(waiter, now)
+        if isinstance(late := self._reached(self._data.perishable.first(), now.wall), Request):
+            return self._lines.ended(late, State.EXPIRED, now)
+        if isinstance(due := self._reached(self._data.delayed.first(), now.wall), Request):
+            with self._data.changing(due):
+                due.state, due.due = State.QUEUED, None
+            self._lines.refresh(due.conversation, now)
+            return due.state
+        if (holder := self._reached(self._data.locks.first(), now.mono)) is not None:
+            return self._lapse(holder, now)
+        return None
+
+    def _reached(self, key: Key | None, time: int) -> Member | None:
+        return self._data.members[key[-1]] if key is not None and key[0] <= time else None
+
+    def _lapse(self, lock: Member, now: Moment) -> Lapsed:
+        held = lock.holds
+        passing = self._lines.take_away(lock, now)
+        return Lapsed(request_id=lock.request_id, conversation=lock.conversation.name, held=held, passing=passing)
+
+    def prune(self, now: Moment, limit: int = 500) -> Pruned:
+        """See `Store.prune`. A completed request also stays until the response log has its turn (R3)."""
+        finished = [
+            self._data.request(key)
+            for key in self._data.finished.walk()
+            if key[0] + self._rules.keep_finished <= now.wall
+        ]
+        old = [request for request in finished if request.turn is None or request.turn <= self._data.watermark]
+        for request in old[:limit]:
+            self._data.drop(request)
+            if request.turn is not None:
+                self._data.log.remove((request.turn,))
+            self._data.reindex(request.conversation)
+        conversations = 0
+        idle = self._first_idle(now)
+        while idle is not None and conversations < limit - len(old):
+            self._forget(idle)
+            conversations += 1
+            idle = self._first_idle(now)
+        return Pruned(
+            requests=min(len(old), limit), conversations=conversations, more=len(old) > limit or idle is not None
+        )
+
+    def _first_idle(self, now: Moment) -> Conversation | None:
+        """The conversation that has been idle longest, if it is past its retention and its head is in the log."""
+        for active_at, number in self._data.idle.walk():
+            conversation = self._data.numbered[number]
+            if active_at + self._rules.keep_sessions > now.wall:
+                break
+            if conversation.head is None or conversation.head <= self._data.watermark:
+                return conversation
+        return None
+
+    def _forget(self, conversation: Conversation) -> None:
+        for index, key in conversation.entries:
+            index.remove(key)
+        for turn in conversation.turns:
+            del self._data.turns[turn]
+        del self._data.conversations[conversation.name]
+        del self._data.numbered[conversation.number]
+        parent = conversation.parent
+        if parent is not None:
+            root = parent.root
+            for key in list(self._data.trees.walk((root,))):
+                if self._data.forks[key[-1]].child == conversation.name:
+                    self._data.trees.remove(key)
+                    self._data.fork_order.remove(key[1:])
+                    del self._data.forks[key[-1]]
+            parent.children -= 1
+            self._data.reindex(parent)

@@ -1,0 +1,282 @@
+-- Every statement of the SQLite store, by name. A name's text goes up to the next name.
+
+-- name: totals
+SELECT name, value FROM total;
+-- name: set_total
+INSERT INTO total (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2;
+-- name: last_key
+SELECT max(coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0));
+-- name: last_attempt
+SELECT coalesce(max(id), 0) FROM attempt;
+
+-- name: conversation
+SELECT id, head FROM conversation WHERE name = ?;
+-- name: conversation_name
+SELECT name FROM conversation WHERE id = ?;
+-- name: conversation_head
+SELECT head FROM conversation WHERE id = ?;
+-- name: add_conversation
+INSERT INTO conversation (name, created_at, active_at, head, forked_from) VALUES (?1, ?2, ?2, ?3, ?4) RETURNING id;
+-- name: advance_conversation
+UPDATE conversation SET head = ?2, turns = turns + 1, active_at = ?3 WHERE id = ?1;
+-- name: touch_conversation
+UPDATE conversation SET active_at = ?2 WHERE id = ?1;
+-- name: add_agent
+INSERT OR IGNORE INTO agent_conversation (agent, conversation) VALUES (?, ?);
+-- name: add_fork
+INSERT INTO fork (parent, child, request_id, at, kind) VALUES (?, ?, ?, ?, ?);
+
+-- name: known
+SELECT r.external, b.data
+FROM request r JOIN body b ON b.request = r.key WHERE r.request_id = ?;
+-- name: named
+SELECT key, state, external, conversation, place, fence, rank FROM request WHERE request_id = ?;
+-- name: holder
+SELECT key, request_id, state, external, priority, since FROM request WHERE conversation = ? AND place = 1;
+-- name: line_heads
+SELECT key, request_id, external, ready, rank FROM request
+WHERE conversation = ? AND place = 0 ORDER BY rank, key LIMIT 2;
+-- name: line_before
+SELECT count(*) FROM (
+    SELECT 1 FROM request WHERE conversation = ?1 AND place = 0 AND (rank, key) < (?2, ?3) LIMIT ?4
+);
+-- name: line_length
+SELECT count(*) FROM (SELECT 1 FROM request WHERE conversation = ? AND place = 0 LIMIT ?);
+
+-- name: add_request
+INSERT INTO request (
+    key, request_id, conversation, state, place, ready, external, priority, rank, hold, route, provider, attempt,
+    interruptions, fence, token, enqueued_at, due, expires, deadline, term, since, started_at, cancelling
+) VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?20, 0);
+-- name: add_body
+INSERT INTO body (request, model, agent, requeued_from, data) VALUES (?, ?, ?, ?, ?);
+-- name: drop_request
+DELETE FROM request WHERE key = ?;
+-- name: drop_body
+DELETE FROM body WHERE request = ?;
+
+-- name: set_ready
+UPDATE request SET ready = ?2 WHERE key = ?1;
+-- name: grant
+UPDATE request SET state = 2, place = 1, ready = 0, fence = ?2, since = ?3, deadline = ?4, due = ?5 WHERE key = ?1;
+-- name: renew_grant
+UPDATE request SET deadline = ?2, due = ?3 WHERE key = ?1;
+-- name: renew_waiter
+UPDATE request SET deadline = ?2 WHERE key = ?1;
+
+-- name: provider_load
+SELECT count(*) FROM request WHERE provider = ? AND state = 2 AND external = 0;
+-- name: ready_heads
+SELECT rank, key FROM request WHERE ready = 1 AND route = ?1 AND (expires IS NULL OR expires > ?2)
+ORDER BY rank, key LIMIT ?3;
+-- name: claimable
+SELECT r.request_id, r.place, r.priority, r.route, r.attempt, r.enqueued_at, b.data, b.agent, c.name, c.head
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
+-- name: start
+UPDATE request SET state = 2, place = 1, ready = 0, provider = ?2, fence = ?3, token = ?4, attempt = attempt + 1,
+    started_at = ?5, since = CASE place WHEN 1 THEN since ELSE ?5 END, expires = NULL
+WHERE key = ?1;
+
+-- name: to_settle
+SELECT request_id, state, fence, token, conversation, hold, route, cancelling, last_attempt FROM request WHERE key = ?;
+-- name: add_attempt
+INSERT INTO attempt (
+    id, request, earlier, previous, conversation, number, provider, outcome, started_at, finished_at, first_token, model,
+    stop_reason, provider_session, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost,
+    text, raw
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+-- name: note_attempt
+UPDATE request SET last_attempt = ?2 WHERE key = ?1;
+-- name: attempt_numbered
+WITH RECURSIVE trail (id, earlier, number, outcome) AS (
+    SELECT id, earlier, number, outcome FROM attempt WHERE id = ?1
+    UNION ALL SELECT a.id, a.earlier, a.number, a.outcome FROM attempt a JOIN trail t ON a.id = t.earlier
+)
+SELECT 1 FROM trail WHERE number = ?2 AND outcome <> 'interrupted';
+-- name: finish
+UPDATE request SET state = ?2, place = NULL, ready = 0, finished_at = ?3, error = ?4, message = ?5, due = NULL,
+    last_attempt = coalesce(?6, last_attempt), provider = ?7, cancelling = 0
+WHERE key = ?1;
+-- name: delay
+UPDATE request SET state = ?2, place = ?3, ready = 0, due = ?4, route = ?5, error = ?6, message = ?7, last_attempt = ?8,
+    provider = NULL
+WHERE key = ?1;
+-- name: requeue
+UPDATE request SET state = 1, place = 1, ready = 1, provider = NULL, last_attempt = ?2, interruptions = interruptions + ?3
+WHERE key = ?1;
+-- name: mark_cancelling
+UPDATE request SET cancelling = 1 WHERE key = ?;
+-- name: mark_interrupted
+UPDATE request SET interrupted_by = coalesce(interrupted_by, ?2) WHERE key = ?1;
+
+-- name: due_requests
+SELECT key, conversation, state, place FROM request WHERE state IN (0, 3, 4) AND due <= ?1 ORDER BY due, key LIMIT ?2;
+-- name: wake_kept
+UPDATE request SET state = 1, ready = 1, due = NULL WHERE key = ?;
+-- name: wake_into_line
+UPDATE request SET state = 1, place = 0, due = NULL WHERE key = ?;
+-- name: overdue_requests
+SELECT key, request_id, conversation, state, place FROM request
+WHERE expires <= ?1 AND state IN (0, 1) ORDER BY expires, key LIMIT ?2;
+-- name: lapsed_waiters
+SELECT key, request_id, conversation, place FROM request
+WHERE deadline <= ?1 AND place = 0 ORDER BY deadline, key LIMIT ?2;
+-- name: lapsed_locks
+SELECT key, request_id, conversation, place FROM request
+WHERE deadline <= ?1 AND place = 1 ORDER BY deadline, key LIMIT ?2;
+-- name: next_due
+SELECT min(due) FROM request WHERE state IN (0, 3, 4);
+-- name: next_expiry
+SELECT min(expires) FROM request WHERE expires IS NOT NULL AND state IN (0, 1);
+-- name: next_deadline
+SELECT min(deadline) FROM request WHERE deadline IS NOT NULL;
+
+-- name: left_running
+SELECT key, request_id, conversation, provider, attempt, interruptions, started_at, cancelling, last_attempt
+FROM request WHERE state = 2 AND external = 0 AND place = 1 ORDER BY key;
+-- name: external_locks
+SELECT key, request_id, conversation, place, term FROM request WHERE external = 1 AND state IN (1, 2) ORDER BY key;
+
+-- name: prunable_requests
+SELECT key, state FROM request
+WHERE finished_at <= ?1 AND NOT (state = 5 AND last_attempt > ?2) ORDER BY finished_at, key LIMIT ?3;
+-- name: prunable_conversations
+SELECT c.id FROM conversation c
+WHERE c.active_at <= ?1
+  AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
+  AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 0)
+  AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 2)
+  AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id)
+  AND (c.head IS NULL OR c.head <= ?2)
+ORDER BY c.active_at, c.id LIMIT ?3;
+-- name: turns_to_drop
+WITH RECURSIVE turn (id, request, previous, depth) AS (
+    SELECT a.id, a.request, a.previous, 1 FROM conversation c JOIN attempt a ON a.id = c.head
+    WHERE c.id = ?1 AND a.conversation = ?1
+    UNION ALL
+    SELECT a.id, a.request, a.previous, t.depth + 1 FROM turn t JOIN attempt a ON a.id = t.previous
+    WHERE a.conversation = ?1 AND t.depth < ?2
+)
+SELECT id, request, previous FROM turn;
+-- name: drop_attempt
+DELETE FROM attempt WHERE id = ?;
+-- name: set_head
+UPDATE conversation SET head = ?2 WHERE id = ?1;
+-- name: drop_conversation
+DELETE FROM conversation WHERE id = ?;
+-- name: drop_agents
+DELETE FROM agent_conversation WHERE conversation = ?;
+-- name: drop_forks
+DELETE FROM fork WHERE child = ?;
+-- name: spare_attempts
+SELECT id FROM attempt WHERE outcome <> 'completed' AND finished_at <= ?1 ORDER BY finished_at LIMIT ?2;
+
+-- name: view
+SELECT r.key, r.request_id, r.conversation, c.name, r.state, r.priority, r.route, r.enqueued_at, r.due, r.expires,
+    r.started_at, r.finished_at, r.provider, r.error, r.message, r.interruptions, r.interrupted_by, r.cancelling,
+    r.last_attempt, r.place, r.rank, b.model, b.agent, b.requeued_from, b.data
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.request_id = ? AND r.external = 0;
+-- name: attempt
+SELECT earlier, number, provider, outcome, started_at, finished_at, first_token, model, stop_reason, provider_session,
+    error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
+FROM attempt WHERE id = ?;
+-- name: turn
+SELECT a.id, b.data, a.text, a.provider, a.provider_session, a.finished_at, a.previous
+FROM attempt a JOIN body b ON b.request = a.request WHERE a.id = ?;
+
+-- name: session
+SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,
+    EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
+FROM conversation c LEFT JOIN attempt a ON a.id = c.head AND a.conversation = c.id LEFT JOIN conversation f ON f.id = c.forked_from
+WHERE c.name = ?;
+-- name: sessions
+SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,
+    EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
+FROM conversation c LEFT JOIN attempt a ON a.id = c.head AND a.conversation = c.id LEFT JOIN conversation f ON f.id = c.forked_from
+WHERE c.id < ?1 ORDER BY c.id DESC LIMIT ?2;
+-- name: sessions_of_agent
+SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,
+    EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
+FROM agent_conversation g JOIN conversation c ON c.id = g.conversation
+    LEFT JOIN attempt a ON a.id = c.head AND a.conversation = c.id LEFT JOIN conversation f ON f.id = c.forked_from
+WHERE g.agent = ?3 AND g.conversation < ?1 ORDER BY g.conversation DESC LIMIT ?2;
+-- name: agents
+SELECT agent FROM agent_conversation WHERE conversation = ? ORDER BY id LIMIT 100;
+
+-- name: lock
+SELECT c.id, r.request_id, r.external, r.state, r.since, r.due, r.fence, b.data
+FROM conversation c LEFT JOIN request r ON r.conversation = c.id AND r.place = 1 LEFT JOIN body b ON b.request = r.key
+WHERE c.name = ?;
+-- name: line
+SELECT request_id, priority, external, enqueued_at FROM request
+WHERE conversation = ?1 AND place = 0 ORDER BY rank, key LIMIT ?2;
+-- name: locks
+SELECT r.conversation, c.name, r.request_id, r.external, r.state, r.since, r.due, r.fence, b.data
+FROM request r INDEXED BY holder JOIN conversation c ON c.id = r.conversation JOIN body b ON b.request = r.key
+WHERE r.place = 1 AND r.conversation > ?1 ORDER BY r.conversation LIMIT ?2;
+
+-- name: forks
+SELECT f.id, p.name, c.name, f.request_id, f.at, f.kind
+FROM fork f JOIN conversation p ON p.id = f.parent JOIN conversation c ON c.id = f.child
+WHERE f.id > ?1 ORDER BY f.id LIMIT ?2;
+-- name: fork_tree
+WITH RECURSIVE
+    up (id) AS (
+        SELECT id FROM conversation WHERE name = ?3
+        UNION SELECT f.parent FROM fork f JOIN up ON f.child = up.id
+    ),
+    tree (id) AS (
+        SELECT id FROM up
+        UNION SELECT f.child FROM fork f JOIN tree ON f.parent = tree.id
+    )
+SELECT f.id, p.name, c.name, f.request_id, f.at, f.kind
+FROM fork f JOIN conversation p ON p.id = f.parent JOIN conversation c ON c.id = f.child
+WHERE f.parent IN (SELECT id FROM tree) AND f.id > ?1 ORDER BY f.id LIMIT ?2;
+
+-- name: rows_active
+SELECT 0, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due, r.started_at,
+    r.finished_at, r.provider, r.error, r.message, r.key
+FROM (SELECT key FROM request INDEXED BY running WHERE state = 2 AND external = 0 AND key > ?3) k
+    JOIN request r ON r.key = k.key JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+ORDER BY k.key LIMIT ?4;
+-- name: rows_ready
+SELECT r.rank, r.route, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
+    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.ready = 1 AND (r.route, r.rank, r.key) > (?2, ?1, ?3) ORDER BY r.route, r.rank, r.key LIMIT ?4;
+-- name: rows_waiting
+SELECT r.rank, r.conversation, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
+    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.place = 0 AND r.external = 0 AND (r.conversation, r.rank, r.key) > (?2, ?1, ?3)
+ORDER BY r.conversation, r.rank, r.key LIMIT ?4;
+-- name: rows_delayed
+SELECT r.due, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due, r.started_at,
+    r.finished_at, r.provider, r.error, r.message, r.key
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.state IN (0, 3, 4) AND (r.due, r.key) > (?1, ?3) ORDER BY r.due, r.key LIMIT ?4;
+-- name: rows_failed
+SELECT r.finished_at, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
+    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.state = 6 AND (r.finished_at, r.key) < (?1, ?3) ORDER BY r.finished_at DESC, r.key DESC LIMIT ?4;
+-- name: rows_finished
+SELECT r.finished_at, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
+    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
+WHERE r.finished_at IS NOT NULL AND (r.finished_at, r.key) < (?1, ?3)
+ORDER BY r.finished_at DESC, r.key DESC LIMIT ?4;
+
+-- name: routes
+SELECT name FROM route ORDER BY name;
+-- name: add_route
+INSERT OR IGNORE INTO route (name) VALUES (?);
+-- name: ready_count
+SELECT count(*) FROM (SELECT 1 FROM request WHERE ready = 1 AND route = ?1 LIMIT ?2);
+
+-- name: logged
+SELECT a.id, r.request_id, c.name, b.agent
+FROM attempt a JOIN request r ON r.key = a.request JOIN body b ON b.request = a.request
+    JOIN conversation c ON c.id = a.conversation
+WHERE a.id > ?1 AND a.outcome = 'completed' ORDER BY a.id LIMIT ?2;

@@ -1,0 +1,280 @@
+"""The store on one SQLite database: the default, for one daemon."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import apsw
+
+from ksi.clock import Chance, Moment
+from ksi.errors import StoreInUse, StoreUnavailable, StoreVersion
+from ksi.request import Attempt, Turn
+from ksi.store.base import (
+    Acquired,
+    Cancelled,
+    Claimed,
+    Enqueued,
+    Expiry,
+    Fork,
+    Listing,
+    LockGrant,
+    LockView,
+    LoggedTurn,
+    NewLock,
+    NewRequest,
+    Offer,
+    Page,
+    Passing,
+    Pruned,
+    Recovery,
+    RequestRow,
+    RequestView,
+    SessionView,
+    Settled,
+    StoreRules,
+    Totals,
+    Verdict,
+)
+from ksi.store.sqlite_checkpoint import Checkpointer
+from ksi.store.sqlite_commit import Committer
+from ksi.store.sqlite_ledger import Ledger
+from ksi.store.sqlite_locks import Locks
+from ksi.store.sqlite_reads import Reads
+from ksi.store.sqlite_requests import Requests
+from ksi.store.sqlite_upkeep import Upkeep
+from ksi.store.statements import read_sql
+
+LAYOUT = 1
+"""The layout's version, kept in `user_version`."""
+
+_CACHE_KIB = 64 * 1024
+
+
+class SqliteStore:
+    """See `ksi.store.base.Store` for every verb.
+
+    Verbs go through a `Committer` on the writing connection; reads use a second one, which sees what is committed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        rules: StoreRules,
+        chance: Chance,
+        *,
+        durability: Literal["full", "normal"] = "full",
+    ) -> None:
+        self._path = path
+        self._rules = rules
+        self._chance = chance
+        self._durability = durability
+
+    async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
+        """See `Store.open`."""
+        self._on_work = on_work
+        self._lock = _take_file(self._path)
+        try:
+            writer = self._connect()
+            _prepare(writer, self._path)
+            self._reader_connection = self._connect()
+        except apsw.Error as error:
+            os.close(self._lock)
+            raise StoreUnavailable(f"{self._path} cannot be used: {error}", path=str(self._path)) from None
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._writer = writer
+        self._ledger = Ledger(writer, self._rules, self._chance)
+        self._requests = Requests(self._ledger, Reads(writer, self._rules))
+        self._locks = Locks(self._ledger)
+        self._upkeep = Upkeep(self._ledger)
+        self._reads = Reads(self._reader_connection, self._rules)
+        self._checkpointer = Checkpointer(writer, str(self._path))
+        self._committer = Committer(writer, self._ledger, between=self._checkpointer.reset_if_long)
+        recovery = await self._committer.submit(lambda: self._upkeep.recover(now))
+        on_work()
+        return recovery
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        await self._committer.close()
+        self._checkpointer.close()
+        self._reader_connection.close()
+        self._writer.close()
+        os.close(self._lock)
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self._path), statementcachesize=200)
+        connection.set_busy_timeout(5_000)
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "full" if self._durability == "full" else "normal")
+        connection.pragma("cache_size", -_CACHE_KIB)
+        connection.pragma("temp_store", "memory")
+        return connection
+
+    # -- verbs ----------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+        """See `Store.enqueue`."""
+        enqueued = await self._committer.submit(lambda: self._requests.enqueue(new, offers, now))
+        if enqueued.claim is None and enqueued.existing is None:
+            self._on_work()
+        return enqueued
+
+    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+        """See `Store.claim`."""
+        return await self._committer.submit(lambda: self._requests.claim(offers, limit, now))
+
+    async def renew(self, now: Moment) -> tuple[int, ...]:
+        """See `Store.renew`. The file's lock is this daemon's lease: nobody else can take its runs."""
+        return ()
+
+    async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+        """See `Store.settle`."""
+        future = self._committer.submit(lambda: self._requests.settle(claim, attempt, verdict, now))
+        if self._ledger.totals.get("queued"):
+            # Told already now: a claim that is submitted in this turn of the loop shares the transaction.
+            self._on_work()
+        return await future
+
+    async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
+        """See `Store.cancel`."""
+        cancelled = await self._committer.submit(lambda: self._requests.cancel(request_id, now, by))
+        self._on_work()
+        return cancelled
+
+    async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
+        """See `Store.acquire`."""
+        return await self._committer.submit(lambda: self._locks.acquire(lock, now))
+
+    async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
+        """See `Store.renew_lock`."""
+        return await self._committer.submit(lambda: self._locks.renew_lock(request_id, now, fence))
+
+    async def release(self, request_id: str, now: Moment, fence: int | None = None) -> Passing:
+        """See `Store.release`."""
+        passing = await self._committer.submit(lambda: self._locks.release(request_id, now, fence))
+        self._on_work()
+        return passing
+
+    async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
+        """See `Store.withdraw`."""
+        passing = await self._committer.submit(lambda: self._locks.withdraw(request_id, now))
+        self._on_work()
+        return passing
+
+    async def expire(self, now: Moment, limit: int = 500) -> Expiry:
+        """See `Store.expire`."""
+        expiry = await self._committer.submit(lambda: self._upkeep.expire(now, limit))
+        if expiry.woken or expiry.ended or expiry.lapsed:
+            self._on_work()
+        return expiry
+
+    async def prune(self, now: Moment, limit: int = 500) -> Pruned:
+        """See `Store.prune`."""
+        return await self._committer.submit(lambda: self._upkeep.prune(now, limit))
+
+    async def set_log_watermark(self, watermark: int) -> None:
+        """See `Store.set_log_watermark`."""
+        await self._committer.submit(lambda: self._ledger.totals.__setitem__("log_watermark", watermark))
+
+    # -- reads ----------------------------------------------------------------------------------------------------
+
+    async def get(self, request_id: str) -> RequestView | None:
+        """See `Store.get`."""
+        return self._reads.get(request_id)
+
+    async def history(self, head: int, max_chars: int) -> list[Turn]:
+        """See `Store.history`."""
+        return self._reads.history(head, max_chars)
+
+    async def session(self, conversation: str) -> SessionView | None:
+        """See `Store.session`."""
+        return self._reads.session(conversation)
+
+    async def sessions(self, limit: int, cursor: str | None = None, agent_id: str | None = None) -> Page[SessionView]:
+        """See `Store.sessions`."""
+        return self._reads.sessions(limit, cursor, agent_id)
+
+    async def lock(self, conversation: str, line_limit: int) -> LockView | None:
+        """See `Store.lock`."""
+        return self._reads.lock(conversation, line_limit)
+
+    async def locks(self, limit: int, cursor: str | None = None) -> Page[LockView]:
+        """See `Store.locks`."""
+        return self._reads.locks(limit, cursor)
+
+    async def forks(self, limit: int, cursor: str | None = None, conversation: str | None = None) -> Page[Fork]:
+        """See `Store.forks`."""
+        return self._reads.forks(limit, cursor, conversation)
+
+    async def requests(self, listing: Listing, limit: int, cursor: str | None = None) -> Page[RequestRow]:
+        """See `Store.requests`."""
+        return self._reads.requests(listing, limit, cursor)
+
+    async def totals(self) -> Totals:
+        """See `Store.totals`."""
+        known = Totals.__struct_fields__
+        return Totals(**{name: value for name, value in self._ledger.committed_totals.items() if name in known})
+
+    async def waiting_by_route(self) -> Mapping[str, int]:
+        """See `Store.waiting_by_route`."""
+        return self._reads.waiting_by_route()
+
+    async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
+        """See `Store.log_after`."""
+        return self._reads.log_after(watermark, limit)
+
+    async def log_watermark(self) -> int:
+        """See `Store.log_watermark`."""
+        return self._ledger.committed_totals.get("log_watermark", 0)
+
+
+def _take_file(path: Path) -> int:
+    """Lock the file beside the database; held until it is closed, by the kernel, even through a kill.
+
+    Raises:
+        StoreInUse: another daemon has it.
+        StoreUnavailable: the folder or file cannot be written.
+    """
+    beside = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{path.parent} cannot be written: {error.strerror}; make it writable or set another store.url",
+            path=str(path),
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise StoreInUse(
+            f"{path} belongs to a running daemon (pid {holder or 'unknown'}); stop it first, or use another home",
+            holder=holder or None,
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _prepare(connection: apsw.Connection, path: Path) -> None:
+    """Make the tables of a new database, or check an old one's layout."""
+    found = int(str(connection.pragma("user_version")))
+    if found > LAYOUT:
+        raise StoreVersion(
+            f"{path} was written by a newer KSI (layout {found}, known {LAYOUT}); upgrade KSI or use another home",
+            found=found,
+            known=LAYOUT,
+        )
+    if found == 0:
+        with connection:
+            connection.execute(read_sql("schema.sql"))
+            connection.pragma("user_version", LAYOUT)
+    connection.pragma("wal_autocheckpoint", 0)

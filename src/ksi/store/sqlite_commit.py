@@ -1,0 +1,165 @@
+"""Group commit: the operations of one turn of the event loop share a transaction, and are answered after its commit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import apsw
+
+from ksi.errors import ServiceError, StoreFull, StoreUnavailable
+from ksi.store.sqlite_ledger import Ledger
+
+T = TypeVar("T")
+
+BATCH = 256
+"""Operations in one transaction, so that none waits long for its commit."""
+
+SLOW_COMMIT = 0.002
+"""Seconds: above this a commit is made off the loop, so that streams and renewals do not stall."""
+
+_Operation = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+
+
+class Committer:
+    """Runs operations on the writing connection, in the order they come."""
+
+    def __init__(self, connection: apsw.Connection, ledger: Ledger, *, between: Callable[[], None]) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._ledger = ledger
+        self._between = between
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Operation] = deque()
+        self._scheduled = False
+        self._committing: asyncio.Future[None] | None = None
+        self._commit_time = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-commit")
+        self._closed = False
+
+    def submit(self, operation: Callable[[], T]) -> asyncio.Future[T]:
+        """Run an operation in the next transaction; the future has its result once that is committed."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(StoreUnavailable("the store is closed"))
+            return future
+        self._waiting.append((operation, future))
+        self._schedule()
+        return future
+
+    async def close(self) -> None:
+        """Finish what was submitted, then take no more."""
+        while self._waiting or self._committing is not None or self._scheduled:
+            await self.submit(lambda: None)
+        self._closed = True
+        self._thread.shutdown(wait=False)
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._committing is None:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """One transaction."""
+        self._scheduled = False
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        if not batch:
+            return
+        self._between()
+        try:
+            answers = self._run(batch)
+            if self._commit_time > SLOW_COMMIT:
+                self._commit_off_loop(batch, answers)
+                return
+            self._commit()
+        except Exception as error:  # whatever it is, the transaction must not stay open
+            self._roll_back()
+            self._one_by_one(batch, error)
+            return
+        self._answer(batch, answers)
+
+    def _run(self, batch: list[_Operation]) -> list[Any]:
+        """Each operation's result, or the error that it decided on before it wrote."""
+        self._cursor.execute("BEGIN IMMEDIATE")
+        self._ledger.begin()
+        answers: list[Any] = []
+        for operation, _ in batch:
+            try:
+                answers.append(operation())
+            except ServiceError as error:
+                answers.append(error)
+        self._ledger.write_totals()
+        return answers
+
+    def _commit(self) -> None:
+        begun = time.perf_counter()
+        self._cursor.execute("COMMIT")
+        self._ledger.committed()
+        # A moving average: one slow sync among many fast ones moves nothing off the loop.
+        self._commit_time += (time.perf_counter() - begun - self._commit_time) * 0.1
+
+    def _commit_off_loop(self, batch: list[_Operation], answers: list[Any]) -> None:
+        self._committing = self._loop.run_in_executor(self._thread, self._commit)
+        self._committing.add_done_callback(lambda done: self._after_commit(done, batch, answers))
+
+    def _after_commit(self, done: asyncio.Future[None], batch: list[_Operation], answers: list[Any]) -> None:
+        self._committing = None
+        error = done.exception()
+        if error is None:
+            self._answer(batch, answers)
+        else:
+            self._roll_back()
+            self._one_by_one(batch, error)
+        if self._waiting:
+            self._schedule()
+
+    def _answer(self, batch: list[_Operation], answers: list[Any]) -> None:
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, ServiceError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        if self._waiting:
+            self._schedule()
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._cursor.execute("ROLLBACK")
+        self._ledger.rolled_back()
+
+    def _one_by_one(self, batch: list[_Operation], cause: BaseException) -> None:
+        """After a fault of the whole: each operation alone, so that only the guilty one fails."""
+        if len(batch) == 1:
+            self._fail(batch[0][1], cause)
+            batch = []
+        for operation, future in batch:
+            try:
+                answers = self._run([(operation, future)])
+                self._commit()
+            except Exception as error:  # answered to whom it belongs
+                self._roll_back()
+                self._fail(future, error)
+            else:
+                self._answer([(operation, future)], answers)
+        if self._waiting:
+            self._schedule()
+
+    def _fail(self, future: asyncio.Future[Any], error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(as_ksi_error(error))
+
+
+def as_ksi_error(error: BaseException) -> BaseException:
+    """An SQLite fault in the terms of the error tree; anything else as it is."""
+    if not isinstance(error, apsw.Error):
+        return error
+    full = isinstance(error, apsw.FullError)
+    if full:
+        return StoreFull("no room left where the database is; free some space and try again")
+    return StoreUnavailable(f"the database could not be used: {error}", reason=type(error).__name__)

@@ -1,0 +1,290 @@
+"""What all SQL verbs stand on: statements, kept figures, and the moves of holders and lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+import msgspec
+
+from ksi.clock import Chance, Moment
+from ksi.errors import InternalError, NotFound
+from ksi.request import Attempt, Priority, State, may_become
+from ksi.store.base import Finish, LockGrant, Passing, StoreRules
+from ksi.store.sqlite_rows import HOLDS, IN_LINE, STATE_CODES, STATES, Row, attempt_values
+from ksi.store.statements import load_statements
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a conversation."""
+
+    key: int
+    request_id: str
+    state: State
+    external: bool
+    priority: Priority
+    since: int
+
+
+class Ledger:
+    """One connection's rows and figures. Its caller holds the transaction."""
+
+    def __init__(self, connection: apsw.Connection, rules: StoreRules, chance: Chance) -> None:
+        self.rules = rules
+        self.totals: dict[str, int] = {}
+        self._chance = chance
+        self._sql = load_statements("statements.sql")
+        self._cursor = connection.cursor()
+        self._written: dict[str, int] = {str(n): int(v) for n, v in self.all("totals")}
+        self._loads: dict[str, int] = {}
+        self._routes: set[str] = set()
+        self._next_key = 0
+        self._next_attempt = 0
+        self.rolled_back()
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    def run(self, name: str, *values: Any) -> None:
+        """Execute a statement that gives no rows."""
+        self._cursor.execute(self._sql[name], values)
+
+    def one(self, name: str, *values: Any) -> Row | None:
+        """The first row, or None."""
+        row: Row | None = self._cursor.execute(self._sql[name], values).fetchone()
+        return row
+
+    def all(self, name: str, *values: Any) -> list[Row]:
+        """All rows."""
+        rows: list[Row] = self._cursor.execute(self._sql[name], values).fetchall()
+        return rows
+
+    def scalar(self, name: str, *values: Any) -> Any:
+        """The first row's first column, or None."""
+        row = self._cursor.execute(self._sql[name], values).fetchone()
+        return None if row is None else row[0]
+
+    # -- transactions ---------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A transaction begins: count running requests anew."""
+        self._loads = {}
+
+    def write_totals(self) -> None:
+        """Put the changed figures into the transaction that changed what they count (Q8)."""
+        for name, value in self.totals.items():
+            if self._written.get(name) != value:
+                self.run("set_total", name, value)
+
+    def committed(self) -> None:
+        """The transaction is in the database."""
+        self._written = dict(self.totals)
+
+    def rolled_back(self) -> None:
+        """The transaction never was."""
+        self.totals = dict(self._written)
+        self._next_key = 1 + self.scalar("last_key")
+        self._next_attempt = 1 + self.scalar("last_attempt")
+        self._routes = {name for (name,) in self.all("routes")}
+
+    @property
+    def committed_totals(self) -> dict[str, int]:
+        """The figures as the last commit left them."""
+        return self._written
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def count(self, name: str, change: int) -> None:
+        """Change a kept figure."""
+        self.totals[name] = self.totals.get(name, 0) + change
+
+    def move(self, before: State, after: State) -> None:
+        """Count a request from one state to another; the state table must have the step."""
+        if not may_become(before, after):
+            raise InternalError(f"no request goes from {before} to {after}")
+        self.count(before.value, -1)
+        self.count(after.value, 1)
+
+    @property
+    def coming_key(self) -> int:
+        """The key that the next request will get."""
+        return self._next_key
+
+    def next_key(self) -> int:
+        """A new request's key."""
+        key = self._next_key
+        self._next_key += 1
+        return key
+
+    def next_fence(self) -> int:
+        """A new holder's fence."""
+        self.count("fence", 1)
+        return self.totals["fence"]
+
+    def token(self) -> int:
+        """A new holder's token."""
+        return self._chance.token()
+
+    def running_at(self, provider: str) -> int:
+        """How many requests run at a provider, counted from the rows once in each transaction."""
+        if provider not in self._loads:
+            self._loads[provider] = self.scalar("provider_load", provider)
+        return self._loads[provider]
+
+    def load(self, provider: str, change: int) -> None:
+        """A run began or ended in this transaction, after or before its row was written."""
+        if provider in self._loads:
+            self._loads[provider] += change
+
+    # -- holders and lines ----------------------------------------------------------------------------------------
+
+    def named(self, request_id: str) -> Row:
+        """A request's or lock's row by its id.
+
+        Raises:
+            NotFound: no such id.
+        """
+        row = self.one("named", request_id)
+        if row is None:
+            raise NotFound(f"no request {request_id!r} (or it is not kept any more)", request_id=request_id)
+        return row
+
+    def conversation_name(self, conversation: int) -> str:
+        """A conversation's name."""
+        return str(self.scalar("conversation_name", conversation))
+
+    def holder(self, conversation: int) -> Holder | None:
+        """Who holds a conversation."""
+        row = self.one("holder", conversation)
+        if row is None:
+            return None
+        key, request_id, state, external, priority, since = row
+        return Holder(key, request_id, STATES[state], bool(external), Priority(priority), since)
+
+    def know_route(self, route: str) -> None:
+        """Write a route's name when it comes for the first time."""
+        if route not in self._routes:
+            self._routes.add(route)
+            self.run("add_route", route)
+
+    def add_conversation(self, name: str, now: Moment, head: int | None, forked_from: int | None) -> int:
+        """Write a new conversation; returns its id."""
+        self.count("conversations", 1)
+        return int(self.scalar("add_conversation", name, now.wall, head, forked_from))
+
+    def position(self, conversation: int, rank: int, key: int) -> int:
+        """How many in the line stand before (rank, key), counted up to the rules' limit."""
+        return int(self.scalar("line_before", conversation, rank, key, self.rules.position_limit))
+
+    def refresh_line(self, conversation: int, now: Moment) -> LockGrant | None:
+        """Let the line's head come forward where nobody holds the conversation.
+
+        A request becomes ready, and the one that was ready before it no longer is; an external waiter is granted the
+        lock.
+        """
+        heads = self.all("line_heads", conversation)
+        if not heads or self.one("holder", conversation) is not None:
+            return None
+        if len(heads) > 1 and heads[1][3]:
+            self.run("set_ready", heads[1][0], 0)
+        key, request_id, external, ready, _ = heads[0]
+        if not external:
+            if not ready:
+                self.run("set_ready", key, 1)
+            return None
+        fence = self.next_fence()
+        end = now.after_us(self.rules.lock_expiry)
+        self.run("grant", key, fence, now.wall, end.mono, end.wall)
+        self.count("external_waiters", -1)
+        self.count("external_locks", 1)
+        self.count("locks", 1)
+        return LockGrant(
+            request_id=request_id,
+            conversation=self.conversation_name(conversation),
+            fence=fence,
+            expires_at=end.wall,
+        )
+
+    def renew_grant(self, key: int, now: Moment) -> int:
+        """Begin an external lock's time anew; returns its end in wall time."""
+        end = now.after_us(self.rules.lock_expiry)
+        self.run("renew_grant", key, end.mono, end.wall)
+        return end.wall
+
+    def release(self, conversation: int, by: str, now: Moment) -> Passing:
+        """The holder's row holds no more: count its lock off and let the next one come."""
+        self.count("locks", -1)
+        return self.passing(conversation, by, self.refresh_line(conversation, now))
+
+    def passing(self, conversation: int, by: str, granted: LockGrant | None) -> Passing:
+        """What `by` left behind."""
+        following = granted.request_id if granted is not None else None
+        if following is None:
+            heads = self.all("line_heads", conversation)
+            following = heads[0][1] if heads else None
+        return Passing(
+            conversation=self.conversation_name(conversation),
+            released_by=by,
+            next_request=following,
+            granted=granted,
+        )
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def add_attempt(
+        self, key: int, conversation: int, attempt: Attempt, earlier: int | None, previous: int | None
+    ) -> int:
+        """Write an ended attempt; returns its id."""
+        identity = self._next_attempt
+        self._next_attempt += 1
+        self.run("add_attempt", identity, key, earlier, previous, conversation, *attempt_values(attempt))
+        return identity
+
+    def finish(
+        self,
+        key: int,
+        before: State,
+        verdict: Finish,
+        now: Moment,
+        last_attempt: int | None = None,
+        provider: str | None = None,
+    ) -> None:
+        """Write a request's end."""
+        self.move(before, verdict.state)
+        self.run(
+            "finish", key, STATE_CODES[verdict.state], now.wall, verdict.error, verdict.message, last_attempt, provider
+        )
+
+    def end_waiting(
+        self,
+        key: int,
+        request_id: str,
+        conversation: int,
+        before: State,
+        place: int | None,
+        verdict: Finish,
+        now: Moment,
+    ) -> Passing | None:
+        """End a request that does not run, and let the line close up; says so where a lock moved."""
+        self.finish(key, before, verdict, now)
+        self.run("touch_conversation", conversation, now.wall)
+        if place == HOLDS:
+            return self.release(conversation, request_id, now)
+        if place == IN_LINE:
+            return self.leave_line(conversation, request_id, now)
+        return None
+
+    def drop_external(self, key: int, request_id: str, conversation: int, place: int, now: Moment) -> Passing | None:
+        """Take an external holder or waiter away; says so where a lock moved."""
+        self.run("drop_request", key)
+        self.run("drop_body", key)
+        self.run("touch_conversation", conversation, now.wall)
+        if place == HOLDS:
+            self.count("external_locks", -1)
+            return self.release(conversation, request_id, now)
+        self.count("external_waiters", -1)
+        return self.leave_line(conversation, request_id, now)
+
+    def leave_line(self, conversation: int, request_id: str, now: Moment) -> Passing | None:
+        """Somebody left the line: the next may come forward."""
+        granted = self.refresh_line(conversation, now)
+        return None if granted is None else self.passing(conversation, request_id, granted)

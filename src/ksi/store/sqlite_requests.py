@@ -1,0 +1,373 @@
+"""Enqueue, claim, settle and cancel in SQL: each decides, then writes, in a transaction that its caller holds."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import msgspec
+
+from ksi.clock import Moment
+from ksi.errors import ConversationBusy, FailureClass, InternalError, NotFound, QueueFull, RequestIdConflict
+from ksi.request import Attempt, OnBusy, Outcome, Priority, State
+from ksi.store.base import (
+    Cancelled,
+    CancelOutcome,
+    Claimed,
+    Enqueued,
+    Finish,
+    GiveBack,
+    NewRequest,
+    Offer,
+    Passing,
+    Retry,
+    Settled,
+    Verdict,
+)
+from ksi.store.sqlite_ledger import Holder, Ledger
+from ksi.store.sqlite_reads import Reads
+from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, STATES, Row
+
+_WAITING = ("scheduled", "queued", "retrying", "parked")
+CANCELLED = Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
+
+
+class _Arrival(msgspec.Struct, frozen=True):
+    """What a new request finds: its conversation as it is before it."""
+
+    conversation: int | None
+    turn: int | None
+    holder: Holder | None
+    head: Row | None
+    delayed: bool
+
+    @property
+    def free(self) -> bool:
+        """Nobody holds the conversation, nobody waits for it."""
+        return self.holder is None and self.head is None
+
+
+class Requests:
+    """A request's way through the tables."""
+
+    def __init__(self, ledger: Ledger, reads: Reads) -> None:
+        self._ledger = ledger
+        self._reads = reads
+
+    # -- enqueue --------------------------------------------------------------------------------------------------
+
+    def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+        """See `Store.enqueue`."""
+        known = self._ledger.one("known", new.request_id)
+        if known is not None:
+            return self._attach(new, known)
+        parent = None
+        if new.fork_of is not None:
+            parent = self._ledger.one("conversation", new.fork_of)
+            if parent is None:
+                raise NotFound(f"no conversation {new.fork_of!r} to fork from", conversation_id=new.fork_of)
+        arrival = self._arrive(new, now)
+        if not arrival.delayed:
+            self._refuse_if_busy(new, arrival)
+        provider = self._free_provider(new, offers, now) if self._may_run(new, arrival, now) else None
+        self._refuse_if_full(provider)
+        self._ledger.know_route(new.route)
+        arrival = self._enter_conversation(new, arrival, parent, now)
+        if provider is not None:
+            return self._insert_running(new, arrival, provider, now)
+        return self._insert_waiting(new, arrival, now)
+
+    def _attach(self, new: NewRequest, known: Row) -> Enqueued:
+        external, body = known
+        if external or body != new.body:
+            what = "an external lock" if external else "another request"
+            raise RequestIdConflict(
+                f"request_id {new.request_id!r} already names {what}; use a new id", request_id=new.request_id
+            )
+        view = self._reads.get(new.request_id)
+        if view is None:
+            raise InternalError("a request without its view", request_id=new.request_id)
+        return Enqueued(
+            request_id=new.request_id,
+            conversation=view.conversation,
+            state=view.state,
+            position=view.position or 0,
+            holder=view.holder,
+            existing=view,
+        )
+
+    def _arrive(self, new: NewRequest, now: Moment) -> _Arrival:
+        delayed = new.due is not None and new.due > now.wall
+        row = self._ledger.one("conversation", new.conversation)
+        if row is None:
+            return _Arrival(None, None, None, None, delayed)
+        heads = self._ledger.all("line_heads", row[0])
+        return _Arrival(row[0], row[1], self._ledger.holder(row[0]), heads[0] if heads else None, delayed)
+
+    def _refuse_if_busy(self, new: NewRequest, arrival: _Arrival) -> None:
+        """Raise ConversationBusy where `on_busy` says so (L3)."""
+        holder = arrival.holder
+        if new.on_busy is OnBusy.ENQUEUE or arrival.free or arrival.conversation is None:
+            return
+        if new.on_busy is OnBusy.INTERRUPT and (
+            holder is None or (not holder.external and holder.priority >= new.priority)
+        ):
+            return
+        raise ConversationBusy(
+            f"conversation {new.conversation!r} is taken; wait for it with on_busy 'enqueue', or try again later",
+            conversation_id=new.conversation,
+            holder=holder.request_id if holder is not None else None,
+            since=holder.since if holder is not None else None,
+            position=self._ledger.position(arrival.conversation, new.rank, self._ledger.coming_key),
+        )
+
+    def _may_run(self, new: NewRequest, arrival: _Arrival, now: Moment) -> bool:
+        return arrival.free and not arrival.delayed and (new.expires is None or new.expires > now.wall)
+
+    def _free_provider(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> str | None:
+        """Who can run it at once: a free slot, and nobody ready before it on a route to the same provider."""
+        for offer in offers:
+            if offer.route != new.route or self._ledger.running_at(offer.provider) >= offer.limit:
+                continue
+            before = (
+                self._ledger.one("ready_heads", other.route, now.wall, 1)
+                for other in offers
+                if other.provider == offer.provider
+            )
+            if all(row is None or row[0] > new.rank for row in before):
+                return offer.provider
+        return None
+
+    def _refuse_if_full(self, provider: str | None) -> None:
+        """Raise QueueFull for a request that would wait (Q5)."""
+        limit = self._ledger.rules.max_queued
+        if provider is None and sum(self._ledger.totals.get(name, 0) for name in _WAITING) >= limit:
+            raise QueueFull(f"the queue holds its {limit} requests; try again later", limit=limit)
+
+    def _enter_conversation(self, new: NewRequest, arrival: _Arrival, parent: Row | None, now: Moment) -> _Arrival:
+        """The arrival with its conversation, made where it is new."""
+        identity = arrival.conversation
+        if identity is None:
+            forked_from, turn = parent if parent is not None else (None, None)
+            identity = self._ledger.add_conversation(new.conversation, now, turn, forked_from)
+            if forked_from is not None:
+                self._ledger.run("add_fork", forked_from, identity, new.request_id, now.wall, "requested")
+            arrival = msgspec.structs.replace(arrival, conversation=identity, turn=turn)
+        else:
+            self._ledger.run("touch_conversation", identity, now.wall)
+        if new.agent_id is not None:
+            self._ledger.run("add_agent", new.agent_id, identity)
+        return arrival
+
+    def _insert_running(self, new: NewRequest, arrival: _Arrival, provider: str, now: Moment) -> Enqueued:
+        key, fence, token = self._ledger.next_key(), self._ledger.next_fence(), self._ledger.token()
+        self._ledger.run(
+            "add_request", key, new.request_id, arrival.conversation, STATE_CODES[State.RUNNING], HOLDS, 0,
+            int(new.priority), new.rank, new.hold_on_retry, new.route, provider, 1, fence, token, now.wall, None, None,
+            None, None, now.wall,
+        )  # fmt: skip
+        self._ledger.run("add_body", key, new.model, new.agent_id, new.requeued_from, new.body)
+        self._ledger.count("running", 1)
+        self._ledger.count("locks", 1)
+        self._ledger.load(provider, 1)
+        claim = Claimed(
+            key=key,
+            request_id=new.request_id,
+            conversation=new.conversation,
+            body=new.body,
+            route=new.route,
+            provider=provider,
+            priority=new.priority,
+            attempt=1,
+            fence=fence,
+            token=token,
+            started_at=now.wall,
+            enqueued_at=now.wall,
+            head=arrival.turn,
+            agent_id=new.agent_id,
+        )
+        return Enqueued(
+            request_id=new.request_id,
+            conversation=new.conversation,
+            state=State.RUNNING,
+            ready=True,
+            claim=claim,
+        )
+
+    def _insert_waiting(self, new: NewRequest, arrival: _Arrival, now: Moment) -> Enqueued:
+        conversation = arrival.conversation
+        assert conversation is not None
+        interrupts = new.on_busy is OnBusy.INTERRUPT and not arrival.delayed
+        rank = new.rank
+        if interrupts and arrival.head is not None:
+            rank = min(rank, arrival.head[4] - 1)
+        state, place = (State.SCHEDULED, BESIDE) if arrival.delayed else (State.QUEUED, IN_LINE)
+        key = self._ledger.next_key()
+        self._ledger.run(
+            "add_request", key, new.request_id, conversation, STATE_CODES[state], place, 0, int(new.priority), rank,
+            new.hold_on_retry, new.route, None, 0, None, None, now.wall, new.due if arrival.delayed else None,
+            new.expires, None, None, None,
+        )  # fmt: skip
+        self._ledger.run("add_body", key, new.model, new.agent_id, new.requeued_from, new.body)
+        self._ledger.count(state.value, 1)
+        holder = arrival.holder
+        stopping, passing = None, None
+        if interrupts and holder is not None:
+            stopping, passing = self._interrupt(holder, new, conversation, now)
+        elif not arrival.delayed:
+            self._ledger.refresh_line(conversation, now)
+        return Enqueued(
+            request_id=new.request_id,
+            conversation=new.conversation,
+            state=state,
+            ready=arrival.free and not arrival.delayed,
+            position=0 if arrival.delayed else self._ledger.position(conversation, rank, key),
+            holder=holder.request_id if holder is not None and passing is None else None,
+            stopping=stopping,
+            passing=passing,
+        )
+
+    def _interrupt(
+        self, holder: Holder, new: NewRequest, conversation: int, now: Moment
+    ) -> tuple[str | None, Passing | None]:
+        """Stop a holder for the new request: a running one is marked, another ends here."""
+        self._ledger.run("mark_interrupted", holder.key, new.request_id)
+        if holder.state is State.RUNNING:
+            self._ledger.run("mark_cancelling", holder.key)
+            return holder.request_id, None
+        passing = self._ledger.end_waiting(
+            holder.key, holder.request_id, conversation, holder.state, HOLDS, CANCELLED, now
+        )
+        return None, passing
+
+    # -- claim ----------------------------------------------------------------------------------------------------
+
+    def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+        """See `Store.claim`. Heads of one conversation never stand in two routes, so the lists can be merged once."""
+        heads: list[tuple[int, int, int]] = []
+        for number, offer in enumerate(offers):
+            wanted = min(limit, offer.limit - self._ledger.running_at(offer.provider))
+            if wanted > 0:
+                rows = self._ledger.all("ready_heads", offer.route, now.wall, wanted)
+                heads.extend((rank, key, number) for rank, key in rows)
+        heapq.heapify(heads)
+        claimed: dict[int, Claimed] = {}
+        while heads and len(claimed) < limit:
+            _, key, number = heapq.heappop(heads)
+            offer = offers[number]
+            if key not in claimed and self._ledger.running_at(offer.provider) < offer.limit:
+                claimed[key] = self._start(key, offer.provider, now)
+        return list(claimed.values())
+
+    def _start(self, key: int, provider: str, now: Moment) -> Claimed:
+        row = self._ledger.one("claimable", key)
+        if row is None:
+            raise InternalError("a ready request without its body or conversation", key=key)
+        request_id, place, priority, route, attempt, enqueued_at, body, agent, name, head = row
+        fence, token = self._ledger.next_fence(), self._ledger.token()
+        self._ledger.run("start", key, provider, fence, token, now.wall)
+        self._ledger.move(State.QUEUED, State.RUNNING)
+        if place != HOLDS:
+            self._ledger.count("locks", 1)
+        self._ledger.load(provider, 1)
+        return Claimed(
+            key=key,
+            request_id=request_id,
+            conversation=name,
+            body=body,
+            route=route,
+            provider=provider,
+            priority=Priority(priority),
+            attempt=attempt + 1,
+            fence=fence,
+            token=token,
+            started_at=now.wall,
+            enqueued_at=enqueued_at,
+            head=head,
+            agent_id=agent,
+        )
+
+    # -- settle ---------------------------------------------------------------------------------------------------
+
+    def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+        """See `Store.settle`."""
+        row = self._ledger.one("to_settle", claim.key)
+        if row is None or row[0] != claim.request_id:
+            raise NotFound(f"request {claim.request_id!r} is not kept any more", request_id=claim.request_id)
+        _, state_code, fence, token, conversation, hold, route, cancelling, earlier = row
+        if STATES[state_code] is not State.RUNNING or fence != claim.fence or token != claim.token:
+            self._keep_fenced(claim, attempt, conversation, earlier)
+            return Settled(state=STATES[state_code], fenced=True)
+        if cancelling and not isinstance(verdict, Finish):
+            verdict = CANCELLED
+        if isinstance(verdict, Finish):
+            return self._settle_finish(claim, attempt, verdict, conversation, earlier, now)
+        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, None)
+        self._ledger.load(claim.provider, -1)
+        self._ledger.run("touch_conversation", conversation, now.wall)
+        if isinstance(verdict, GiveBack):
+            self._ledger.run("requeue", claim.key, number, 0)
+            self._ledger.move(State.RUNNING, State.QUEUED)
+            return Settled(state=State.QUEUED)
+        return self._settle_retry(claim, verdict, number, conversation, bool(hold), route, now)
+
+    def _keep_fenced(self, claim: Claimed, attempt: Attempt, conversation: int, earlier: int | None) -> None:
+        """Keep a late answer on its attempt (F10), once: a settle sent twice must not count its usage twice (T1)."""
+        if earlier is not None and self._ledger.one("attempt_numbered", earlier, attempt.number) is not None:
+            return
+        fenced = msgspec.structs.replace(attempt, outcome=Outcome.FENCED)
+        number = self._ledger.add_attempt(claim.key, conversation, fenced, earlier, None)
+        self._ledger.run("note_attempt", claim.key, number)
+
+    def _settle_finish(
+        self, claim: Claimed, attempt: Attempt, verdict: Finish, conversation: int, earlier: int | None, now: Moment
+    ) -> Settled:
+        completed = verdict.state is State.COMPLETED
+        previous = self._ledger.scalar("conversation_head", conversation) if completed else None
+        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, previous)
+        self._ledger.load(claim.provider, -1)
+        if completed:
+            self._ledger.run("advance_conversation", conversation, number, now.wall)
+        else:
+            self._ledger.run("touch_conversation", conversation, now.wall)
+        provider = attempt.provider if completed else None
+        self._ledger.finish(claim.key, State.RUNNING, verdict, now, number, provider)
+        return Settled(
+            state=verdict.state,
+            turn=number if completed else None,
+            finished_at=now.wall,
+            passing=self._ledger.release(conversation, claim.request_id, now),
+        )
+
+    def _settle_retry(
+        self, claim: Claimed, verdict: Retry, number: int, conversation: int, hold: bool, route: str, now: Moment
+    ) -> Settled:
+        state = State.PARKED if verdict.parked else State.RETRYING
+        self._ledger.know_route(verdict.route or route)
+        self._ledger.run(
+            "delay", claim.key, STATE_CODES[state], HOLDS if hold else BESIDE, verdict.at, verdict.route or route,
+            verdict.error, verdict.message, number,
+        )  # fmt: skip
+        self._ledger.move(State.RUNNING, state)
+        passing = None if hold else self._ledger.release(conversation, claim.request_id, now)
+        return Settled(state=state, passing=passing, due=verdict.at)
+
+    # -- cancel ---------------------------------------------------------------------------------------------------
+
+    def cancel(self, request_id: str, now: Moment, by: str | None) -> Cancelled:
+        """See `Store.cancel`."""
+        key, state_code, external, conversation, place, _, _ = self._ledger.named(request_id)
+        state, outcome, passing = STATES[state_code], CancelOutcome.ALREADY_FINAL, None
+        name = self._ledger.conversation_name(conversation)
+        if by is not None and not external and not state.final:
+            self._ledger.run("mark_interrupted", key, by)
+        if external:
+            passing = self._ledger.drop_external(key, request_id, conversation, place, now)
+            outcome, state = CancelOutcome.CANCELLED, State.CANCELLED
+        elif state is State.RUNNING:
+            self._ledger.run("mark_cancelling", key)
+            outcome = CancelOutcome.STOPPING
+        elif not state.final:
+            passing = self._ledger.end_waiting(key, request_id, conversation, state, place, CANCELLED, now)
+            outcome, state = CancelOutcome.CANCELLED, State.CANCELLED
+        return Cancelled(outcome=outcome, request_id=request_id, conversation=name, state=state, passing=passing)

@@ -1,0 +1,23 @@
+"""Reads named SQL statements from the package's `sql/` folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+
+_MARK = "-- name: "
+
+
+def load_statements(file: str) -> Mapping[str, str]:
+    """The statements of a file by their names; a name's text goes up to the next one."""
+    statements: dict[str, str] = {}
+    for part in read_sql(file).split(_MARK)[1:]:
+        name, _, text = part.partition("\n")
+        lines = (line for line in text.splitlines() if not line.startswith("--"))
+        statements[name.strip()] = "\n".join(lines).strip().rstrip(";")
+    return statements
+
+
+def read_sql(file: str) -> str:
+    """A file's text."""
+    return (resources.files("ksi.store") / "sql" / file).read_text("utf-8")

@@ -1,0 +1,96 @@
+"""For tests of KSI and of what is built on it: a daemon in this process, and a clock that only moves when told."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ksi.clock import Chance, Clock, Moment, SystemClock, microseconds
+from ksi.config import load
+from ksi.daemon import Daemon
+from ksi.store.base import Store
+
+STUB: Mapping[str, Any] = {"kind": "stub", "max_concurrency": 64}
+
+
+class SimulatedClock:
+    """Time that stands still until `advance`. Both clocks move together unless `step_wall` is called."""
+
+    def __init__(self, wall: float = 1_700_000_000.0, mono: float = 1_000.0) -> None:
+        self._wall = microseconds(wall)
+        self._mono = microseconds(mono)
+        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+
+    def now(self) -> Moment:
+        """This instant."""
+        return Moment(self._wall, self._mono)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock was advanced so far."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._mono + microseconds(max(0.0, seconds)), next(self._numbers), future))
+        await future
+
+    def step_wall(self, seconds: float) -> None:
+        """Move the wall clock alone, as an administrator or NTP would."""
+        self._wall += microseconds(seconds)
+
+    async def advance(self, seconds: float) -> None:
+        """Move both clocks, waking each sleeper at its own instant."""
+        end = self._mono + microseconds(seconds)
+        while self._sleepers and self._sleepers[0][0] <= end:
+            at, _, future = heapq.heappop(self._sleepers)
+            self._move_to(at)
+            if not future.done():
+                future.set_result(None)
+                await settle_down()
+        self._move_to(end)
+        await settle_down()
+
+    def _move_to(self, mono: int) -> None:
+        self._wall += mono - self._mono
+        self._mono = mono
+
+
+async def settle_down(turns: int = 50) -> None:
+    """Give what was woken its turns on the event loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running_daemon(
+    home: Path | None = None,
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    clock: Clock | None = None,
+    chance: Chance | None = None,
+    store: Store | None = None,
+) -> AsyncIterator[Daemon]:
+    """A daemon in this process and event loop, on a home of its own, stopped at the end.
+
+    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml.
+    """
+    with tempfile.TemporaryDirectory(prefix="ksi-") as folder:
+        flags: dict[str, dict[str, Any]] = {
+            "service": {"default_model": "stub/echo", "shutdown_grace": 2.0},
+            "providers": {"local": {"enabled": False}, "stub": dict(STUB)},
+        }
+        for section, values in (settings or {}).items():
+            flags.setdefault(section, {}).update(values)
+        config = load(home or Path(folder), {}, flags)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        daemon = Daemon(config, clock or SystemClock(), chance or Chance(random.Random(0)), {}, store)
+        await daemon.start()
+        try:
+            yield daemon
+        finally:
+            await daemon.stop()

@@ -1,0 +1,270 @@
+"""The Unix socket: who may connect, lines in, lines out, and clients that are slow or gone (S1, S2, S4)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from ksi.clock import Clock
+from ksi.config import Socket
+from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer
+from ksi.protocol import LineReader, encode_error
+from ksi.transports.dispatch import Dispatcher
+
+IN_FLIGHT = 1_000
+"""Lines of one connection that are served at a time; above it, reading waits."""
+
+LAST_WORD = 5.0
+"""Seconds that a client which was let go has to read why."""
+
+_MAX_PATH = 107
+"""Bytes that the kernel takes for a socket's path."""
+
+
+class SocketConnection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, server: UnixSocket) -> None:
+        self._server = server
+        self._reader = LineReader(server.config.max_line)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._owed = 0
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._flushing = False
+        self._paused = False
+        self._reading = True
+        self._half_closed = False
+        self._closing = False
+
+    # -- coming and going -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who it is (S2)."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods, not by its class
+        if not self._server.admit(self, self._transport):
+            self._closing = True
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone; what it asked for goes on (R1)."""
+        self._closing = True
+        self._out.clear()
+        self._transport = None
+        self._server.forget(self)
+
+    def eof_received(self) -> bool:
+        """The client sends no more, but reads: it still gets what it is owed (S1)."""
+        rest = self._reader.finish()
+        if rest is not None and rest.strip():
+            self._serve(rest)
+        self._half_closed = True
+        self._close_if_done()
+        return True
+
+    def _close_if_done(self) -> None:
+        if (
+            self._half_closed
+            and not self._owed
+            and not self._closing
+            and not self._out
+            and self._transport is not None
+            and not self._server.awaits(self)
+        ):
+            self._closing = True
+            self._transport.close()
+
+    # -- in -------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Serve each line as it is complete."""
+        for line in self._reader.feed(data):
+            if isinstance(line, PayloadTooLarge):
+                self.push(encode_error(None, line, None, self._server.clock.now().unix))
+            elif line.strip():
+                self._serve(line)
+
+    def _serve(self, line: bytes) -> None:
+        self._owed += 1
+        task = self._loop.create_task(self._server.dispatcher.serve(line, self))
+        self._serving.add(task)
+        task.add_done_callback(self._served)
+        if len(self._serving) >= IN_FLIGHT and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not self._reading and len(self._serving) < IN_FLIGHT // 2 and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()
+        if self._half_closed:
+            self._close_if_done()
+
+    # -- out ------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """An owed answer was sent."""
+        self._owed -= 1
+
+    def push(self, line: bytes) -> None:
+        """Send a line with all others of this turn of the loop; a client that does not read is let go."""
+        if self._closing:
+            return
+        self._out.append(line)
+        self._out_bytes += len(line)
+        if self._out_bytes > self._server.config.max_backlog:
+            self._let_go()
+        elif not self._paused and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._paused or self._transport is None:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        self._out_bytes = 0
+        self._transport.write(data)
+        if self._half_closed:
+            self._close_if_done()
+
+    def pause_writing(self) -> None:
+        """The kernel takes no more: keep what comes, up to the bound."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._paused = False
+        if self._out and not self._flushing:
+            self._flush()
+
+    def _let_go(self) -> None:
+        """Say why, and close; what was not read stays fetchable (S4)."""
+        limit = self._server.config.max_backlog
+        self._out.clear()
+        self._out_bytes = 0
+        self._closing = True
+        self._server.log.warning("slow client let go", limit=limit)
+        transport = self._transport
+        if transport is not None:
+            error = SlowConsumer(f"more than {limit} bytes were not read; results can be fetched with completion:get")
+            transport.write(encode_error(None, error, None, self._server.clock.now().unix))
+            transport.close()
+            self._loop.call_later(LAST_WORD, transport.abort)
+
+    def close(self) -> None:
+        """The daemon stops: send what is there, then close."""
+        if self._transport is not None and not self._closing:
+            self._paused = False
+            self._flush()
+            self._closing = True
+            self._transport.close()
+            self._loop.call_later(LAST_WORD, self._transport.abort)
+
+
+class UnixSocket:
+    """Listens on a path that only this user can reach."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Socket,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        *,
+        awaits: Callable[[SocketConnection], bool],
+        on_gone: Callable[[SocketConnection], Awaitable[None]],
+    ) -> None:
+        self.config = config
+        self.dispatcher = dispatcher
+        self.clock = clock
+        self.awaits = awaits
+        self.log = structlog.get_logger("ksi.socket")
+        self._path = path
+        self._on_gone = on_gone
+        self._connections: set[SocketConnection] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. The caller knows that no other daemon lives here: a socket that lies there is stale (R7).
+
+        Raises:
+            ConfigError: the path is too long for a socket, or something else lies there.
+        """
+        if len(os.fsencode(self._path)) > _MAX_PATH:
+            raise ConfigError(
+                f"{self._path} is too long for a socket ({_MAX_PATH} bytes); set a shorter socket.path",
+                place="socket.path",
+            )
+        if self._path.exists() or self._path.is_symlink():
+            if not stat.S_ISSOCK(self._path.lstat().st_mode):
+                raise ConfigError(f"{self._path} is no socket; move it away or set socket.path", place="socket.path")
+            self._path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: SocketConnection(self), sock=listener, backlog=1024)
+
+    async def stop(self) -> None:
+        """Take no more connections; close those that are there once they have what was sent."""
+        if self._server is not None:
+            self._server.close()
+        self._path.unlink(missing_ok=True)
+        for connection in list(self._connections):
+            connection.close()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are there."""
+        return len(self._connections)
+
+    def admit(self, connection: SocketConnection, transport: asyncio.Transport) -> bool:
+        """Whether a client may come in: this user's, or root's, and not too many (S2)."""
+        peer = transport.get_extra_info("socket")
+        uid = peer_uid(peer)
+        if uid not in (os.geteuid(), 0):
+            self.log.warning("client of another user refused", uid=uid)
+            return False
+        if len(self._connections) >= self.config.max_connections:
+            self.log.warning("too many connections", limit=self.config.max_connections)
+            return False
+        self._connections.add(connection)
+        return True
+
+    def forget(self, connection: SocketConnection) -> None:
+        """A client is gone."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            task = asyncio.ensure_future(self._on_gone(connection))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+
+def peer_uid(peer: socket.socket) -> int:
+    """The user at the other end of a Unix socket."""
+    if hasattr(socket, "SO_PEERCRED"):
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        return int(uid)
+    # macOS: LOCAL_PEERCRED gives a struct xucred, whose second word is the uid.
+    sol_local, local_peercred = 0, 1
+    _, uid = struct.unpack_from("2I", peer.getsockopt(sol_local, local_peercred, 76))
+    return int(uid)

@@ -1,0 +1,44 @@
+"""Every test here runs over every store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check
+
+from ksi.store.base import StoreRules
+
+StoreFactory = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """Where one kind of store keeps its data."""
+    return MemoryHome() if request.param == "memory" else SqliteHome(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def store_factory(home: Home) -> AsyncIterator[StoreFactory]:
+    """Makes an open store by the rules it is given. When the test is over, what always holds must hold in it."""
+    worlds: list[World] = []
+
+    async def make(**rules: Any) -> World:
+        world = World(home, StoreRules(**rules))
+        await world.open()
+        worlds.append(world)
+        return world
+
+    yield make
+    for world in worlds:
+        await check(world.store, pruned=world.pruned)
+        await world.store.close()
+
+
+@pytest_asyncio.fixture
+async def world(store_factory: StoreFactory) -> World:
+    """An open store by the usual rules."""
+    return await store_factory()
