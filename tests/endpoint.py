@@ -1,7 +1,7 @@
 """A scripted model endpoint on loopback: OpenAI's chat completions and Anthropic's messages, and all that can go wrong.
 
-In a test: `async with ScriptedEndpoint(Answer(text="Hello")) as endpoint: ... endpoint.url ...`. In a process of its own,
-answering all alike: `python -m tests.endpoint [--port N] [--pieces N] [--delay S]`; it prints its URL when it serves.
+In a test: `async with ScriptedEndpoint(Answer(pieces=("Hello",))) as endpoint: ... endpoint.url ...`. In a process of
+its own, answering all alike: `python -m tests.endpoint [--port N] [--pieces N] [--delay S]`; it prints its URL first.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import argparse
 import asyncio
 import contextlib
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -90,7 +92,11 @@ class Seen:
 
     def __init__(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> None:
         self.method = method
-        self.path, _, self.query = target.partition("?")
+        parts = urlsplit(target)
+        self.target = target
+        """What the request line names: a path, and to a proxy a whole URL."""
+        self.path = parts.path
+        self.query = parts.query
         self.headers = headers
         self.body = body
         self.gone = asyncio.Event()
@@ -461,7 +467,8 @@ _encode = msgspec.json.encode
 
 async def _serve(port: int, answer: Answer) -> None:
     async with ScriptedEndpoint(answer, port=port, record=False) as endpoint:
-        print(endpoint.url, flush=True)
+        sys.stdout.write(f"{endpoint.url}\n")
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
 

@@ -63,7 +63,7 @@ class Daemon:
         self.stopping = asyncio.Event()
         head_starts = _head_starts(config)
         self.store = store if store is not None else build_store(config, chance)
-        self._built: Mapping[str, Provider] = build_providers(config, environ)
+        self._built: Mapping[str, Provider] = build_providers(config, environ, clock)
         self.bus = EventBus(clock)
         lock_events = LockEvents(self.bus)
         announcer = Announcer(self.store, self.bus, lock_events)

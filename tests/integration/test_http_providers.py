@@ -1,4 +1,4 @@
-"""Both HTTP providers against a scripted endpoint over loopback: answers, usage, every failure class, closing, limits."""
+"""Both HTTP providers against a scripted endpoint on loopback: answers, usage, failures, closing, time limits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from ksi.clock import SystemClock
 from ksi.errors import ConfigError, FailureClass, ProviderError
 from ksi.providers.anthropic import AnthropicProvider, MessagesSettings
 from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.http import Streaming, Timeouts
-from ksi.providers.openai import ChatSettings, OpenAIProvider
+from ksi.providers.http import Endpoint, Streaming, Timeouts
+from ksi.providers.openai import ChatSettings, OpenAIProvider, chat, chat_body
 from ksi.request import Usage
-from tests.endpoint import Answer, ScriptedEndpoint
+from tests.endpoint import Answer, ScriptedEndpoint, chat_answer, message_answer
 
 KEY = "sk-secret-0123456789"
 HttpProvider = OpenAIProvider | AnthropicProvider
 APIS = ("openai", "anthropic")
 SOON = 10.0
 
+CHAT_OR_MESSAGE = {"openai": chat_answer, "anthropic": message_answer}
 both_apis = pytest.mark.parametrize("api", APIS)
 both_ways = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
@@ -256,6 +257,40 @@ class TestAnswers:
         assert (completion.text, completion.usage) == ("", Usage(input_tokens=5, output_tokens=2))
 
     @both_apis
+    @pytest.mark.promise("T1")
+    @pytest.mark.parametrize("count", [-1, 10**30])
+    async def test_counts_that_cannot_be_are_no_report(self, api: str, count: int) -> None:
+        usage = Usage(input_tokens=10, output_tokens=count)
+        async with pair(api, Answer(body=json.dumps(CHAT_OR_MESSAGE[api](Answer(usage=usage), "m")).encode())) as (
+            _,
+            provider,
+        ):
+            assert (await whole(provider, a_call()))[1].usage is None
+
+    @pytest.mark.parametrize(
+        ("field", "openai", "sent"),
+        [
+            (None, False, "max_tokens"),
+            (None, True, "max_completion_tokens"),
+            ("max_tokens", True, "max_tokens"),
+            ("limit", False, "limit"),
+        ],
+    )
+    def test_the_answer_s_limit_has_the_name_that_the_endpoint_knows(
+        self, field: str | None, openai: bool, sent: str
+    ) -> None:
+        body = chat_body(a_call(max_tokens=7), ChatSettings(max_tokens_field=field), openai=openai)
+        assert {name: value for name, value in body.items() if value == 7} == {sent: 7}
+
+    @both_apis
+    async def test_a_proxy_is_sent_the_whole_url(self, api: str) -> None:
+        async with ScriptedEndpoint(Answer()) as proxy:
+            provider = make(api, "http://model.invalid", proxy=proxy.url)
+            async with running(provider):
+                await whole(provider, a_call())
+        assert proxy.requests[0].target.startswith("http://model.invalid/v1/")
+
+    @both_apis
     @both_ways
     async def test_a_prompt_of_ten_megabytes_arrives(self, api: str, stream: bool) -> None:
         prompt = "x" * 10_000_000
@@ -309,6 +344,9 @@ class TestFailures:
             (Answer(body=b""), "provider_error"),
             (Answer(body=b"[]"), "provider_error"),
             (Answer(body=b"{}"), "provider_error"),
+            (Answer(body=b'{"choices": ' + b'[{"x": ' * 100_000), "provider_error"),
+            (Answer(body=b"[" * 100_000, status=500), "provider_error"),
+            (Answer(raw=b"HTTP/1.1 204 No Content\r\n\r\n"), "provider_error"),
             (Answer(body=b'{"choices": [], "content": 7}'), "provider_error"),
             (Answer(body=b"\xff\xfe"), "provider_error"),
             (Answer(body=b"<html>log in</html>", content_type="text/html"), "provider_error"),
@@ -396,6 +434,27 @@ class TestFailures:
             error = await failure(provider, a_call(stream=stream))
             assert "Incorrect API key provided: ***; X-Extra was ***" in error.message
             assert KEY not in (provider.problem() or "")
+
+    @both_apis
+    @both_ways
+    async def test_an_answer_over_the_limit_is_refused(self, api: str, stream: bool) -> None:
+        async with ScriptedEndpoint(Answer(pieces=("x" * 1000,) * 30)) as endpoint:
+            target = Endpoint("team", endpoint.openai_url, clock=SystemClock(), body_limit=20_000)
+            await target.start()
+            with pytest.raises(ProviderError, match="larger than 20000 bytes") as caught:
+                async for _ in chat(target, a_call(stream=stream)):
+                    pass
+            await target.stop()
+        assert caught.value.failure is FailureClass.PROVIDER_ERROR
+
+    @both_apis
+    async def test_a_proxy_that_refuses_is_a_network_error(self, api: str) -> None:
+        async with ScriptedEndpoint() as proxy:
+            provider = make(api, "https://model.invalid", proxy=proxy.url)
+            async with running(provider):
+                error = await failure(provider, a_call())
+        assert error.failure is FailureClass.NETWORK_ERROR
+        assert "proxy" in error.message
 
     @both_apis
     async def test_an_endless_error_text_is_cut(self, api: str) -> None:
@@ -494,6 +553,24 @@ class TestProblems:
             kind("team", clock=SystemClock(), base_url=url)
         assert caught.value.place == "providers.team.base_url"
         assert "pw-secret" not in str(caught.value)
+
+    @both_apis
+    @pytest.mark.parametrize(
+        ("arguments", "place"),
+        [
+            ({"proxy": "socks5://127.0.0.1:1"}, "proxy"),
+            ({"proxy": "nowhere"}, "proxy"),
+            ({"headers": {"X-A": "line\nbreak-secret"}}, "headers"),
+            ({"headers": {"X A": "value-secret"}}, "headers"),
+        ],
+    )
+    def test_what_no_request_can_carry_is_refused_when_it_is_configured(
+        self, api: str, arguments: dict[str, Any], place: str
+    ) -> None:
+        with pytest.raises(ConfigError) as caught:
+            make(api, "http://127.0.0.1:1", **arguments)
+        assert caught.value.place == f"providers.team.{place}"
+        assert "secret" not in str(caught.value)
 
 
 class TestClosing:

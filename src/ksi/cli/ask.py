@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ksi.events import RequestReply
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
+PATIENCE = 60.0
+"""Seconds for which a daemon that was lost is waited for: long enough for a restart."""
 CANCEL_WAIT = 5.0
 """Seconds that Ctrl-C gives the daemon to confirm."""
 
@@ -105,7 +107,7 @@ async def _ask(settings: Settings, prompt: str, fields: dict[str, Any], *, start
 async def _connected(settings: Settings, *, start: bool) -> Client:
     from ksi.errors import ConnectionFailed
 
-    client = settings.client()
+    client = settings.client(patience=PATIENCE)
     try:
         await client.open()
     except ConnectionFailed:

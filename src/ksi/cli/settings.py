@@ -95,8 +95,8 @@ class Settings:
 
         return load(self.home)
 
-    def client(self, *, patience: float = 30.0) -> Client:
-        """A client of this home's daemon, not yet open."""
+    def client(self, *, patience: float = 5.0) -> Client:
+        """A client of this home's daemon, not yet open; `patience` in seconds, see `Client`."""
         from ksi.client import Client
 
         return Client(self.config.socket_path, patience=patience)

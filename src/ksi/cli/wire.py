@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def watch(settings: Settings, patterns: tuple[str, ...], as_json: bool) -> None:
 
     A lost connection is made again; a line on stderr says that events may be missing.
     """
-    asyncio.run(_watch(settings.client(), patterns, as_json))
+    asyncio.run(_watch(settings.client(patience=math.inf), patterns, as_json))
 
 
 async def _watch(client: Client, patterns: tuple[str, ...], as_json: bool) -> None:

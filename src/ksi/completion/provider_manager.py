@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from ksi.clock import MICROSECONDS
+from ksi.clock import MICROSECONDS, Clock
 from ksi.config import Config, ProviderConfig, options_of
 from ksi.errors import ConfigError, UnknownModel
 from ksi.protocol import nearest
@@ -182,7 +182,7 @@ class ProviderManager:
         )
 
 
-def build_providers(config: Config, environ: Mapping[str, str]) -> dict[str, Provider]:
+def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) -> dict[str, Provider]:
     """Make the enabled providers of a configuration; each kind is a module of `ksi.providers`.
 
     Raises:
@@ -200,6 +200,7 @@ def build_providers(config: Config, environ: Mapping[str, str]) -> dict[str, Pro
             raise ConfigError(f"providers.{name}: no provider kind {entry.kind!r}", place=f"providers.{name}.kind")
         setting = Setting(
             name=name,
+            clock=clock,
             home=config.home,
             log_dir=config.log_dir,
             environ=environ,

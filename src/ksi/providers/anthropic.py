@@ -9,9 +9,10 @@ import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.base import Call, Capabilities, Chunk, Completion
+from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
 from ksi.providers.faults import reported
-from ksi.providers.http import Credential, Endpoint, Streaming, Timeouts
+from ksi.providers.http import Endpoint, Streaming, Timeouts, counts
+from ksi.providers.http_checks import Credential
 from ksi.providers.sse import SseEvent
 from ksi.request import Usage
 
@@ -32,8 +33,8 @@ def messages_body(call: Call, settings: MessagesSettings) -> dict[str, Any]:
     """The request's body. Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields.
 
     So options can add anything and fill in what the request left open, but not change the model, the messages, whether
-    the answer is streamed, or a limit that the request set. Blank messages are left out, since the API refuses a whole call
-    for one; it joins the neighbours that then have the same role.
+    the answer is streamed, or a limit that the request set. Blank messages are left out, since the API refuses a whole
+    call for one; it joins the neighbours that then have the same role.
     """
     body: dict[str, Any] = {"max_tokens": settings.max_tokens, **settings.extra_body, **call.options}
     body["model"] = call.model
@@ -63,14 +64,11 @@ class _Usage(msgspec.Struct):
 
     def report(self) -> Usage | None:
         """As KSI counts; None where the counts are missing (T1)."""
-        if self.input_tokens is None or self.output_tokens is None:
+        given, made = self.input_tokens, self.output_tokens
+        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        if given is None or made is None or not counts(given, made, read, written):
             return None
-        return Usage(
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            cache_read_tokens=self.cache_read_input_tokens or 0,
-            cache_write_tokens=self.cache_creation_input_tokens or 0,
-        )
+        return Usage(input_tokens=given, output_tokens=made, cache_read_tokens=read, cache_write_tokens=written)
 
 
 class _Block(msgspec.Struct):
@@ -198,7 +196,7 @@ class _MessagesReply:
 def _decode(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is no message: {fault}") from None
 
 
@@ -265,3 +263,31 @@ class AnthropicProvider:
     def problem(self) -> str | None:
         """A missing key, or what the endpoint last said about it."""
         return self._endpoint.problem()
+
+
+class Options(MessagesSettings, frozen=True, kw_only=True):
+    """The configuration keys of kind `anthropic`, beside what every provider has."""
+
+    base_url: str = "https://api.anthropic.com"
+    api_key_env: str = "ANTHROPIC_API_KEY"
+    """The variable that holds the key."""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    connect_timeout: float = 10.0
+    context_tokens: int = 200_000
+    proxy: str | None = None
+
+
+def build(setting: Setting, options: Options) -> AnthropicProvider:
+    """The provider for a configuration."""
+    return AnthropicProvider(
+        setting.name,
+        clock=setting.clock,
+        base_url=options.base_url,
+        api_key=setting.environ.get(options.api_key_env),
+        api_key_env=options.api_key_env,
+        headers=options.headers,
+        timeouts=Timeouts(total=setting.timeout, idle=setting.idle_timeout, connect=options.connect_timeout),
+        context_tokens=options.context_tokens,
+        settings=options,
+        proxy=options.proxy,
+    )

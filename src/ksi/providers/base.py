@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ksi.clock import Clock
 from ksi.request import Usage
 
 
@@ -70,6 +71,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What the daemon tells a provider when it builds it. Times in seconds."""
 
     name: str
+    clock: Clock
     home: Path
     log_dir: Path
     environ: Mapping[str, str]

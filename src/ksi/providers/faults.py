@@ -80,7 +80,7 @@ def read_report(body: bytes) -> Report:
     or plain text."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Report(message=body.decode("utf-8", "replace").strip())
     return _report_of(value)
 
@@ -119,7 +119,7 @@ def failure_class(status: int | None, report: Report) -> FailureClass:
     if _ACCOUNT.search(report.message):
         return FailureClass.AUTHENTICATION
     if status is not None:
-        return FailureClass.INVALID_REQUEST if status < 500 else FailureClass.PROVIDER_ERROR
+        return FailureClass.INVALID_REQUEST if 300 <= status < 500 else FailureClass.PROVIDER_ERROR
     return named[0] if named else FailureClass.PROVIDER_ERROR
 
 

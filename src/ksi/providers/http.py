@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ksi.clock import Clock
-from ksi.errors import ConfigError, FailureClass, ProviderError
+from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Chunk, Completion
 from ksi.providers.faults import refusal
+from ksi.providers.http_checks import Credential, base_url, check_headers, proxy_url, secrets
 from ksi.providers.sse import SseEvent, SseParser, SseTooLong
 
 _LARGE_BODY = 512 * 1024
@@ -26,7 +27,7 @@ _DRAIN = 0.25
 again; one that keeps it open loses the connection, and nothing else."""
 _ERROR_BODY = 5.0
 """Seconds that an error body may take; after that the status alone has to do."""
-_SHORTEST_SECRET = 8
+_MOST_TOKENS = 2**53
 _LONGEST_MESSAGE = 600
 """Characters of an endpoint's own words that an error message repeats."""
 
@@ -85,24 +86,6 @@ class Dialect(Protocol):
         ...
 
 
-class Credential(msgspec.Struct, frozen=True):
-    """An API key, and in `problem` why it cannot be used: None where it can, or where none is needed."""
-
-    key: str | None = None
-    problem: str | None = None
-
-    @classmethod
-    def read(cls, api_key: str | None, api_key_env: str | None) -> Credential:
-        """Judge a key. With neither a key nor the name of a variable the endpoint needs none."""
-        key = api_key.strip() if api_key is not None else ""
-        source = f"the environment variable {api_key_env}" if api_key_env is not None else "api_key"
-        if not key:
-            return cls(problem=f"no API key: set {source}") if api_key_env is not None else cls()
-        if not (key.isascii() and key.isprintable()):
-            return cls(problem=f"the API key in {source} has characters that no HTTP header can carry")
-        return cls(key=key)
-
-
 class Endpoint:
     """A base URL with one session for all calls to it.
 
@@ -113,7 +96,7 @@ class Endpoint:
     def __init__(
         self,
         provider: str,
-        base_url: str,
+        url: str,
         *,
         clock: Clock,
         credential: Credential | None = None,
@@ -127,19 +110,20 @@ class Endpoint:
         are secrets as the key is. `body_limit` is the largest answer, in bytes.
 
         Raises:
-            ConfigError: the URL is none that can be called.
+            ConfigError: the URL, the proxy or a header cannot be used.
         """
         self.provider = provider
-        self._base = _base_url(provider, base_url)
+        self._base = base_url(provider, url)
         self._clock = clock
         self._credential = credential or Credential()
+        check_headers(provider, headers or {})
         self._headers: CIMultiDict[str] = CIMultiDict({"Content-Type": "application/json"})
         self._headers.update(own_headers or {})
         self._headers.update(headers or {})
         self._timeouts = timeouts or Timeouts()
-        self._proxy = proxy
+        self._proxy = proxy_url(provider, proxy)
         self._body_limit = body_limit
-        self._secrets = _secrets(self._credential, (headers or {}).values(), self._base, proxy)
+        self._secrets = secrets(self._credential, (headers or {}).values(), self._base, self._proxy)
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
         self._account_problem: str | None = None
@@ -166,6 +150,11 @@ class Endpoint:
     def problem(self) -> str | None:
         """A missing key, or what the endpoint last said about the account, until a call succeeds."""
         return self._credential.problem or self._account_problem
+
+    @property
+    def host(self) -> str | None:
+        """The base URL's host."""
+        return self._base.host
 
     @property
     def path(self) -> str:
@@ -195,9 +184,10 @@ class Endpoint:
             if response.status != 200:
                 raise await self._refused(response)
             if _is_stream(response, asked=bool(body.get("stream"))):
-                reply, parser = dialect.reply(), SseParser(self._body_limit)
+                reply, parser, size = dialect.reply(), SseParser(self._body_limit), 0
                 while not reply.done and (data := await response.content.readany()):
                     if text := reply.feed(parser.feed(data)):
+                        self._allow(size := size + len(text))
                         yield Chunk(text)
                 completion = reply.finish()
                 await _drain(response)
@@ -239,10 +229,12 @@ class Endpoint:
         size = 0
         while part := await response.content.readany():
             parts.append(part)
-            size += len(part)
-            if size > self._body_limit:
-                raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is larger than {self._body_limit} bytes")
+            self._allow(size := size + len(part))
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _allow(self, size: int) -> None:
+        if size > self._body_limit:
+            raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is larger than {self._body_limit} bytes")
 
     async def _refused(self, response: aiohttp.ClientResponse) -> ProviderError:
         try:
@@ -264,6 +256,8 @@ class Endpoint:
                 return _timeout(f"nothing came for {limits.idle:g} s; the endpoint or the way to it hangs")
             case TimeoutError():
                 return _timeout(f"the answer was not whole after {limits.total:g} s")
+            case aiohttp.ClientHttpProxyError():
+                return _network(f"the proxy refused: {fault.status} {fault.message}")
             case aiohttp.ClientResponseError() | SseTooLong():
                 said = fault.message if isinstance(fault, aiohttp.ClientResponseError) else str(fault)
                 return ProviderError(FailureClass.PROVIDER_ERROR, f"what {place} answered cannot be read: {said}")
@@ -280,7 +274,7 @@ class Endpoint:
 
     def _told(self, error: ProviderError) -> ProviderError:
         """The error with the provider's name, without its secrets, and noted where it concerns the account."""
-        message = error.message
+        message = " ".join(error.message.split())
         for secret in self._secrets:
             message = message.replace(secret, "***")
         if len(message) > _LONGEST_MESSAGE:
@@ -322,27 +316,6 @@ def _network(message: str) -> ProviderError:
     return ProviderError(FailureClass.NETWORK_ERROR, message)
 
 
-def _base_url(provider: str, text: str) -> URL:
-    fault = "is no http or https URL"
-    try:
-        url = URL(text)
-        if url.scheme in ("http", "https") and url.host and url.port is not None:
-            if url.user is None and url.password is None:
-                return url.with_fragment(None)
-            fault = "carries a user or password: give them as an Authorization header instead"
-    except ValueError:
-        pass
-    raise ConfigError(f"base_url of provider {provider} {fault}", place=f"providers.{provider}.base_url")
-
-
-def _secrets(credential: Credential, headers: Iterable[str], base: URL, proxy: str | None) -> tuple[str, ...]:
-    """What no message may repeat, longest first. Short values are ordinary words, and would blot out what is said."""
-    values = set(base.query.values())
-    for value in headers:
-        values |= {value, value.partition(" ")[2]}
-    if proxy is not None:
-        values.add(URL(proxy).password or "")
-    found = {value for value in values if len(value) >= _SHORTEST_SECRET}
-    if credential.key is not None:
-        found.add(credential.key)
-    return tuple(sorted(found, key=len, reverse=True))
+def counts(*tokens: int) -> bool:
+    """Whether all of these can be numbers of tokens; a usage report that fails this is none (T1)."""
+    return all(0 <= number < _MOST_TOKENS for number in tokens)

@@ -9,9 +9,10 @@ import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message
+from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message, Setting
 from ksi.providers.faults import reported
-from ksi.providers.http import Credential, Endpoint, Streaming, Timeouts
+from ksi.providers.http import Endpoint, Streaming, Timeouts, counts
+from ksi.providers.http_checks import Credential
 from ksi.providers.sse import SseEvent
 from ksi.request import Usage
 
@@ -23,8 +24,9 @@ class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream_usage: bool = True
     """Ask for usage at a stream's end (`stream_options`). Off for endpoints that reject the field; where they then
     report none, a streamed call's usage is unknown (T1)."""
-    max_tokens_field: str = "max_tokens"
-    """OpenAI's own newer models know only `max_completion_tokens`."""
+    max_tokens_field: str | None = None
+    """The name of the answer's limit. None: `max_completion_tokens` at api.openai.com, whose newer models know no
+    other, and `max_tokens` elsewhere."""
     extra_body: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Fields for every request, as `provider_options` are for one."""
 
@@ -38,13 +40,14 @@ def chat(
         ProviderError: with its class, from the iterator.
     """
     settings = settings or ChatSettings()
-    body = chat_body(call, settings)
+    body = chat_body(call, settings, openai=endpoint.host == "api.openai.com")
     return endpoint.complete(endpoint.url("chat/completions"), body, _Chat(call.model), pieces=call.stream)
 
 
-def chat_body(call: Call, settings: ChatSettings) -> dict[str, Any]:
-    """The request's body. Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields.
+def chat_body(call: Call, settings: ChatSettings, *, openai: bool = False) -> dict[str, Any]:
+    """The request's body; `openai`: for OpenAI's own endpoint.
 
+    Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields.
     So options can add anything and fill in what the request left open, but not change the model, the messages, whether
     the answer is streamed, or a limit that the request set.
     """
@@ -53,7 +56,8 @@ def chat_body(call: Call, settings: ChatSettings) -> dict[str, Any]:
     system = [Message("system", call.system)] if call.system else []
     body["messages"] = [*system, *call.messages]
     if call.max_tokens is not None:
-        body[settings.max_tokens_field] = call.max_tokens
+        field = "max_completion_tokens" if openai else "max_tokens"
+        body[settings.max_tokens_field or field] = call.max_tokens
     if call.temperature is not None:
         body["temperature"] = call.temperature
     if call.stop:
@@ -103,13 +107,14 @@ class _Usage(msgspec.Struct):
 
     def report(self) -> Usage | None:
         """As KSI counts; None where the counts are missing (T1)."""
-        if self.prompt_tokens is None or self.completion_tokens is None:
-            return None
+        prompt, completion = self.prompt_tokens, self.completion_tokens
         cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
         reasoning = (self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens) or 0
+        if prompt is None or completion is None or not counts(prompt, completion, cached, reasoning):
+            return None
         return Usage(
-            input_tokens=max(0, self.prompt_tokens - cached),
-            output_tokens=self.completion_tokens,
+            input_tokens=max(0, prompt - cached),
+            output_tokens=completion,
             cache_read_tokens=cached,
             reasoning_tokens=reasoning,
         )
@@ -130,7 +135,7 @@ _BODY = msgspec.json.Decoder(_Body, strict=False)
 def _decode(data: bytes) -> _Body:
     try:
         body = _BODY.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is no chat completion: {fault}") from None
     if body.error:
         raise reported(data)
@@ -265,3 +270,35 @@ class OpenAIProvider:
     def problem(self) -> str | None:
         """A missing key, or what the endpoint last said about it."""
         return self._endpoint.problem()
+
+
+class Options(ChatSettings, frozen=True, kw_only=True):
+    """The configuration keys of kind `openai`, beside what every provider has."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Up to and with the version; `/chat/completions` is added."""
+    api_key_env: str | None = None
+    """The variable that holds the key. OpenAI's own endpoint reads OPENAI_API_KEY without it."""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    connect_timeout: float = 10.0
+    context_tokens: int = 128_000
+    proxy: str | None = None
+
+
+def build(setting: Setting, options: Options) -> OpenAIProvider:
+    """The provider for a configuration."""
+    variable = options.api_key_env
+    if variable is None and options.base_url == Options().base_url:
+        variable = "OPENAI_API_KEY"
+    return OpenAIProvider(
+        setting.name,
+        clock=setting.clock,
+        base_url=options.base_url,
+        api_key=setting.environ.get(variable) if variable else None,
+        api_key_env=variable,
+        headers=options.headers,
+        timeouts=Timeouts(total=setting.timeout, idle=setting.idle_timeout, connect=options.connect_timeout),
+        context_tokens=options.context_tokens,
+        settings=options,
+        proxy=options.proxy,
+    )

@@ -184,6 +184,9 @@ class Ledger:
         heads = self.all("line_heads", conversation)
         if not heads or self.one("holder", conversation) is not None:
             return None
+        return self._come_forward(conversation, self.conversation_name(conversation), heads, now)
+
+    def _come_forward(self, conversation: int, name: str, heads: list[Row], now: Moment) -> LockGrant | None:
         if len(heads) > 1 and heads[1][3]:
             self.run("set_ready", heads[1][0], 0)
         key, request_id, external, ready, _ = heads[0]
@@ -197,12 +200,7 @@ class Ledger:
         self.count("external_waiters", -1)
         self.count("external_locks", 1)
         self.count("locks", 1)
-        return LockGrant(
-            request_id=request_id,
-            conversation=self.conversation_name(conversation),
-            fence=fence,
-            expires_at=end.wall,
-        )
+        return LockGrant(request_id=request_id, conversation=name, fence=fence, expires_at=end.wall)
 
     def renew_grant(self, key: int, now: Moment) -> int:
         """Begin an external lock's time anew; returns its end in wall time."""
@@ -210,23 +208,13 @@ class Ledger:
         self.run("renew_grant", key, end.mono, end.wall)
         return end.wall
 
-    def release(self, conversation: int, by: str, now: Moment) -> Passing:
+    def release(self, conversation: int, name: str, by: str, now: Moment) -> Passing:
         """The holder's row holds no more: count its lock off and let the next one come."""
         self.count("locks", -1)
-        return self.passing(conversation, by, self.refresh_line(conversation, now))
-
-    def passing(self, conversation: int, by: str, granted: LockGrant | None) -> Passing:
-        """What `by` left behind."""
-        following = granted.request_id if granted is not None else None
-        if following is None:
-            heads = self.all("line_heads", conversation)
-            following = heads[0][1] if heads else None
-        return Passing(
-            conversation=self.conversation_name(conversation),
-            released_by=by,
-            next_request=following,
-            granted=granted,
-        )
+        heads = self.all("line_heads", conversation)
+        granted = self._come_forward(conversation, name, heads, now) if heads else None
+        following = heads[0][1] if heads else None
+        return Passing(conversation=name, released_by=by, next_request=following, granted=granted)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -268,7 +256,7 @@ class Ledger:
         self.finish(key, before, verdict, now)
         self.run("touch_conversation", conversation, now.wall)
         if place == HOLDS:
-            return self.release(conversation, request_id, now)
+            return self.release(conversation, self.conversation_name(conversation), request_id, now)
         if place == IN_LINE:
             return self.leave_line(conversation, request_id, now)
         return None
@@ -280,11 +268,18 @@ class Ledger:
         self.run("touch_conversation", conversation, now.wall)
         if place == HOLDS:
             self.count("external_locks", -1)
-            return self.release(conversation, request_id, now)
+            return self.release(conversation, self.conversation_name(conversation), request_id, now)
         self.count("external_waiters", -1)
         return self.leave_line(conversation, request_id, now)
 
     def leave_line(self, conversation: int, request_id: str, now: Moment) -> Passing | None:
         """Somebody left the line: the next may come forward."""
         granted = self.refresh_line(conversation, now)
-        return None if granted is None else self.passing(conversation, request_id, granted)
+        if granted is None:
+            return None
+        return Passing(
+            conversation=granted.conversation,
+            released_by=request_id,
+            next_request=granted.request_id,
+            granted=granted,
+        )

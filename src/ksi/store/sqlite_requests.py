@@ -72,7 +72,7 @@ class Requests:
         provider = self._free_provider(new, offers, now) if self._may_run(new, arrival, now) else None
         self._refuse_if_full(provider)
         self._ledger.know_route(new.route)
-        arrival = self._enter_conversation(new, arrival, parent, now)
+        arrival = self._enter_conversation(new, arrival, parent, now, running=provider is not None)
         if provider is not None:
             return self._insert_running(new, arrival, provider, now)
         return self._insert_waiting(new, arrival, now)
@@ -98,11 +98,13 @@ class Requests:
 
     def _arrive(self, new: NewRequest, now: Moment) -> _Arrival:
         delayed = new.due is not None and new.due > now.wall
-        row = self._ledger.one("conversation", new.conversation)
+        row = self._ledger.one("arrival", new.conversation)
         if row is None:
             return _Arrival(None, None, None, None, delayed)
-        heads = self._ledger.all("line_heads", row[0])
-        return _Arrival(row[0], row[1], self._ledger.holder(row[0]), heads[0] if heads else None, delayed)
+        conversation, turn, held, waited_for = row
+        holder = self._ledger.holder(conversation) if held is not None else None
+        head = self._ledger.all("line_heads", conversation)[0] if waited_for is not None else None
+        return _Arrival(conversation, turn, holder, head, delayed)
 
     def _refuse_if_busy(self, new: NewRequest, arrival: _Arrival) -> None:
         """Raise ConversationBusy where `on_busy` says so (L3)."""
@@ -129,14 +131,15 @@ class Requests:
         for offer in offers:
             if offer.route != new.route or self._ledger.running_at(offer.provider) >= offer.limit:
                 continue
-            before = (
-                self._ledger.one("ready_heads", other.route, now.wall, 1)
-                for other in offers
-                if other.provider == offer.provider
-            )
-            if all(row is None or row[0] > new.rank for row in before):
-                return offer.provider
+            if self._ledger.totals.get("queued") and self._outranked(new, offer, offers, now):
+                continue
+            return offer.provider
         return None
+
+    def _outranked(self, new: NewRequest, offer: Offer, offers: Sequence[Offer], now: Moment) -> bool:
+        routes = (other.route for other in offers if other.provider == offer.provider)
+        heads = (self._ledger.one("ready_heads", route, now.wall, 1) for route in routes)
+        return any(head is not None and head[0] <= new.rank for head in heads)
 
     def _refuse_if_full(self, provider: str | None) -> None:
         """Raise QueueFull for a request that would wait (Q5)."""
@@ -144,7 +147,9 @@ class Requests:
         if provider is None and sum(self._ledger.totals.get(name, 0) for name in _WAITING) >= limit:
             raise QueueFull(f"the queue holds its {limit} requests; try again later", limit=limit)
 
-    def _enter_conversation(self, new: NewRequest, arrival: _Arrival, parent: Row | None, now: Moment) -> _Arrival:
+    def _enter_conversation(
+        self, new: NewRequest, arrival: _Arrival, parent: Row | None, now: Moment, *, running: bool
+    ) -> _Arrival:
         """The arrival with its conversation, made where it is new."""
         identity = arrival.conversation
         if identity is None:
@@ -153,7 +158,8 @@ class Requests:
             if forked_from is not None:
                 self._ledger.run("add_fork", forked_from, identity, new.request_id, now.wall, "requested")
             arrival = msgspec.structs.replace(arrival, conversation=identity, turn=turn)
-        else:
+        elif not running:
+            # One that runs is settled in a moment, and touches it then.
             self._ledger.run("touch_conversation", identity, now.wall)
         if new.agent_id is not None:
             self._ledger.run("add_agent", new.agent_id, identity)
@@ -243,21 +249,27 @@ class Requests:
     # -- claim ----------------------------------------------------------------------------------------------------
 
     def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
-        """See `Store.claim`. Heads of one conversation never stand in two routes, so the lists can be merged once."""
-        heads: list[tuple[int, int, int]] = []
-        for number, offer in enumerate(offers):
-            wanted = min(limit, offer.limit - self._ledger.running_at(offer.provider))
-            if wanted > 0:
-                rows = self._ledger.all("ready_heads", offer.route, now.wall, wanted)
-                heads.extend((rank, key, number) for rank, key in rows)
+        """See `Store.claim`."""
+        by_route: dict[str, list[Offer]] = {}
+        for offer in offers:
+            by_route.setdefault(offer.route, []).append(offer)
+        heads: list[tuple[int, int, str]] = []
+        for route, its_offers in by_route.items():
+            free = sum(max(0, offer.limit - self._ledger.running_at(offer.provider)) for offer in its_offers)
+            if free:
+                rows = self._ledger.all("ready_heads", route, now.wall, min(limit, free))
+                heads.extend((rank, key, route) for rank, key in rows)
         heapq.heapify(heads)
-        claimed: dict[int, Claimed] = {}
+        claimed: list[Claimed] = []
         while heads and len(claimed) < limit:
-            _, key, number = heapq.heappop(heads)
-            offer = offers[number]
-            if key not in claimed and self._ledger.running_at(offer.provider) < offer.limit:
-                claimed[key] = self._start(key, offer.provider, now)
-        return list(claimed.values())
+            _, key, route = heapq.heappop(heads)
+            provider = self._first_free(by_route[route])
+            if provider is not None:
+                claimed.append(self._start(key, provider, now))
+        return claimed
+
+    def _first_free(self, offers: Sequence[Offer]) -> str | None:
+        return next((o.provider for o in offers if self._ledger.running_at(o.provider) < o.limit), None)
 
     def _start(self, key: int, provider: str, now: Moment) -> Claimed:
         row = self._ledger.one("claimable", key)
@@ -294,14 +306,14 @@ class Requests:
         row = self._ledger.one("to_settle", claim.key)
         if row is None or row[0] != claim.request_id:
             raise NotFound(f"request {claim.request_id!r} is not kept any more", request_id=claim.request_id)
-        _, state_code, fence, token, conversation, hold, route, cancelling, earlier = row
+        _, state_code, fence, token, conversation, hold, route, cancelling, earlier, head = row
         if STATES[state_code] is not State.RUNNING or fence != claim.fence or token != claim.token:
             self._keep_fenced(claim, attempt, conversation, earlier)
             return Settled(state=STATES[state_code], fenced=True)
         if cancelling and not isinstance(verdict, Finish):
             verdict = CANCELLED
         if isinstance(verdict, Finish):
-            return self._settle_finish(claim, attempt, verdict, conversation, earlier, now)
+            return self._settle_finish(claim, attempt, verdict, conversation, earlier, head, now)
         number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, None)
         self._ledger.load(claim.provider, -1)
         self._ledger.run("touch_conversation", conversation, now.wall)
@@ -320,11 +332,17 @@ class Requests:
         self._ledger.run("note_attempt", claim.key, number)
 
     def _settle_finish(
-        self, claim: Claimed, attempt: Attempt, verdict: Finish, conversation: int, earlier: int | None, now: Moment
+        self,
+        claim: Claimed,
+        attempt: Attempt,
+        verdict: Finish,
+        conversation: int,
+        earlier: int | None,
+        head: int | None,
+        now: Moment,
     ) -> Settled:
         completed = verdict.state is State.COMPLETED
-        previous = self._ledger.scalar("conversation_head", conversation) if completed else None
-        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, previous)
+        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, head if completed else None)
         self._ledger.load(claim.provider, -1)
         if completed:
             self._ledger.run("advance_conversation", conversation, number, now.wall)
@@ -336,7 +354,7 @@ class Requests:
             state=verdict.state,
             turn=number if completed else None,
             finished_at=now.wall,
-            passing=self._ledger.release(conversation, claim.request_id, now),
+            passing=self._ledger.release(conversation, claim.conversation, claim.request_id, now),
         )
 
     def _settle_retry(
@@ -349,7 +367,7 @@ class Requests:
             verdict.error, verdict.message, number,
         )  # fmt: skip
         self._ledger.move(State.RUNNING, state)
-        passing = None if hold else self._ledger.release(conversation, claim.request_id, now)
+        passing = None if hold else self._ledger.release(conversation, claim.conversation, claim.request_id, now)
         return Settled(state=state, passing=passing, due=verdict.at)
 
     # -- cancel ---------------------------------------------------------------------------------------------------

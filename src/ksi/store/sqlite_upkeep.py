@@ -115,12 +115,13 @@ class Upkeep:
             return str(request_id)
         self._ledger.finish(key, State.RUNNING, verdict, now, last)
         self._ledger.run("touch_conversation", conversation, now.wall)
+        name = self._ledger.conversation_name(conversation)
         return Ended(
             request_id=request_id,
-            conversation=self._ledger.conversation_name(conversation),
+            conversation=name,
             state=verdict.state,
             error=verdict.error,
-            passing=self._ledger.release(conversation, request_id, now),
+            passing=self._ledger.release(conversation, name, request_id, now),
         )
 
     # -- pruning --------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def error(message: str = "no", **words: Any) -> dict[str, Any]:
         (504, "timeout"),
         (529, "overloaded"),
         (307, "invalid_request"),
+        (204, "provider_error"),
     ],
 )
 def test_a_status_alone_has_a_class(status: int, failure: str) -> None:
@@ -128,6 +129,7 @@ def test_an_error_in_the_middle_of_a_stream_has_a_class(body: Any, failure: str)
         (b"[]", ""),
         (b"7", ""),
         (b'{"error": null}', ""),
+        (b"[" * 10_000, "[" * 10_000),
     ],
 )
 def test_error_bodies_of_all_shapes_are_read(body: bytes, message: str) -> None:

@@ -11,10 +11,13 @@ SELECT coalesce(max(id), 0) FROM attempt;
 
 -- name: conversation
 SELECT id, head FROM conversation WHERE name = ?;
+-- name: arrival
+SELECT id, head,
+    (SELECT key FROM request WHERE conversation = c.id AND place = 1),
+    (SELECT key FROM request WHERE conversation = c.id AND place = 0 LIMIT 1)
+FROM conversation c WHERE name = ?;
 -- name: conversation_name
 SELECT name FROM conversation WHERE id = ?;
--- name: conversation_head
-SELECT head FROM conversation WHERE id = ?;
 -- name: add_conversation
 INSERT INTO conversation (name, created_at, active_at, head, forked_from) VALUES (?1, ?2, ?2, ?3, ?4) RETURNING id;
 -- name: advance_conversation
@@ -78,7 +81,8 @@ UPDATE request SET state = 2, place = 1, ready = 0, provider = ?2, fence = ?3, t
 WHERE key = ?1;
 
 -- name: to_settle
-SELECT request_id, state, fence, token, conversation, hold, route, cancelling, last_attempt FROM request WHERE key = ?;
+SELECT r.request_id, r.state, r.fence, r.token, r.conversation, r.hold, r.route, r.cancelling, r.last_attempt, c.head
+FROM request r JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: add_attempt
 INSERT INTO attempt (
     id, request, earlier, previous, conversation, number, provider, outcome, started_at, finished_at, first_token, model,
@@ -182,7 +186,7 @@ SELECT earlier, number, provider, outcome, started_at, finished_at, first_token,
     error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
 FROM attempt WHERE id = ?;
 -- name: turn
-SELECT a.id, b.data, a.text, a.provider, a.provider_session, a.finished_at, a.previous
+SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous
 FROM attempt a JOIN body b ON b.request = a.request WHERE a.id = ?;
 
 -- name: session

@@ -1,0 +1,89 @@
+"""A real daemon in a process of its own, for tests that kill it or look at it from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+CONFIG = """\
+[service]
+default_model = "stub/echo"
+shutdown_grace = 1.0
+
+[providers.stub]
+kind = "stub"
+max_concurrency = 8
+
+[providers.slow]
+kind = "stub"
+delay = 600
+
+[providers.broken]
+kind = "stub"
+fail = "invalid_request"
+
+[providers.drip]
+kind = "stub"
+pieces = 4
+piece_delay = 0.05
+"""
+
+
+def clean_environ() -> dict[str, str]:
+    """This process's variables without those that configure KSI."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
+
+
+def make_home(folder: Path, config: str = CONFIG) -> Path:
+    """A home with this configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ksi.toml").write_text(config)
+    return folder
+
+
+class DaemonProcess:
+    """`ksi start --foreground`, ready when it is entered and gone when it is left."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens."""
+        return self.home / "var" / "run" / "daemon.sock"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end(signal.SIGTERM)
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ksi.cli", "--home", str(self.home), "start", "--foreground"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=clean_environ(),
+        )
+        assert self.process.stdout is not None
+        assert b"ready" in self.process.stdout.readline()
+
+    def end(self, by: signal.Signals) -> int | None:
+        """Send it a signal and wait until it is gone."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        process.send_signal(by)
+        assert process.stdout is not None
+        with process.stdout:
+            return process.wait(30)
