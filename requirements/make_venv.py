@@ -47,7 +47,7 @@ def is_whole(level: str, wanted: bytes) -> bool:
 
 
 def run(*command: str | Path, lock: int, progress: Callable[[str], None] = lambda line: None) -> None:
-    """Run a step; its output is shown when it fails. It holds the lock too, should this process be killed before it.
+    """Run a step; the end of its output is shown when it fails. The step holds the lock too, should this process be killed.
 
     Raises:
         SystemExit: the step failed.
@@ -62,7 +62,7 @@ def run(*command: str | Path, lock: int, progress: Callable[[str], None] = lambd
             lines.append(line)
             progress(line)
     if step.returncode:
-        say("".join(lines))
+        sys.stderr.writelines(lines[-30:])
         say(f"this step failed, see above; nothing half-made will be used: {' '.join(words)}")
         raise SystemExit(1)
 

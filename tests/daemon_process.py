@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,8 +36,14 @@ piece_delay = 0.05
 
 
 def clean_environ() -> dict[str, str]:
-    """This process's variables without those that configure KSI."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
+    """This process's variables without those that configure KSI, and with a place for compiled modules.
+
+    Without that place each command compiles all that it imports, where the environment forbids to write it beside them.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    kept.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"ksi-tests-pycache-{os.getuid()}"))
+    return kept
 
 
 def make_home(folder: Path, config: str = CONFIG) -> Path:

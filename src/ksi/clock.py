@@ -74,7 +74,7 @@ class Chance:
     """All randomness of a daemon: ids, holder tokens, jitter."""
 
     def __init__(self, source: random.Random | None = None) -> None:
-        self._random = source if source is not None else random.SystemRandom()
+        self._random = source if source is not None else random.Random()
 
     def token(self) -> int:
         """A holder token: 62 random bits, never 0."""

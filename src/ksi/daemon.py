@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
-import random
 import resource
 import signal
 import socket
@@ -306,11 +306,12 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
-    daemon = Daemon(config, SystemClock(), Chance(random.SystemRandom()), dict(os.environ))
+    daemon = Daemon(config, SystemClock(), Chance(), dict(os.environ))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, daemon.stopping.set)
     await daemon.start()
+    _spare_the_collector()
     say(f"ksi is ready on {config.socket_path} (pid {os.getpid()})")
     tell_systemd("READY=1")
     await daemon.stopping.wait()
@@ -326,6 +327,16 @@ def tell_systemd(state: str) -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+def _spare_the_collector() -> None:
+    """What was built at the start lives to the end: do not look at it again, and look at the rest less often.
+
+    A request leaves no cycles behind, so the collector finds next to nothing; by default it took a seventh of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def _raise_file_limit() -> None:

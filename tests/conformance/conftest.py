@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check
 
 from ksi.store.base import StoreRules
+from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check
 
 StoreFactory = Callable[..., Awaitable[World]]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.conftest import StoreFactory
-from tests.conformance.world import HOUR, OFFER, ROUTE, World
 
 from ksi.clock import microseconds
 from ksi.errors import ConversationBusy, NotFound, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
 from ksi.store.base import Listing, Offer
+from tests.conformance.conftest import StoreFactory
+from tests.conformance.world import HOUR, OFFER, ROUTE, World
 
 # -- running at once --------------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ async def test_the_id_of_a_lock_or_of_a_waiter_for_one_is_a_conflict_until_it_is
     for name in ("lock", "waiter"):
         with pytest.raises(RequestIdConflict):
             await world.enqueue(name, "other")
-    await world.store.release("lock", world.clock.now())
+    await world.release("lock")
     assert (await world.enqueue("lock", "other", [OFFER])).claim is not None
 
 

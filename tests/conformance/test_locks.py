@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.conftest import StoreFactory
-from tests.conformance.world import DAY, HOUR, OFFER, World
 
 from ksi.clock import microseconds
 from ksi.errors import NotLockHolder, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
 from ksi.store.base import LineEntry
+from tests.conformance.conftest import StoreFactory
+from tests.conformance.world import DAY, HOUR, OFFER, World
 
 EXPIRY = 300.0
 
@@ -35,7 +35,7 @@ async def test_a_locked_conversation_runs_nothing_until_it_is_released(world: Wo
     assert (enqueued.claim, enqueued.holder, enqueued.position) == (None, "lock", 0)
     assert await world.claim_ids() == []
     calls = world.calls
-    passing = await world.store.release("lock", world.clock.now())
+    passing = await world.release("lock")
     assert (passing.conversation, passing.released_by, passing.next_request, passing.granted) == (
         "talk",
         "lock",
@@ -49,7 +49,7 @@ async def test_a_locked_conversation_runs_nothing_until_it_is_released(world: Wo
 @pytest.mark.promise("L5")
 async def test_a_release_with_nobody_waiting_leaves_the_conversation_free(world: World) -> None:
     await world.acquire("lock")
-    passing = await world.store.release("lock", world.clock.now())
+    passing = await world.release("lock")
     assert (passing.next_request, passing.granted) == (None, None)
     assert (await world.look()).holder is None
     assert (await world.enqueue("a", offers=[OFFER])).claim is not None
@@ -73,7 +73,7 @@ async def test_who_does_not_want_to_wait_is_told_the_place_and_leaves_no_trace(w
     assert (acquired.grant, acquired.queued, acquired.position, acquired.holder) == (None, False, 1, "a")
     assert await world.line() == ["b"]
     with pytest.raises(NotLockHolder):
-        await world.store.release("impatient", world.clock.now())
+        await world.release("impatient")
     assert (await world.acquire("impatient", "free", wait=False)).grant is not None
 
 
@@ -92,13 +92,13 @@ async def test_completions_and_waiters_come_up_in_one_order_by_rank(world: World
     assert passing.granted is not None
     assert passing.granted.request_id == "urgent"
     assert await world.claim_ids() == []
-    passing = await world.store.release("urgent", world.clock.now(), passing.granted.fence)
+    passing = await world.release("urgent", passing.granted.fence)
     assert (passing.next_request, passing.granted) == ("b", None)
     passing = (await world.complete(await world.claim_one())).passing
     assert passing is not None
     assert passing.granted is not None
     assert passing.granted.request_id == "usual"
-    passing = await world.store.release("usual", world.clock.now())
+    passing = await world.release("usual")
     assert passing.next_request == "c"
     passing = (await world.complete(await world.claim_one())).passing
     assert passing is not None
@@ -177,7 +177,7 @@ async def test_a_renewal_begins_the_time_anew(world: World) -> None:
     grant = (await world.acquire("lock")).grant
     assert grant is not None
     world.clock.forward(EXPIRY - 1)
-    renewed = await world.store.renew_lock("lock", world.clock.now(), grant.fence)
+    renewed = await world.renew_lock("lock", grant.fence)
     assert (renewed.fence, renewed.expires_at) == (grant.fence, world.clock.wall + microseconds(EXPIRY))
     world.clock.forward(EXPIRY - 1)
     assert (await world.expire()).lapsed == ()
@@ -215,9 +215,9 @@ async def test_a_completions_id_is_no_locks_id(world: World) -> None:
         with pytest.raises(RequestIdConflict):
             await world.acquire(name, "other")
         with pytest.raises(RequestIdConflict):
-            await world.store.renew_lock(name, world.clock.now())
+            await world.renew_lock(name)
         with pytest.raises(RequestIdConflict):
-            await world.store.release(name, world.clock.now())
+            await world.release(name)
     assert (await world.look()).holder == "a"
 
 
@@ -230,18 +230,18 @@ async def test_who_does_not_hold_can_neither_renew_nor_release(world: World) -> 
     wrong = [("nobody", None), ("waiter", None), ("waiter", grant.fence), ("lock", grant.fence + 1), ("lock", 0)]
     for name, fence in wrong:
         with pytest.raises(NotLockHolder):
-            await world.store.renew_lock(name, world.clock.now(), fence)
+            await world.renew_lock(name, fence)
         with pytest.raises(NotLockHolder):
-            await world.store.release(name, world.clock.now(), fence)
+            await world.release(name, fence)
     assert await world.look() == before
 
 
 @pytest.mark.promise("L5")
 async def test_a_released_lock_cannot_be_released_again_and_its_id_is_free(world: World) -> None:
     await world.acquire("lock")
-    await world.store.release("lock", world.clock.now())
+    await world.release("lock")
     with pytest.raises(NotLockHolder):
-        await world.store.release("lock", world.clock.now())
+        await world.release("lock")
     assert (await world.acquire("lock", "other")).grant is not None
 
 
@@ -255,7 +255,7 @@ async def test_fences_grow_over_holders_of_both_kinds(world: World) -> None:
         grant = (await world.acquire(f"l{number}")).grant
         assert grant is not None
         fences.append(grant.fence)
-        await world.store.release(f"l{number}", world.clock.now())
+        await world.release(f"l{number}")
     assert fences == sorted(set(fences))
 
 
@@ -272,6 +272,34 @@ async def test_the_line_of_waiters_is_bounded_and_holders_are_not_counted(store_
     assert not (await world.acquire("w3", "talk 3", wait=False)).queued
     assert (await world.acquire("free", "talk 5")).grant is not None
     assert (await world.enqueue("a", "talk 1")).state is State.QUEUED
+
+
+# -- a connection that is gone ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("L5")
+async def test_a_waiter_is_withdrawn_and_the_line_closes_up(world: World) -> None:
+    await world.run("a")
+    await world.acquire("waiter")
+    await world.enqueue("b")
+    assert await world.withdraw("waiter") is None
+    assert await world.line() == ["b"]
+    assert (await world.view("b")).position == 0
+    assert await world.withdraw("waiter") is None
+    assert (await world.acquire("waiter", "other")).grant is not None
+
+
+@pytest.mark.promise("L5")
+async def test_a_holder_survives_its_connection_and_nothing_else_can_be_withdrawn(world: World) -> None:
+    await world.acquire("lock")
+    await world.enqueue("a")
+    claim = await world.run("b", "talk 2")
+    before = await world.look()
+    for name in ("lock", "a", "b", "nobody"):
+        assert await world.withdraw(name) is None
+    assert await world.look() == before
+    assert await world.state("a") is State.QUEUED
+    assert (await world.complete(claim)).state is State.COMPLETED
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -291,7 +319,7 @@ async def test_a_lock_lapses_when_its_time_is_up_and_passes_on(world: World) -> 
     assert lapse.passing is not None
     assert (lapse.passing.released_by, lapse.passing.next_request, lapse.passing.granted) == ("lock", "a", None)
     with pytest.raises(NotLockHolder):
-        await world.store.renew_lock("lock", world.clock.now())
+        await world.renew_lock("lock")
     assert await world.claim_ids() == ["a"]
 
 

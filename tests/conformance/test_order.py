@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.conftest import StoreFactory
-from tests.conformance.world import DAY, HEAD_STARTS, HOUR, OFFER, ROUTE, World
 
 from ksi.clock import MICROSECONDS, microseconds
 from ksi.errors import ConversationBusy, QueueFull
 from ksi.request import OnBusy, Priority, State
 from ksi.store.base import Offer
+from tests.conformance.conftest import StoreFactory
+from tests.conformance.world import DAY, HEAD_STARTS, HOUR, OFFER, ROUTE, World
 
 
 @pytest.mark.promise("Q1", "Q2")

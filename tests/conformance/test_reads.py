@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.conformance.conftest import StoreFactory
-from tests.conformance.world import OFFER, ROUTE, World, items, recount
 
 from ksi.clock import microseconds
 from ksi.errors import InvalidData
 from ksi.request import Outcome, Priority, State
 from ksi.store.base import Finish, Listing, Page, Totals
+from tests.conformance.conftest import StoreFactory
+from tests.conformance.world import OFFER, ROUTE, World, items, recount
 
 
 async def fill(world: World) -> None:
@@ -148,7 +148,7 @@ WRONG = ["", "x", "!!!", "eyJ4IjoxfQ==", "bnVsbA==", "WyJmYWlsZWQiXQ==", "ü", "
 async def test_a_cursor_that_is_none_is_invalid_data(world: World, cursor: str) -> None:
     await fill(world)
     lists: list[Callable[[], Awaitable[Page[Any]]]] = [
-        *(lambda listing=listing: world.store.requests(listing, 5, cursor) for listing in Listing),  # type: ignore[misc]
+        *(lambda listing=listing: world.store.requests(listing, 5, cursor) for listing in Listing),
         lambda: world.store.sessions(5, cursor),
         lambda: world.store.sessions(5, cursor, "agent 1"),
         lambda: world.store.locks(5, cursor),
@@ -213,6 +213,8 @@ async def test_a_session_shows_its_life(world: World) -> None:
     enqueued_at = world.clock.forward(9).wall
     for name, agent in (("b", "bob"), ("c", "ann"), ("d", None), ("e", "cat")):
         await world.enqueue(name, agent_id=agent)
+    world.clock.forward(9)
+    await world.claim()
     session = await world.store.session("talk")
     assert session is not None
     assert (session.agents, session.active_at) == (("ann", "bob", "cat"), enqueued_at)
@@ -227,12 +229,11 @@ async def test_every_end_and_every_move_of_a_lock_is_activity(world: World) -> N
         assert session is not None
         return session.active_at == world.clock.wall
 
-    store, clock = world.store, world.clock
+    clock = world.clock
     assert await active(world.acquire("lock"))
     assert await active(world.acquire("lock"))
     assert await active(world.acquire("waiter"))
-    clock.forward(1)
-    assert await active(store.renew_lock("lock", clock.forward(0)))
+    assert await active(world.renew_lock("lock"))
     assert await active(world.cancel("waiter"))
     assert await active(world.enqueue("a", expires=clock.wall + microseconds(3)))
     assert await active(world.cancel("lock"))
@@ -417,6 +418,8 @@ async def test_what_brought_no_answer_to_its_request_is_not_logged(world: World)
     await world.crash()
     await world.complete(old, text="late")
     cancelled = await world.claim_one()
-    await world.settle(cancelled, Finish(state=State.CANCELLED), world.attempt(cancelled, Outcome.CANCELLED, text="half"))
+    await world.settle(
+        cancelled, Finish(state=State.CANCELLED), world.attempt(cancelled, Outcome.CANCELLED, text="half")
+    )
     assert await world.store.log_after(0, 10) == []
     assert await world.claim_ids(OFFER) == []

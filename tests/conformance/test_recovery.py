@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.conftest import StoreFactory
-from tests.conformance.world import DAY, HOUR, OFFER, World
 
 from ksi.clock import MICROSECONDS, microseconds
 from ksi.errors import NotFound
 from ksi.request import OnBusy, Outcome, Priority, State
 from ksi.store.base import Recovery
+from tests.conformance.conftest import StoreFactory
+from tests.conformance.world import DAY, HOUR, OFFER, World
 
 
 @pytest.mark.promise("Q3")
@@ -243,7 +243,7 @@ async def test_fences_never_go_back_over_restarts(world: World) -> None:
         grant = (await world.acquire(f"lock {number}", f"talk {number}")).grant
         assert grant is not None
         fences.append(grant.fence)
-        await world.store.release(f"lock {number}", world.clock.now())
+        await world.release(f"lock {number}")
         await (world.crash() if number else world.restart())
     assert fences == sorted(set(fences))
 

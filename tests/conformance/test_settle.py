@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
-from tests.conformance.world import DAY, HOUR, OFFER, World
 
 from ksi.clock import microseconds
 from ksi.errors import NotFound
 from ksi.request import Attempt, Outcome, Priority, State, Usage
 from ksi.store.base import CancelOutcome, Claimed, Finish, GiveBack, Listing, Offer, Retry, Verdict
+from tests.conformance.world import DAY, HOUR, OFFER, World
 
 # -- the ends of a run ------------------------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ async def test_a_request_that_is_given_back_keeps_its_place_and_is_not_counted_a
 # -- late results -----------------------------------------------------------------------------------------------------
 
 
-async def fenced(world: World, claim: Claimed, state: State, **fields: object) -> None:
+async def fenced(world: World, claim: Claimed, state: State, **fields: Any) -> None:
     settled = await world.settle(claim, Finish(state=State.COMPLETED), world.attempt(claim, text="late", **fields))
     assert (settled.state, settled.fenced) == (state, True)
     assert (settled.turn, settled.passing, settled.finished_at, settled.due) == (None, None, None, None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.conformance.world import DAY, HOUR, World
 
 from ksi.clock import microseconds
 from ksi.request import State
 from ksi.store.base import Listing
+from tests.conformance.world import DAY, HOUR, World
 
 
 @pytest.mark.promise("Q7")

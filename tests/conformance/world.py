@@ -1,4 +1,4 @@
-"""What the store tests share: a clock by hand, a store that can be crashed, short verbs, and the rules that always hold."""
+"""What the store tests share: a clock by hand, a store that can be crashed, short verbs, what always holds."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from ksi.store.base import (
     Finish,
     GiveBack,
     Listing,
+    LockGrant,
     LockView,
     NewLock,
     NewRequest,
     Offer,
     Page,
+    Passing,
     Recovery,
     RequestView,
     Retry,
@@ -265,6 +267,18 @@ class World:
     async def acquire(self, request_id: str, conversation: str = "talk", **fields: Any) -> Acquired:
         """Acquire."""
         return await self.store.acquire(self.lock_wish(request_id, conversation, **fields), self.clock.now())
+
+    async def renew_lock(self, request_id: str, fence: int | None = None) -> LockGrant:
+        """Renew an external lock."""
+        return await self.store.renew_lock(request_id, self.clock.now(), fence)
+
+    async def withdraw(self, request_id: str) -> Passing | None:
+        """An external waiter's connection is gone."""
+        return await self.store.withdraw(request_id, self.clock.now())
+
+    async def release(self, request_id: str, fence: int | None = None) -> Passing:
+        """Release an external lock."""
+        return await self.store.release(request_id, self.clock.now(), fence)
 
     async def expire(self, limit: int = 500) -> Expiry:
         """Expire."""

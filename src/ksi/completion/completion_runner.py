@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from enum import Enum
 
 import msgspec
@@ -143,15 +144,12 @@ class CompletionRunner:
         call = await self._sessions.prepare(
             run.claim, body, run.model, provider.capabilities, stream=run.stream, shrink=shrink
         )
-        stream = provider.complete(call)
-        try:
+        async with aclosing(provider.complete(call)) as stream:
             async for item in stream:
                 if isinstance(item, Chunk):
                     self._take_piece(run, answer, item.text)
                 else:
                     answer.completion = item
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
         if answer.completion is None:
             raise ProviderError(
                 FailureClass.PROVIDER_ERROR, "the provider ended without an answer", provider=provider.name

@@ -7,7 +7,7 @@ configuration keys that only it knows, and `build(setting: Setting, options: Opt
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class Provider(Protocol):
         """End all that it started."""
         ...
 
-    def complete(self, call: Call) -> AsyncIterator[Chunk | Completion]:
+    def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
         """Answer a call: any number of Chunks, then one Completion.
 
         Closing the iterator early ends the work at the provider.

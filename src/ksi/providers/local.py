@@ -18,7 +18,7 @@ import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.base import Call, Capabilities, Chunk, Completion
+from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
 from ksi.providers.http import Endpoint, Streaming, Timeouts
 from ksi.providers.local_child import Child, ChildFailedError, ModelSettings
 from ksi.providers.openai import ChatSettings, chat
@@ -35,7 +35,7 @@ _NO_LIMIT = 7 * 86_400.0
 """The queue limits a call's whole time; this end only notices silence."""
 
 
-class LocalOptions(msgspec.Struct, frozen=True, kw_only=True):
+class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration of kind `local` can set beside what every provider has."""
 
     model_path: str | None = None
@@ -69,11 +69,11 @@ class LocalProvider:
     """See the module. Calls beyond the number of slots wait here, so that silence in a call means a fault."""
 
     def __init__(
-        self, name: str, *, clock: Clock, log_path: Path, options: LocalOptions | None = None, home: Path | None = None
+        self, name: str, *, clock: Clock, log_path: Path, options: Options | None = None, home: Path | None = None
     ) -> None:
         """`log_path` gets what the process prints; `home` is where a relative `model_path` begins."""
         self.name = name
-        self._options = options or LocalOptions()
+        self._options = options or Options()
         self._clock = clock
         self._log_path = log_path
         self._home = home or Path()
@@ -228,3 +228,16 @@ def bundled_model() -> Path | None:
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def build(setting: Setting, options: Options) -> LocalProvider:
+    """The provider for a configuration."""
+    if options.parallel is None:
+        options = msgspec.structs.replace(options, parallel=setting.max_concurrency)
+    return LocalProvider(
+        setting.name,
+        clock=setting.clock,
+        log_path=setting.log_dir / f"{setting.name}.log",
+        options=options,
+        home=setting.home,
+    )

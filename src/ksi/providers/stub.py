@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import msgspec
@@ -73,7 +73,7 @@ class StubProvider:
         """A stub has none."""
         return None
 
-    async def complete(self, call: Call) -> AsyncIterator[Chunk | Completion]:
+    async def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
         """Play the script."""
         script = self._script if not call.options else self._script_of(call)
         self._note("begin", call)

@@ -113,6 +113,7 @@ class MemoryStore(MemoryReads):
                 ready=True,
                 claim=claim,
             )
+        conversation.active_at = now.wall
         passing = None if interrupted is None else self._interrupt(interrupted, request, now)
         self._lines.refresh(conversation, now)
         return Enqueued(
@@ -218,6 +219,7 @@ class MemoryStore(MemoryReads):
             raise QueueFull(f"{limit} wait for a lock already; try again later", limit=limit)
 
         conversation = self._conversation(lock.conversation, now)
+        conversation.active_at = now.wall
         waiter = ExternalLock(
             key=self._data.number("member"),
             request_id=lock.request_id,
@@ -247,6 +249,13 @@ class MemoryStore(MemoryReads):
         """See the protocol."""
         lock = self._held_lock(request_id, fence)
         return self._lines.release(lock, now)
+
+    async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
+        """See the protocol."""
+        waiter = self._data.ids.get(request_id)
+        if not isinstance(waiter, ExternalLock) or waiter.holds:
+            return None
+        return self._lines.take_away(waiter, now)
 
     # -- coming in ----------------------------------------------------------------------------------------------------
 
@@ -309,7 +318,7 @@ class MemoryStore(MemoryReads):
     def _conversation(
         self, name: str, now: Moment, fork_of: str | None = None, request_id: str | None = None
     ) -> Conversation:
-        """The conversation of this name, active now; begun if it is new, where `fork_of` stands if that is given."""
+        """The conversation of this name; begun if it is new, where `fork_of` stands if that is given."""
         found = self._data.conversations.get(name)
         if found is None:
             number = self._data.number("conversation")
@@ -317,7 +326,6 @@ class MemoryStore(MemoryReads):
             self._data.conversations[name] = self._data.numbered[number] = found
             if fork_of is not None and request_id is not None:
                 self._fork(self._data.conversations[fork_of], found, request_id, now)
-        found.active_at = now.wall
         return found
 
     def _fork(self, parent: Conversation, child: Conversation, request_id: str, now: Moment) -> None:

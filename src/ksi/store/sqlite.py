@@ -110,6 +110,8 @@ class SqliteStore:
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._path), statementcachesize=200)
         connection.set_busy_timeout(5_000)
+        # Without it each new value bound to a range makes SQLite plan the statement anew.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full" if self._durability == "full" else "normal")
         connection.pragma("cache_size", -_CACHE_KIB)

@@ -12,11 +12,11 @@ import pytest
 from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Message
-from ksi.providers.local import LocalOptions, LocalProvider, bundled_model
+from ksi.providers.local import Options, LocalProvider, bundled_model
 from ksi.providers.local_child import environment
 
 
-def provider(folder: Path, options: LocalOptions | None = None) -> LocalProvider:
+def provider(folder: Path, options: Options | None = None) -> LocalProvider:
     return LocalProvider("local", clock=SystemClock(), log_path=folder / "local.log", options=options, home=folder)
 
 
@@ -48,7 +48,7 @@ def test_the_wheels_model_is_found_without_importing_the_package() -> None:
 
 
 def test_it_runs_as_a_process_that_keeps_no_dialogues(tmp_path: Path) -> None:
-    capabilities = provider(tmp_path, LocalOptions(context_tokens=2048)).capabilities
+    capabilities = provider(tmp_path, Options(context_tokens=2048)).capabilities
     assert capabilities.process
     assert not capabilities.stateful
     assert capabilities.context_tokens == 2048
@@ -59,7 +59,7 @@ def test_nothing_is_wrong_where_library_and_model_are_installed(tmp_path: Path) 
 
 
 async def test_a_missing_model_file_is_said_plainly(tmp_path: Path) -> None:
-    local = provider(tmp_path, LocalOptions(model_path="models/absent.gguf"))
+    local = provider(tmp_path, Options(model_path="models/absent.gguf"))
     said = f"the model file is not there: {tmp_path / 'models' / 'absent.gguf'}"
     assert local.problem() == said
     error = await fault_of(local)
