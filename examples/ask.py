@@ -9,6 +9,7 @@ import ksi
 
 
 async def main() -> None:
+    """Two turns of one conversation."""
     async with ksi.Client() as client:
         first = await client.complete("Name three colours.")
         print(first.result)

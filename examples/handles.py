@@ -9,6 +9,7 @@ import ksi
 
 
 async def main() -> None:
+    """Submit, stream, cancel, wait."""
     async with ksi.Client() as client:
         streamed = await client.submit("Tell me about the sea.", stream=True, priority="high")
         others = [await client.submit(f"Say the number {number}.", priority="low") for number in range(3)]

@@ -9,6 +9,7 @@ import ksi
 
 
 async def main() -> None:
+    """Watch two requests to their ends."""
     async with ksi.Client() as client, client.subscribe("completion:result", "conversation:*") as events:
         # Two turns of one conversation: the second waits for the first.
         waiting = {(await client.submit(f"Turn {turn}", session_id="watched")).request_id for turn in (1, 2)}

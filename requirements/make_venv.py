@@ -47,7 +47,7 @@ def is_whole(level: str, wanted: bytes) -> bool:
 
 
 def run(*command: str | Path, lock: int, progress: Callable[[str], None] = lambda line: None) -> None:
-    """Run a step; the end of its output is shown when it fails. The step holds the lock too, should this process be killed.
+    """Run a step; the end of its output is shown when it fails. It holds the lock too, should we be killed before it.
 
     Raises:
         SystemExit: the step failed.

@@ -54,11 +54,16 @@ class EventBus:
         self._by_name.clear()
         return list(mine)
 
-    def follow(self, listener: Listener, request_id: str, *, stream: bool) -> None:
-        """Send a request's result, or a lock's grant, to this listener; its chunks too where `stream` is set."""
+    def follow(self, listener: Listener, request_id: str, *, stream: bool) -> bool:
+        """Send a request's result, or a lock's grant, to this listener; its chunks too where `stream` is set.
+
+        Returns whether the listener did not follow it before.
+        """
         followers = self._followers.setdefault(request_id, {})
+        new = listener not in followers
         followers[listener] = stream or followers.get(listener, False)
         self._followed.setdefault(listener, set()).add(request_id)
+        return new
 
     def unfollow(self, listener: Listener, request_id: str) -> None:
         """Undo `follow`."""

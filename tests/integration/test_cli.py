@@ -86,7 +86,8 @@ def own_home(tmp_path: Path) -> Iterator[Path]:
 def test_start_says_when_it_is_ready_and_stop_when_it_is_gone(own_home: Path) -> None:
     started = ksi(own_home, "start")
     assert started.returncode == 0
-    assert "ready" in started.stdout and len(started.stdout.splitlines()) == 1
+    assert "ready" in started.stdout
+    assert len(started.stdout.splitlines()) == 1
     again = ksi(own_home, "start")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
     pid = rows(ksi(own_home, "health", "--json"))[0]["pid"]
@@ -249,11 +250,14 @@ def test_status_and_queue_show_what_runs(home: Path) -> None:
     assert reply["request_id"] in [run["request_id"] for run in status["running"]]
     assert reply["request_id"] in ksi(home, "status").stdout
     (figures,) = rows(ksi(home, "queue", "--json"))
-    assert figures["active"] >= 1 and figures["queued"] >= 1 and figures["locked_conversations"] >= 1
+    assert figures["active"] >= 1
+    assert figures["queued"] >= 1
+    assert figures["locked_conversations"] >= 1
     listed = rows(ksi(home, "queue", "--list", "waiting", "--all", "--json"))
     assert waiting["request_id"] in [row["request_id"] for row in listed]
     shown = ksi(home, "locks", "busy").stdout
-    assert reply["request_id"] in shown and waiting["request_id"] in shown
+    assert reply["request_id"] in shown
+    assert waiting["request_id"] in shown
     cancelled = ksi(home, "cancel", waiting["request_id"], reply["request_id"])
     assert cancelled.returncode == 0
     assert cancelled.stdout.count("cancelled") == 2
@@ -340,13 +344,16 @@ def test_send_follows_a_request_to_its_result(home: Path) -> None:
 def test_watch_prints_events_until_ctrl_c(home: Path, spawn: Spawn) -> None:
     watching = spawn(home, "watch", "--json", "completion:result")
     people = spawn(home, "watch", "completion:res*", "conversation:forked")
-    assert watching.stdout is not None and people.stdout is not None
+    assert watching.stdout is not None
+    assert people.stdout is not None
     while (rows(ksi(home, "health", "--json"))[0]["connections"]) < 3:
-        assert watching.poll() is None and people.poll() is None
+        assert watching.poll() is None
+        assert people.poll() is None
     (reply,) = rows(ksi(home, "ask", "--json", "Hello"))
     assert json.loads(watching.stdout.readline())["data"]["request_id"] == reply["request_id"]
     line = people.stdout.readline()
-    assert "completion:result" in line and "result=echo: Hello" in line
+    assert "completion:result" in line
+    assert "result=echo: Hello" in line
     for process in (watching, people):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -341,7 +341,8 @@ async def test_a_submitted_request_s_result_is_what_was_pushed(client: Client, d
     daemon.push("completion:result", **reply(handle.request_id, result="Hi", usage={"input_tokens": 4}))
     answer = await handle.result()
     assert answer.result == "Hi"
-    assert answer.usage is not None and answer.usage.input_tokens == 4
+    assert answer.usage is not None
+    assert answer.usage.input_tokens == 4
     assert handle.done
 
 
@@ -449,6 +450,18 @@ async def test_a_handle_that_was_let_go_is_not_asked_for_again(client: Client, d
 async def test_a_request_from_elsewhere_can_be_attached_to(client: Client, daemon: ScriptedDaemon) -> None:
     daemon.answers["completion:wait"] = lambda event: reply(event["data"]["request_id"], result="Hi")
     assert (await client.attach("r1").result()).result == "Hi"
+
+
+async def test_one_request_has_one_handle_while_it_is_waited_for(client: Client, daemon: ScriptedDaemon) -> None:
+    handle = await submitted(client, daemon, request_id="r1")
+    assert await submitted(client, daemon, request_id="r1") is handle
+    assert client.attach("r1") is handle
+    assert daemon.named("completion:wait") == []
+    assert client.attach("r1", stream=True) is handle
+    assert (await daemon.came("completion:wait"))["data"] == {"request_id": "r1", "stream": True, "after_seq": -1}
+    end(daemon, handle, "Hi")
+    assert (await handle.result()).result == "Hi"
+    assert client.attach("r1") is not handle
 
 
 async def test_an_answer_of_another_version_fails_the_handle_and_not_the_client(

@@ -88,10 +88,8 @@ def _word(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.6g}"
     if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(map(str, value)) or "-"
     if isinstance(value, Mapping):

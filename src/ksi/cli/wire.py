@@ -106,8 +106,12 @@ def _line(event: Event) -> str:
     for name, value in event.data.items():
         if value is None or value == [] or value == {}:
             continue
-        if isinstance(value, dict):
-            value = value.get("code", "...")
-        text = visible(str(value)) if not isinstance(value, list) else f"[{len(value)}]"
-        words.append(f"{name}={text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + '…'}")
+        words.append(f"{name}={_short(value)}")
     return "  ".join(words[:2]) + "  " + " ".join(words[2:])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{len(value)}]"
+    text = visible(str(value.get("code", "...") if isinstance(value, dict) else value))
+    return text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"

@@ -149,29 +149,28 @@ class Client:
         """
         data = _request(prompt, fields)
         data.setdefault("request_id", self._new_id("req"))
-        handle = Handle(self, data["request_id"], fields.get("session_id"), stream=bool(data.get("stream")))
-        self._handles[handle.request_id] = handle
+        handle, known = self._handle(data["request_id"])
+        replay = self._ask_stream(handle, bool(data.get("stream"))) and known
         connection = self._channel.generation
         try:
             reply = await self.send_event("completion:async", data)
         except BaseException:
-            self._handles.pop(handle.request_id, None)
+            if not known:
+                self._handles.pop(handle.request_id, None)
             raise
         handle.submitted = reply
         handle.session_id = reply.get("session_id", handle.session_id)
-        if reply.get("state", reply.get("status")) in _FINAL or connection != self._channel.generation:
+        if reply.get("state", reply.get("status")) in _FINAL or connection != self._channel.generation or replay:
             # It was there already, or its result may have been sent to a connection that is gone.
-            self._follow(handle)
+            self._follow(handle, again=replay)
         return handle
 
     def attach(self, request_id: str, *, stream: bool = False) -> Handle:
         """A handle on a request that was submitted elsewhere or before; an unknown id shows in its `result`."""
-        known = self._handles.get(request_id)
-        if known is not None and not known.done and (known.streamed or not stream):
-            return known
-        handle = Handle(self, request_id, None, stream=stream)
-        self._handles[request_id] = handle
-        self._follow(handle)
+        handle, known = self._handle(request_id)
+        replay = self._ask_stream(handle, stream)
+        if replay or not known:
+            self._follow(handle, again=replay)
         return handle
 
     async def get(self, request_id: str) -> RequestReply:
@@ -284,8 +283,23 @@ class Client:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _follow(self, handle: Handle) -> None:
-        if not handle.following:
+    def _handle(self, request_id: str) -> tuple[Handle, bool]:
+        """The handle of a request that is waited for, else a new one; and whether it was there."""
+        handle = self._handles.get(request_id)
+        if handle is not None and not handle.done:
+            return handle, True
+        handle = Handle(self, request_id)
+        self._handles[request_id] = handle
+        return handle, False
+
+    def _ask_stream(self, handle: Handle, stream: bool) -> bool:
+        """Note that the text is wanted in pieces; whether that is new."""
+        new = stream and not handle.streamed
+        handle.streamed = handle.streamed or stream
+        return new
+
+    def _follow(self, handle: Handle, *, again: bool = False) -> None:
+        if again or not handle.following:
             handle.following = True
             self.start(self._wait_for(handle))
 

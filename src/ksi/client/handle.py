@@ -43,7 +43,7 @@ class Handle:
     at the daemon.
     """
 
-    def __init__(self, client: Canceller, request_id: str, session_id: str | None, *, stream: bool) -> None:
+    def __init__(self, client: Canceller, request_id: str) -> None:
         self._client = client
         self._outcome: asyncio.Future[RequestReply] = asyncio.get_running_loop().create_future()
         self._attempt = 0
@@ -51,9 +51,9 @@ class Handle:
         self._held = 0
         self._more = asyncio.Event()
         self.request_id = request_id
-        self.session_id = session_id
+        self.session_id: str | None = None
         """The conversation's name: send it to go on. None until the daemon said it."""
-        self.streamed = stream
+        self.streamed = False
         """Whether the text was asked for in pieces; without it `stream()` gives it in one."""
         self.submitted: Mapping[str, Any] = {}
         """The daemon's answer to the submission: `status`, `position`, `holder`, `warnings`..."""

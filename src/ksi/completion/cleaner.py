@@ -11,7 +11,7 @@ from ksi.config import Retention
 from ksi.errors import StoreError
 from ksi.store.base import Store
 
-STEP = 200
+STEP = 50
 """Rows in one step; between two steps others have their turn."""
 
 

@@ -86,8 +86,8 @@ class CompletionRunner:
         self._chance = chance
         self._log = structlog.get_logger("ksi.runner")
 
-    async def execute(self, run: Run) -> None:
-        """The five steps."""
+    async def execute(self, run: Run) -> Settled | None:
+        """The steps, in order; None where the request was not kept any more."""
         body = decode_body(run.claim.body)
         health = self._providers.health(run.claim.provider)
         health.began()
@@ -100,6 +100,17 @@ class CompletionRunner:
         if settled is not None:
             if settled.turn is not None and attempt.text is not None:
                 self._sessions.turn_made(run.claim, body, settled.turn, attempt.text)
+            await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
+        return settled
+
+    async def abandon(self, run: Run) -> None:
+        """End a request whose run broke on a defect of ours. If it was settled already, nothing changes."""
+        now = self._clock.now()
+        error = ProviderError(FailureClass.PROVIDER_ERROR, "a defect of the daemon; its log has the trace")
+        attempt = self._record(run, _Answer(error=error), now)
+        verdict = Finish(state=State.FAILED, error=error.failure.value, message=error.message)
+        settled = await self._settle(run, attempt, verdict)
+        if settled is not None:
             await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
 
     # -- ask ------------------------------------------------------------------------------------------------------

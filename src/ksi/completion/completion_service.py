@@ -73,11 +73,13 @@ class CompletionService:
         """`completion:async`: into the queue; the result is pushed to the listener. A known id answers as it stands (Q4)."""
         new_data = self._with_id(data)
         request_id = new_data.request_id or ""
-        self._bus.follow(listener, request_id, stream=data.stream)
+        # Followed before it is asked for, so that no result can come in between.
+        first = self._bus.follow(listener, request_id, stream=data.stream)
         try:
             new, enqueued = await self._enqueue(new_data)
         except BaseException:
-            self._bus.unfollow(listener, request_id)
+            if first:
+                self._bus.unfollow(listener, request_id)
             raise
         if enqueued.existing is not None:
             if enqueued.existing.state.final:
@@ -90,13 +92,13 @@ class CompletionService:
         new_data = self._with_id(data)
         request_id = new_data.request_id or ""
         take_back = self._announcer.wait_for(request_id, answer)
-        if data.stream:
-            self._bus.follow(listener, request_id, stream=True)
+        first = data.stream and self._bus.follow(listener, request_id, stream=True)
         try:
             _, enqueued = await self._enqueue(new_data)
         except BaseException:
             take_back()
-            self._bus.unfollow(listener, request_id)
+            if first:
+                self._bus.unfollow(listener, request_id)
             raise
         if enqueued.existing is not None and enqueued.existing.state.final:
             take_back()

@@ -129,9 +129,12 @@ class QueueManager:
     async def _run(self, run: Run) -> None:
         request_id = run.claim.request_id
         try:
-            await self._runner.execute(run)
-        except Exception:  # the top of a run: its claim stays until the next start recovers it
-            self._log.exception("a run ended without being settled", request_id=request_id)
+            settled = await self._runner.execute(run)
+            if settled is not None and settled.due is not None:
+                self.on_due()
+        except Exception:  # the top of a run: a defect must not keep the conversation locked
+            self._log.exception("a run failed", request_id=request_id)
+            await self._runner.abandon(run)
         finally:
             del self._runs[request_id]
             if not self._runs:

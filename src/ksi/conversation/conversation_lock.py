@@ -53,7 +53,7 @@ class ConversationLocks:
         now, priority = self._clock.now(), parse_priority(data.priority)
         deadline = now.mono + microseconds(data.timeout) if data.timeout is not None else None
         # Followed before it is asked for, so that no grant can come in between.
-        self._bus.follow(listener, data.request_id, stream=False)
+        first = self._bus.follow(listener, data.request_id, stream=False)
         lock = NewLock(
             request_id=data.request_id,
             conversation=conversation,
@@ -66,7 +66,8 @@ class ConversationLocks:
         try:
             acquired = await self._store.acquire(lock, now)
         except BaseException:
-            self._bus.unfollow(listener, data.request_id)
+            if first:
+                self._bus.unfollow(listener, data.request_id)
             raise
         if acquired.queued:
             if deadline is None:

@@ -41,7 +41,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     """Whether somebody reads the pieces; a provider may answer in one piece all the same."""
     provider_session: str | None = None
-    """A stateful provider's own name for the dialogue, at whose head this goes on."""
+    """A stateful provider's own name for the dialogue, at whose head this goes on; None begins a new one."""
+    last_message: str | None = None
+    """The provider's id of the last good message in that dialogue: what came behind it is not ours, or failed (F9)."""
     mcp_config: Any = None
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """The request's `provider_options`."""
@@ -63,6 +65,12 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """None where the provider reported none."""
     stop_reason: str | None = None
     provider_session: str | None = None
+    """Where a stateful provider keeps the dialogue now."""
+    last_message: str | None = None
+    """Its id of the answer's last message: the next call's `Call.last_message`."""
+    fork: str | None = None
+    """Seen on the way (L7): `new_session`, another session than the resumed one came back unasked; `foreign_turn`, the
+    transcript held messages that we did not write."""
     raw: bytes | None = None
     """What the provider sent, as JSON, untouched; None where it came in pieces."""
 

@@ -123,7 +123,7 @@ class TurnRecord:
 
 
 class MemoryData:
-    """Everything a memory store knows. It outlives the store: a new store over the same data finds what a crash left."""
+    """All a memory store knows. It outlives the store: a new store over the same data finds what a crash left."""
 
     def __init__(self) -> None:
         self.ids: dict[str, Member] = {}

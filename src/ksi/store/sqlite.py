@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -93,6 +94,8 @@ class SqliteStore:
         self._locks = Locks(self._ledger)
         self._upkeep = Upkeep(self._ledger)
         self._reads = Reads(self._reader_connection, self._rules)
+        self._log_connection = self._connect()
+        self._log_reads = Reads(self._log_connection, self._rules)
         self._checkpointer = Checkpointer(writer, str(self._path))
         self._committer = Committer(writer, self._ledger, between=self._checkpointer.reset_if_long)
         recovery = await self._committer.submit(lambda: self._upkeep.recover(now))
@@ -103,6 +106,7 @@ class SqliteStore:
         """See `Store.close`."""
         await self._committer.close()
         self._checkpointer.close()
+        self._log_connection.close()
         self._reader_connection.close()
         self._writer.close()
         os.close(self._lock)
@@ -228,8 +232,8 @@ class SqliteStore:
         return self._reads.waiting_by_route()
 
     async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
-        """See `Store.log_after`."""
-        return self._reads.log_after(watermark, limit)
+        """See `Store.log_after`. On a connection and thread of its own: nobody waits for it."""
+        return await asyncio.to_thread(self._log_reads.log_after, watermark, limit)
 
     async def log_watermark(self) -> int:
         """See `Store.log_watermark`."""

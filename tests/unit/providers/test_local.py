@@ -12,7 +12,7 @@ import pytest
 from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Message
-from ksi.providers.local import Options, LocalProvider, bundled_model
+from ksi.providers.local import LocalProvider, Options, bundled_model
 from ksi.providers.local_child import environment
 
 

@@ -7,7 +7,9 @@ INSERT INTO total (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET
 -- name: last_key
 SELECT max(coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0));
 -- name: last_attempt
-SELECT coalesce(max(id), 0) FROM attempt;
+SELECT max(
+    coalesce((SELECT max(id) FROM attempt), 0), coalesce((SELECT value FROM total WHERE name = 'log_watermark'), 0)
+);
 
 -- name: conversation
 SELECT id, head FROM conversation WHERE name = ?;

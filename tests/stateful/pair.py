@@ -1,0 +1,232 @@
+"""Two stores driven alike: every answer of the one must be the other's, apart from what each may choose for itself.
+
+A store chooses its keys and tokens, and the numbers of its turns as long as they grow; cursors are its own. Turns are
+compared by when they were made, keys and tokens only by being there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ksi.errors import ConversationBusy, KsiError
+from ksi.request import Attempt, State
+from ksi.store.base import (
+    Claimed,
+    Enqueued,
+    Listing,
+    LockGrant,
+    LockView,
+    RequestRow,
+    RequestView,
+    Settled,
+    StoreRules,
+    Verdict,
+)
+from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check, items
+
+T = TypeVar("T")
+
+BUSY_FACTS = ("conversation_id", "holder", "since", "position")
+TURN_FIELDS = {"turn", "head", "id", "previous"}
+OWN_FIELDS = {"key", "token"}
+
+Deed = Callable[[World], Awaitable[Any]]
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """One claim, as each of the two stores knows it."""
+
+    of: tuple[Claimed, ...]
+
+
+class Pair:
+    """A reference and the store that is compared with it, on one clock."""
+
+    def __init__(self, folder: Path, rules: StoreRules) -> None:
+        self._runner = asyncio.Runner()
+        homes: tuple[Home, Home] = (MemoryHome(), SqliteHome(folder, "normal"))
+        self.worlds = tuple(World(home, rules) for home in homes)
+        self.clock = self.worlds[0].clock
+        self.worlds[1].clock = self.clock
+        self.claims: list[Claims] = []
+        self.views: dict[str, RequestView] = {}
+        """What was last seen of each request."""
+        self._turns: tuple[dict[int, int], ...] = ({}, {})
+        """For each store, which of all turns one of its numbers means."""
+        self._fence = 0
+        self.do(lambda world: world.open())
+
+    def close(self) -> None:
+        """End both stores and their loop."""
+        self.run(self.worlds[0].store.close())
+        self.run(self.worlds[1].store.close())
+        self._runner.close()
+
+    def run(self, work: Awaitable[T]) -> T:
+        """Run on this pair's loop."""
+
+        async def waited() -> T:
+            return await work
+
+        return self._runner.run(waited())
+
+    # -- doing --------------------------------------------------------------------------------------------------------
+
+    def do(self, deed: Deed) -> Any:
+        """Do the same to both and compare the answers; the reference's answer, None where both refused."""
+        answers = [self._answer(deed, world) for world in self.worlds]
+        return self._agree(answers)
+
+    def settle(self, claims: Claims, attempt: Attempt, verdict: Verdict) -> None:
+        """Settle one claim, each store by its own."""
+        answers = [
+            self._answer(lambda world, own=claim: world.settle(own, verdict, attempt), world)  # type: ignore[misc]
+            for world, claim in zip(self.worlds, claims.of, strict=True)
+        ]
+        settled = answers[0]
+        if isinstance(settled, Settled) and settled.turn is not None:
+            number = len(self._turns[0])
+            for turns, answer in zip(self._turns, answers, strict=True):
+                assert isinstance(answer, Settled)
+                assert answer.turn is not None
+                assert all(answer.turn > earlier for earlier in turns), "a turn's number did not grow"
+                turns[answer.turn] = number
+        self._agree(answers)
+
+    def set_watermark(self, turns: int) -> None:
+        """The response log has written the first so many answers."""
+        for world, numbers in zip(self.worlds, self._turns, strict=True):
+            known = sorted(numbers)[:turns]
+            self.run(world.store.set_log_watermark(known[-1] if known else 0))
+
+    def _answer(self, deed: Deed, world: World) -> Any:
+        try:
+            return self.run(deed(world))
+        except KsiError as error:
+            return error
+
+    def _agree(self, answers: Sequence[Any]) -> Any:
+        shown = [self._shown(answer, side) for side, answer in enumerate(answers)]
+        assert shown[0] == shown[1], f"reference: {shown[0]}\nother:     {shown[1]}"
+        self._note(answers)
+        return None if isinstance(answers[0], KsiError) else answers[0]
+
+    def _note(self, answers: Sequence[Any]) -> None:
+        """Keep the claims that came, and see that fences grow: a later claim's is above all that were seen."""
+        of = tuple(_claims(answer) for answer in answers)
+        for claims in zip(*of, strict=True):
+            assert claims[0].fence > self._fence, "a claim's fence did not grow"
+            self._fence = claims[0].fence
+            self.claims.append(Claims(claims))
+        self._fence = max([self._fence, *_granted(answers[0])])
+
+    def _shown(self, value: Any, side: int, field: str = "") -> Any:
+        """A value as the two are compared by."""
+        if isinstance(value, KsiError):
+            facts = value.details if isinstance(value, ConversationBusy) else {}
+            return (type(value).__name__, {name: facts.get(name) for name in BUSY_FACTS if facts})
+        if isinstance(value, msgspec.Struct):
+            fields = {name: self._shown(getattr(value, name), side, name) for name in value.__struct_fields__}
+            return (type(value).__name__, fields)
+        if isinstance(value, list | tuple):
+            return [self._shown(part, side) for part in value]
+        if field in OWN_FIELDS:
+            return bool(value)
+        if field in TURN_FIELDS and value is not None:
+            return f"turn {self._turns[side][value]}"
+        return value
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def compare_all(self, request_ids: Sequence[str], conversations: Sequence[str]) -> None:
+        """Compare all that can be asked."""
+        for name in request_ids:
+            self._compare_request(name)
+        for name in conversations:
+            session = self.do(lambda world, of=name: world.store.session(of))  # type: ignore[misc]
+            self.do(lambda world, of=name: world.store.lock(of, 5))  # type: ignore[misc]
+            self.do(lambda world, of=name: _all(lambda cursor: world.store.forks(2, cursor, of)))  # type: ignore[misc]
+            if session is not None and session.head is not None:
+                self._compare_history(name)
+        for listing in Listing:
+            self.do(lambda world, of=listing: _rows(world, of))  # type: ignore[misc]
+        self.do(lambda world: _all(lambda cursor: world.store.sessions(3, cursor)))
+        self.do(lambda world: _all(lambda cursor: world.store.sessions(2, cursor, "ann")))
+        self.do(lambda world: _all(lambda cursor: world.store.forks(2, cursor)))
+        self.do(_locks)
+        self.do(lambda world: world.store.totals())
+        self.do(lambda world: world.store.waiting_by_route())
+        self.do(_unlogged)
+
+    def check(self) -> None:
+        """What holds for every store holds for the reference, and so for its equal."""
+        self.run(check(self.worlds[0].store, self.worlds[0].pruned))
+
+    def _compare_request(self, name: str) -> None:
+        view = self.do(lambda world: world.store.get(name))
+        before = self.views.get(name)
+        if view is None:
+            self.views.pop(name, None)
+            return
+        if before is not None and before.state.final and before.enqueued_at == view.enqueued_at:
+            late = view.attempts[len(before.attempts) :]
+            assert all(attempt.outcome == "fenced" for attempt in late)
+            assert msgspec.structs.replace(view, attempts=before.attempts) == before, "a final request changed"
+        if view.state is State.COMPLETED:
+            assert view.answer is not None
+        self.views[name] = view
+
+    def _compare_history(self, name: str) -> None:
+        async def history(world: World) -> Any:
+            session = await world.store.session(name)
+            assert session is not None
+            assert session.head is not None
+            return [await world.store.history(session.head, limit) for limit in (0, 120, 10_000)]
+
+        self.do(history)
+
+
+def _claims(answer: Any) -> list[Claimed]:
+    """The claims that an enqueue or a claim brought, in order."""
+    parts = answer if isinstance(answer, list) else [answer.claim] if isinstance(answer, Enqueued) else []
+    return [part for part in parts if isinstance(part, Claimed)]
+
+
+def _granted(value: Any) -> set[int]:
+    """The fence of every lock's grant somewhere in an answer."""
+    if isinstance(value, list | tuple):
+        return {fence for part in value for fence in _granted(part)}
+    if not isinstance(value, msgspec.Struct):
+        return set()
+    own = {value.fence} if isinstance(value, LockGrant) else set()
+    return own | {fence for name in value.__struct_fields__ for fence in _granted(getattr(value, name))}
+
+
+async def _all(page: Callable[[str | None], Awaitable[Any]]) -> list[Any]:
+    return [item async for item in items(page)]
+
+
+async def _rows(world: World, listing: Listing) -> list[RequestRow]:
+    """A listing; lines come in any order of conversations, but each in one piece."""
+    rows: list[RequestRow] = await _all(lambda cursor: world.store.requests(listing, 3, cursor))
+    if listing is Listing.WAITING:
+        order = [row.conversation for row in rows]
+        pieces = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
+        assert len(pieces) == len(set(pieces))
+        rows.sort(key=lambda row: row.conversation)
+    return rows
+
+
+async def _locks(world: World) -> list[LockView]:
+    """All held locks, in whatever order they come."""
+    locks: list[LockView] = await _all(lambda cursor: world.store.locks(2, cursor))
+    return sorted(locks, key=lambda lock: lock.conversation)
+
+
+async def _unlogged(world: World) -> list[Any]:
+    return await world.store.log_after(await world.store.log_watermark(), 100)
