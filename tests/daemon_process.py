@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -56,14 +57,21 @@ def make_home(folder: Path, config: str = CONFIG) -> Path:
 class DaemonProcess:
     """`ksi start --foreground`, ready when it is entered and gone when it is left."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, environ: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.process: subprocess.Popen[bytes] | None = None
+        self._environ = {**clean_environ(), **(environ or {})}
 
     @property
     def socket_path(self) -> Path:
         """Where it listens."""
         return self.home / "var" / "run" / "daemon.sock"
+
+    @property
+    def pid(self) -> int:
+        """The process's id, while there is one."""
+        assert self.process is not None
+        return self.process.pid
 
     def __enter__(self) -> Self:
         self.start()
@@ -76,17 +84,24 @@ class DaemonProcess:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        self.spawn()
+        assert self.wait_ready(), "the daemon ended before it was ready"
+
+    def spawn(self) -> None:
+        """Start it and go on at once."""
+        assert self.process is None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ksi.cli", "--home", str(self.home), "start", "--foreground"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=clean_environ(),
+            start_command(self.home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self._environ
         )
+
+    def wait_ready(self) -> bool:
+        """Wait for its word that it serves; False where it ends without."""
+        assert self.process is not None
         assert self.process.stdout is not None
-        assert b"ready" in self.process.stdout.readline()
+        return b"ready" in self.process.stdout.readline()
 
     def end(self, by: signal.Signals) -> int | None:
-        """Send it a signal and wait until it is gone."""
+        """Send it a signal and wait until it is gone; its exit code, None where none ran."""
         process, self.process = self.process, None
         if process is None:
             return None
@@ -94,3 +109,20 @@ class DaemonProcess:
         assert process.stdout is not None
         with process.stdout:
             return process.wait(30)
+
+
+def start_command(home: Path) -> list[str]:
+    """What starts a daemon in the foreground."""
+    return [sys.executable, "-m", "ksi.cli", "--home", str(home), "start", "--foreground"]
+
+
+def start_in_vain(home: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Start a daemon that must end by itself; what it said, and its exit code."""
+    return subprocess.run(
+        start_command(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**clean_environ(), **(environ or {})},
+    )

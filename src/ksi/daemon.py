@@ -166,12 +166,19 @@ class Daemon:
 
     def ready(self) -> dict[str, Any]:
         """`system:ready`."""
-        return {"ready": self._ready and self.queue.claiming, "tasks": self.queue.tasks_alive()}
+        return {"ready": self._ready and self.queue.claiming, "tasks": self._tasks_alive()}
+
+    def _tasks_alive(self) -> dict[str, bool]:
+        return {
+            **self.queue.tasks_alive(),
+            "ksi-cleaner": self._cleaner.alive,
+            "ksi-responses": self._responses.alive,
+        }
 
     async def health(self) -> dict[str, Any]:
         """`system:health`."""
         problems = self.providers.problems()
-        problems += [f"task {name} has ended" for name, alive in self.queue.tasks_alive().items() if not alive]
+        problems += [f"task {name} has ended" for name, alive in self._tasks_alive().items() if not alive]
         waiting = await self.store.waiting_by_route()
         problems += [
             f"{waiting[route]} requests wait for {route}, which is not configured any more"

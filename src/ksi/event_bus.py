@@ -7,15 +7,25 @@ from collections.abc import Iterable
 from fnmatch import translate
 from typing import Any, Protocol
 
+import msgspec
+
 from ksi.clock import Clock
 from ksi.protocol import encode_reply
 
 RESULT = "completion:result"
 CHUNK = "completion:chunk"
 LOCKED = "conversation:locked"
+LOCK_EXPIRED = "conversation:lock_expired"
 
-ENDINGS = frozenset({RESULT, LOCKED})
+ENDINGS = frozenset({RESULT, LOCKED, LOCK_EXPIRED})
 """After one of these there is nothing more to follow: a request has ended, a wait for a lock is over."""
+
+
+class _Wish(msgspec.Struct):
+    """What a follower wants to hear of."""
+
+    end: bool
+    chunks: bool
 
 
 class Listener(Protocol):
@@ -33,7 +43,7 @@ class EventBus:
         self._clock = clock
         self._patterns: dict[Listener, dict[str, re.Pattern[str]]] = {}
         self._by_name: dict[str, tuple[Listener, ...]] = {}
-        self._followers: dict[str, dict[Listener, bool]] = {}
+        self._followers: dict[str, dict[Listener, _Wish]] = {}
         self._followed: dict[Listener, set[str]] = {}
 
     def subscribe(self, listener: Listener, patterns: Iterable[str]) -> list[str]:
@@ -54,16 +64,19 @@ class EventBus:
         self._by_name.clear()
         return list(mine)
 
-    def follow(self, listener: Listener, request_id: str, *, stream: bool) -> bool:
-        """Send a request's result, or a lock's grant, to this listener; its chunks too where `stream` is set.
+    def follow(self, listener: Listener, request_id: str, *, end: bool = True, chunks: bool = False) -> bool:
+        """Send a request's chunks to this listener, and its `end`: the result, or a lock's grant or lapse.
 
         Returns whether the listener did not follow it before.
         """
         followers = self._followers.setdefault(request_id, {})
-        new = listener not in followers
-        followers[listener] = stream or followers.get(listener, False)
+        wish = followers.get(listener)
+        if wish is not None:
+            followers[listener] = _Wish(wish.end or end, wish.chunks or chunks)
+            return False
+        followers[listener] = _Wish(end, chunks)
         self._followed.setdefault(listener, set()).add(request_id)
-        return new
+        return True
 
     def unfollow(self, listener: Listener, request_id: str) -> None:
         """Undo `follow`."""
@@ -74,6 +87,11 @@ class EventBus:
                 del self._followers[request_id]
         self._drop_followed(listener, request_id)
 
+    def drop(self, request_id: str) -> None:
+        """There is nothing more to follow, and nothing to say about it."""
+        for listener in self._followers.pop(request_id, ()):
+            self._drop_followed(listener, request_id)
+
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""
         self.unsubscribe(listener, None)
@@ -82,7 +100,7 @@ class EventBus:
 
     def streams(self, request_id: str) -> bool:
         """Whether anybody who follows a request reads its chunks."""
-        return any(self._followers.get(request_id, {}).values())
+        return any(wish.chunks for wish in self._followers.get(request_id, {}).values())
 
     def awaits(self, listener: Listener) -> bool:
         """Whether anything may still come for a listener."""
@@ -110,11 +128,12 @@ class EventBus:
     def _with_followers(self, name: str, request_id: str, subscribers: Iterable[Listener]) -> list[Listener]:
         targets = dict.fromkeys(subscribers)
         if name in ENDINGS:
-            for listener in self._followers.pop(request_id):
-                targets[listener] = None
+            for listener, wish in self._followers.pop(request_id).items():
+                if wish.end:
+                    targets[listener] = None
                 self._drop_followed(listener, request_id)
         elif name == CHUNK:
-            targets.update(dict.fromkeys(one for one, stream in self._followers[request_id].items() if stream))
+            targets.update(dict.fromkeys(one for one, wish in self._followers[request_id].items() if wish.chunks))
         return list(targets)
 
     def _drop_followed(self, listener: Listener, request_id: str) -> None:

@@ -173,7 +173,7 @@ class AttemptReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str | None = None
     error: str | None = None
     message: str | None = None
-    usage: UsageReply | Literal["unknown"] = "unknown"
+    usage: UsageReply | Literal["unknown"]
     time_to_first_token_ms: float | None = None
     stop_reason: str | None = None
     text: str | None = None
@@ -300,6 +300,8 @@ class LockPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     request_id: str
     fence: int | None = None
     external: bool = False
+    waiting: bool = False
+    """It only waited for the lock when its time ran out."""
     expires_at: float | None = None
     next_request: str | None = None
     position: int | None = None
@@ -384,7 +386,7 @@ SPECS: Mapping[str, EventSpec] = {
         _out("conversation:queued", "A request or outside holder waits for its conversation.", LockPush),
         _out("conversation:unlocked", "A conversation's lock was given back and nobody waits.", LockPush),
         _out("conversation:lock_transferred", "A conversation's lock passes to the next in line.", LockPush),
-        _out("conversation:lock_expired", "An outside holder did not renew in time.", LockPush),
+        _out("conversation:lock_expired", "An outside holder did not renew in time, or a waiter's timeout ran out.", LockPush),
         _out("conversation:forked", "A conversation went on in another place.", ForkPush),
     )
 }

@@ -54,6 +54,10 @@ class Pair:
         self.clock = self.worlds[0].clock
         self.worlds[1].clock = self.clock
         self.claims: list[Claims] = []
+        self.running: list[Claims] = []
+        """Those whose runs have not ended yet, as far as their daemon knows."""
+        self.grants: dict[str, int] = {}
+        """The last fence that was granted to each outside holder."""
         self.views: dict[str, RequestView] = {}
         """What was last seen of each request."""
         self._turns: tuple[dict[int, int], ...] = ({}, {})
@@ -98,8 +102,8 @@ class Pair:
                 turns[answer.turn] = number
         self._agree(answers)
 
-    def set_watermark(self, turns: int) -> None:
-        """The response log has written the first so many answers."""
+    def set_watermark(self, turns: int | None) -> None:
+        """The response log has written the first so many answers, or all."""
         for world, numbers in zip(self.worlds, self._turns, strict=True):
             known = sorted(numbers)[:turns]
             self.run(world.store.set_log_watermark(known[-1] if known else 0))
@@ -123,7 +127,10 @@ class Pair:
             assert claims[0].fence > self._fence, "a claim's fence did not grow"
             self._fence = claims[0].fence
             self.claims.append(Claims(claims))
-        self._fence = max([self._fence, *_granted(answers[0])])
+            self.running.append(self.claims[-1])
+        for grant in _grants(answers[0]):
+            self.grants[grant.request_id] = grant.fence
+            self._fence = max(self._fence, grant.fence)
 
     def _shown(self, value: Any, side: int, field: str = "") -> Any:
         """A value as the two are compared by."""
@@ -197,14 +204,13 @@ def _claims(answer: Any) -> list[Claimed]:
     return [part for part in parts if isinstance(part, Claimed)]
 
 
-def _granted(value: Any) -> set[int]:
-    """The fence of every lock's grant somewhere in an answer."""
-    if isinstance(value, list | tuple):
-        return {fence for part in value for fence in _granted(part)}
-    if not isinstance(value, msgspec.Struct):
-        return set()
-    own = {value.fence} if isinstance(value, LockGrant) else set()
-    return own | {fence for name in value.__struct_fields__ for fence in _granted(getattr(value, name))}
+def _grants(value: Any) -> list[LockGrant]:
+    """Every grant of a lock somewhere in an answer."""
+    if isinstance(value, LockGrant):
+        return [value]
+    if isinstance(value, msgspec.Struct):
+        value = [getattr(value, name) for name in value.__struct_fields__]
+    return [grant for part in value for grant in _grants(part)] if isinstance(value, list | tuple) else []
 
 
 async def _all(page: Callable[[str | None], Awaitable[Any]]) -> list[Any]:

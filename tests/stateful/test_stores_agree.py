@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -14,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ksi.clock import microseconds
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
-from ksi.store.base import Finish, GiveBack, Offer, Retry, StoreRules, Verdict
-from tests.stateful.pair import Pair
+from ksi.store.base import Acquired, Finish, GiveBack, Offer, Retry, StoreRules, Verdict
+from tests.conformance.world import World
+from tests.stateful.pair import Claims, Pair
 
-CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
-REQUESTS = [f"r{n}" for n in range(14)]
+CONVERSATIONS = ["talk 0", "talk 1", "talk 2"]
 LOCKS = [f"l{n}" for n in range(4)]
 ROUTES = ["x", "y"]
 
@@ -32,17 +33,19 @@ SHORT = StoreRules(
 RULES = [SHORT, StoreRules(max_interruptions=2), StoreRules(fail_interrupted=True, lock_expiry=microseconds(20))]
 
 conversations = st.sampled_from(CONVERSATIONS)
-requests = st.sampled_from(REQUESTS)
-anybody = st.sampled_from(REQUESTS + LOCKS + ["nobody"])
 priorities = st.sampled_from([Priority.NORMAL, *Priority])
 places = st.integers(0, 50)
+locks = st.sampled_from(LOCKS)
 offers = st.lists(
     st.builds(Offer, st.sampled_from(ROUTES), st.sampled_from(["one", "two"]), st.sampled_from([0, 1, 2, 9])),
     max_size=3,
 )
 plenty = st.just([Offer("x", "one", 9), Offer("y", "two", 9)])
-offered = plenty | offers
-seldom = st.sampled_from([None, None, None, None, "talk 0", "talk 1", "nobody"])
+offered = plenty | plenty | offers
+seldom = st.sampled_from([None, None, None, None, None, None, "talk 0", "talk 1", "nobody"])
+
+usages = st.sampled_from([None, Usage(), Usage(input_tokens=3, output_tokens=2, cost_usd=0.5)])
+texts = st.sampled_from([None, "", "short", "long " * 30])
 
 
 @st.composite
@@ -51,13 +54,49 @@ def wishes(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "route": draw(st.sampled_from(ROUTES)),
         "priority": draw(priorities),
-        "due": draw(st.sampled_from([None, None, None, None, -1.0, 5.0, 60.0])),
-        "expires": draw(st.sampled_from([None, None, None, 0.0, 4.0, 30.0])),
-        "on_busy": draw(st.sampled_from([OnBusy.ENQUEUE, OnBusy.ENQUEUE, *OnBusy])),
+        "due": draw(st.sampled_from([None, None, None, None, None, -1.0, 5.0, 60.0])),
+        "expires": draw(st.sampled_from([None, None, None, None, 0.0, 4.0, 30.0])),
+        "on_busy": draw(st.sampled_from([OnBusy.ENQUEUE, OnBusy.ENQUEUE, OnBusy.ENQUEUE, *OnBusy])),
         "hold_on_retry": draw(st.booleans()),
         "agent_id": draw(st.sampled_from([None, "ann", "bob"])),
         "fork_of": draw(seldom),
     }
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a run ends; a retry's time is counted from then."""
+
+    verdict: Verdict
+    outcome: Outcome
+    fields: dict[str, Any]
+
+
+@st.composite
+def endings(draw: st.DrawFn) -> Ending:
+    """Any end of a run, an answer more often than another."""
+    fields: dict[str, Any] = {"usage": draw(usages), "text": draw(texts)}
+    match draw(
+        st.sampled_from(["answer", "answer", "answer", "fault", "cancel", "retry", "retry", "park", "give back"])
+    ):
+        case "answer":
+            fields["provider_session"] = draw(st.sampled_from([None, "s1", "s2"]))
+            return Ending(Finish(state=State.COMPLETED), Outcome.COMPLETED, fields)
+        case "fault":
+            return Ending(Finish(state=State.FAILED, error="timeout", message="slow"), Outcome.FAILED, fields)
+        case "cancel":
+            return Ending(Finish(state=State.CANCELLED, error="cancelled"), Outcome.CANCELLED, fields)
+        case "give back":
+            return Ending(GiveBack(), Outcome.SHUTDOWN, fields)
+        case wait:
+            fields["error"] = "overloaded"
+            verdict = Retry(
+                at=microseconds(draw(st.sampled_from([-1.0, 0.0, 3.0, 40.0]))),
+                route=draw(st.sampled_from([None, None, "x", "y"])),
+                parked=wait == "park",
+                error="overloaded",
+                message="busy",
+            )
+            return Ending(verdict, Outcome.FAILED, fields)
 
 
 class StoresAgree(RuleBasedStateMachine):
@@ -67,6 +106,7 @@ class StoresAgree(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.pair: Pair | None = None
+        self.names: list[str] = []
 
     @property
     def both(self) -> Pair:
@@ -84,74 +124,85 @@ class StoresAgree(RuleBasedStateMachine):
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    @rule(name=requests, conversation=conversations, wish=wishes(), offers=offered, other=st.integers(0, 9))
-    def enqueue(self, name: str, conversation: str, wish: dict[str, Any], offers: Sequence[Offer], other: int) -> None:
+    @rule(conversation=conversations, wish=wishes(), offers=offered)
+    def enqueue(self, conversation: str, wish: dict[str, Any], offers: Sequence[Offer]) -> None:
+        name = f"r{len(self.names)}"
+        self.names.append(name)
+        self._enqueue(name, conversation, wish, offers)
+
+    @rule(conversation=conversations, wish=wishes())
+    def enqueue_behind_others(self, conversation: str, wish: dict[str, Any]) -> None:
+        self.enqueue(conversation, wish, [])
+
+    @precondition(lambda self: self.names)
+    @rule(
+        place=places, lock=st.none() | st.none() | locks, conversation=conversations, wish=wishes(), other=st.booleans()
+    )
+    def enqueue_again(self, place: int, lock: str | None, conversation: str, wish: dict[str, Any], other: bool) -> None:
+        body = {"body": b"{}"} if other else {}
+        self._enqueue(lock or self._name(place), conversation, wish | body, [])
+
+    def _enqueue(self, name: str, conversation: str, wish: dict[str, Any], offers: Sequence[Offer]) -> None:
         fields = dict(wish)
         for field in ("due", "expires"):
             if fields[field] is not None:
                 fields[field] = self.both.clock.wall + microseconds(fields[field])
-        if other == 0:
-            fields["body"] = b"{}"
         self.both.do(lambda world: world.enqueue(name, conversation, offers, **fields))
+
+    def _name(self, place: int) -> str:
+        """A request that was enqueued once, a late one rather than an early one."""
+        return self.names[-1 - place % len(self.names)]
 
     @rule(offers=offered, limit=st.sampled_from([0, 1, 2, 50]))
     def claim(self, offers: Sequence[Offer], limit: int) -> None:
         self.both.do(lambda world: world.store.claim(offers, limit, world.clock.now()))
 
+    @rule(ends=st.lists(endings(), min_size=1, max_size=3))
+    def work(self, ends: list[Ending]) -> None:
+        """Claim what can run, and end some of all that runs."""
+        self.claim([Offer("x", "one", 9), Offer("y", "two", 9)], 50)
+        for ending in ends:
+            if self.both.running:
+                self.end_a_run(0, ending)
+
+    @precondition(lambda self: self.pair is not None and self.pair.running)
+    @rule(place=places, ending=endings())
+    def end_a_run(self, place: int, ending: Ending) -> None:
+        claims = self.both.running.pop(place % len(self.both.running))
+        verdict = ending.verdict
+        if isinstance(verdict, Retry):
+            verdict = msgspec.structs.replace(verdict, at=self.both.clock.wall + verdict.at)
+        self._settle(claims, verdict, ending.outcome, **ending.fields)
+
     @precondition(lambda self: self.pair is not None and self.pair.claims)
-    @rule(
-        place=places,
-        ending=st.sampled_from(
-            ["completed", "completed", "failed", "cancelled", "retry", "retry", "park", "give back"]
-        ),
-        after=st.sampled_from([-1.0, 0.0, 3.0, 40.0]),
-        route=st.sampled_from([None, None, "x", "y"]),
-        usage=st.sampled_from([None, Usage(), Usage(input_tokens=3, output_tokens=2, cost_usd=0.5)]),
-        text=st.sampled_from([None, "", "short", "long " * 30]),
-        session=st.sampled_from([None, "s1", "s2"]),
-    )
-    def settle(
-        self,
-        place: int,
-        ending: str,
-        after: float,
-        route: str | None,
-        usage: Usage | None,
-        text: str | None,
-        session: str | None,
-    ) -> None:
-        claims = self.both.claims[-1 - place % len(self.both.claims)]
-        at = self.both.clock.wall + microseconds(after)
-        verdicts: dict[str, tuple[Verdict, Outcome]] = {
-            "completed": (Finish(state=State.COMPLETED), Outcome.COMPLETED),
-            "failed": (Finish(state=State.FAILED, error="timeout", message="slow"), Outcome.FAILED),
-            "cancelled": (Finish(state=State.CANCELLED, error="cancelled"), Outcome.CANCELLED),
-            "retry": (Retry(at=at, route=route, error="overloaded", message="busy"), Outcome.FAILED),
-            "park": (Retry(at=at, route=route, parked=True), Outcome.FAILED),
-            "give back": (GiveBack(), Outcome.SHUTDOWN),
-        }
-        verdict, outcome = verdicts[ending]
+    @rule(place=places, usage=usages, verdict=st.sampled_from([Finish(state=State.COMPLETED), Retry(at=0), GiveBack()]))
+    def settle_whatever_became_of_it(self, place: int, usage: Usage | None, verdict: Verdict) -> None:
+        claims = self.both.claims[place % len(self.both.claims)]
+        if claims in self.both.running:
+            self.both.running.remove(claims)
+        self._settle(claims, verdict, Outcome.COMPLETED, usage=usage, text="late or not")
+
+    def _settle(self, claims: Claims, verdict: Verdict, outcome: Outcome, **fields: Any) -> None:
         attempt = Attempt(
             number=claims.of[0].attempt,
             provider=claims.of[0].provider,
             outcome=outcome,
             started_at=claims.of[0].started_at,
             finished_at=self.both.clock.wall,
-            text=text,
-            usage=usage,
-            provider_session=session,
-            error=None if outcome is Outcome.COMPLETED else "timeout",
+            **fields,
         )
         self.both.settle(claims, attempt, verdict)
 
-    @rule(name=anybody, by=st.sampled_from([None, "r0"]))
-    def cancel(self, name: str, by: str | None) -> None:
+    @precondition(lambda self: self.names)
+    @rule(place=places, lock=st.none() | st.none() | locks, by=st.sampled_from([None, "r0"]))
+    def cancel(self, place: int, lock: str | None, by: str | None) -> None:
+        name = lock or self._name(place)
         self.both.do(lambda world: world.cancel(name, by))
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
     @rule(
-        name=st.sampled_from([*LOCKS, *LOCKS, *REQUESTS[:2]]),
+        name=locks,
         conversation=conversations,
         priority=priorities,
         wait=st.sampled_from([True, True, True, False]),
@@ -167,71 +218,75 @@ class StoresAgree(RuleBasedStateMachine):
         timeout: float | None,
         metadata: bytes | None,
     ) -> None:
-        self.both.do(
-            lambda world: world.acquire(
-                name, conversation, priority=priority, wait=wait, timeout=timeout, metadata=metadata
-            )
-        )
+        def wish(world: World) -> Awaitable[Acquired]:
+            return world.acquire(name, conversation, priority=priority, wait=wait, timeout=timeout, metadata=metadata)
 
-    @rule(name=anybody, fence=st.sampled_from([None, None, 0, -1]), what=st.sampled_from(["renew", "release"]))
-    def use_lock(self, name: str, fence: int | None, what: str) -> None:
-        """`fence` -1 stands for the right one."""
-        if fence == -1:
-            locks = [self.both.do(lambda world, of=of: world.store.lock(of, 0)) for of in CONVERSATIONS]  # type: ignore[misc]
-            fence = next((lock.fence for lock in locks if lock is not None and lock.holder == name), None)
-        if what == "renew":
-            self.both.do(lambda world: world.renew_lock(name, fence))
-        else:
-            self.both.do(lambda world: world.release(name, fence))
+        self.both.do(wish)
 
-    @rule(name=anybody)
-    def withdraw(self, name: str) -> None:
-        self.both.do(lambda world: world.withdraw(name))
+    @precondition(lambda self: self.pair is not None and self.pair.grants)
+    @rule(
+        place=places,
+        fence=st.sampled_from([None, "right", "right", "wrong"]),
+        what=st.sampled_from(["renew", "release", "release", "withdraw"]),
+    )
+    def use_a_lock(self, place: int, fence: str | None, what: str) -> None:
+        """Of the outside holders that there were one does something; some of them hold nothing any more."""
+        names = list(self.both.grants)
+        name = names[place % len(names)]
+        number = None if fence is None else self.both.grants[name] + (fence == "wrong")
+        self._use(name, what, number)
+
+    @rule(place=places, lock=locks, what=st.sampled_from(["acquire", "renew", "release", "withdraw", "withdraw"]))
+    def take_anything_for_a_lock(self, place: int, lock: str, what: str) -> None:
+        self._use(self._name(place) if self.names and place else lock, what, None)
+
+    def _use(self, name: str, what: str, fence: int | None) -> None:
+        match what:
+            case "acquire":
+                self.both.do(lambda world: world.acquire(name, "talk 0"))
+            case "renew":
+                self.both.do(lambda world: world.renew_lock(name, fence))
+            case "release":
+                self.both.do(lambda world: world.release(name, fence))
+            case _:
+                self.both.do(lambda world: world.withdraw(name))
 
     # -- time and upkeep ----------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.000_001, 1.0, 5.0, 20.0, 60.0, 120.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.000_001, 1.0, 5.0, 20.0, 60.0, 120.0]), told=st.sampled_from([True, True, False]))
+    def time_passes(self, seconds: float, told: bool) -> None:
         self.both.clock.forward(seconds)
+        if told:
+            self.both.do(lambda world: world.expire())
 
-    @rule(seconds=st.sampled_from([-100.0, -3.0, 3.0, 100.0]))
-    def wall_clock_steps(self, seconds: float) -> None:
-        self.both.clock.step_wall(seconds)
-
-    @rule()
-    def expire(self) -> None:
-        self.both.do(lambda world: world.expire())
-
-    @rule(limit=st.integers(1, 2))
-    def expire_in_small_steps(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 2), wall=st.sampled_from([None, -100.0, -3.0, 3.0, 100.0]))
+    def expire_in_small_steps(self, limit: int, wall: float | None) -> None:
+        """With somebody at the wall clock before."""
+        self.both.clock.step_wall(wall or 0)
         more = True
         while more:
             more = self.both.do(lambda world: world.expire(limit)).more
 
-    @rule()
-    def prune(self) -> None:
+    @rule(turns=st.none() | places, seconds=st.sampled_from([0.0, 60.0, 200.0]))
+    def prune(self, turns: int | None, seconds: float) -> None:
+        """With the response log at one of the turns, or at the last."""
+        self.both.set_watermark(turns)
+        self.both.clock.forward(seconds)
         self.both.do(lambda world: world.prune())
 
-    @rule(turns=places)
-    def log_is_written(self, turns: int) -> None:
-        self.both.set_watermark(turns)
-
-    @rule(reboot=st.booleans())
-    def crash(self, reboot: bool) -> None:
-        if reboot:
+    @rule(how=st.sampled_from(["crash", "crash", "reboot", "restart"]))
+    def begin_again(self, how: str) -> None:
+        self.both.running.clear()
+        if how == "reboot":
             self.both.clock.mono = microseconds(7)
-        self.both.do(lambda world: world.crash())
-
-    @rule()
-    def restart(self) -> None:
-        self.both.do(lambda world: world.restart())
+        self.both.do(lambda world: world.restart() if how == "restart" else world.crash())
 
     # -- after every step ---------------------------------------------------------------------------------------------
 
     @invariant()
     def all_is_alike(self) -> None:
         if self.pair is not None:
-            self.pair.compare_all(REQUESTS, CONVERSATIONS)
+            self.pair.compare_all(self.names, CONVERSATIONS)
             self.pair.check()
 
 

@@ -25,6 +25,11 @@ class Cleaner:
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.cleaner")
 
+    @property
+    def alive(self) -> bool:
+        """Whether its task runs."""
+        return self._task is not None and not self._task.done()
+
     def start(self) -> None:
         """Begin."""
         self._task = asyncio.create_task(self._clean_forever(), name="ksi-cleaner")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ksi.clock import Clock, to_seconds
+from ksi.clock import MICROSECONDS, Clock, Moment, to_seconds
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import Stop
 from ksi.completion.intake import Intake
@@ -18,7 +18,7 @@ from ksi.completion.render import request_reply, row_reply
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
-from ksi.errors import NotFound, ShuttingDown, WaitTimeout
+from ksi.errors import ConversationBusy, NotFound, ShuttingDown, WaitTimeout
 from ksi.event_bus import EventBus, Listener
 from ksi.events import (
     CancelReply,
@@ -34,7 +34,7 @@ from ksi.events import (
     conversation_name,
 )
 from ksi.request import State, full_model
-from ksi.store.base import CancelOutcome, Enqueued, Listing, NewRequest, SessionView, Store
+from ksi.store.base import CancelOutcome, Enqueued, Fork, Listing, NewRequest, SessionView, Store
 
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]
@@ -74,7 +74,7 @@ class CompletionService:
         new_data = self._with_id(data)
         request_id = new_data.request_id or ""
         # Followed before it is asked for, so that no result can come in between.
-        first = self._bus.follow(listener, request_id, stream=data.stream)
+        first = self._bus.follow(listener, request_id, chunks=data.stream)
         try:
             new, enqueued = await self._enqueue(new_data)
         except BaseException:
@@ -92,7 +92,7 @@ class CompletionService:
         new_data = self._with_id(data)
         request_id = new_data.request_id or ""
         take_back = self._announcer.wait_for(request_id, answer)
-        first = data.stream and self._bus.follow(listener, request_id, stream=True)
+        first = data.stream and self._bus.follow(listener, request_id, end=False, chunks=True)
         try:
             _, enqueued = await self._enqueue(new_data)
         except BaseException:
@@ -118,7 +118,20 @@ class CompletionService:
         model = full_model(data.model, self._config.service.default_model)
         now = self._clock.now()
         new = self._intake.new_request(data, model, self._providers.route(model), now)
-        enqueued = await self._store.enqueue(new, self._providers.offers(), now)
+        try:
+            enqueued = await self._store.enqueue(new, self._providers.offers(), now)
+        except ConversationBusy as busy:
+            raise _with_age(busy, now) from None
+        if new.fork_of is not None and enqueued.existing is None:
+            self._locks.forked(
+                Fork(
+                    parent=new.fork_of,
+                    child=new.conversation,
+                    request_id=new.request_id,
+                    at=now.wall,
+                    kind="requested",
+                )
+            )
         if enqueued.claim is not None:
             self._queue.launch(enqueued.claim)
         elif enqueued.existing is None:
@@ -176,7 +189,7 @@ class CompletionService:
         return None
 
     def _stream_again(self, data: WaitData, listener: Listener) -> None:
-        self._bus.follow(listener, data.request_id, stream=True)
+        self._bus.follow(listener, data.request_id, end=False, chunks=True)
         run = self._queue.runs.get(data.request_id)
         if run is None:
             return
@@ -218,6 +231,7 @@ class CompletionService:
                 return _cancel_reply(data.request_id, was, reply.status, reply.session_id)
             if cancelled.outcome is CancelOutcome.CANCELLED:
                 await self._announcer.ended(data.request_id)
+                self._bus.drop(data.request_id)
             return _cancel_reply(
                 data.request_id, cancelled.outcome.value, cancelled.state.value, cancelled.conversation
             )
@@ -299,6 +313,15 @@ class CompletionService:
     def provider_status(self) -> dict[str, Any]:
         """`completion:provider_status`: each provider's record (F6)."""
         return {"providers": self._providers.report()}
+
+
+def _with_age(busy: ConversationBusy, now: Moment) -> ConversationBusy:
+    """The refusal as the wire has it: when the holder began, and how long it has held, in seconds (L3)."""
+    facts = dict(busy.facts)
+    since = facts.pop("since", None)
+    if since is not None:
+        facts |= {"since": since / MICROSECONDS, "age_seconds": (now.wall - since) / MICROSECONDS}
+    return ConversationBusy(busy.message, **facts)
 
 
 def _submit_reply(enqueued: Enqueued, due_at: float | None) -> SubmitReply:

@@ -216,5 +216,4 @@ def _percentiles(samples: deque[int]) -> dict[str, float] | None:
     if not samples:
         return None
     ordered = sorted(samples)
-    last = len(ordered) - 1
-    return {"p50": ordered[last // 2] / 1000, "p95": ordered[last * 95 // 100] / 1000}
+    return {f"p{share}": ordered[-(-len(ordered) * share // 100) - 1] / 1000 for share in (50, 95)}

@@ -23,6 +23,9 @@ CLAIMS = 64
 TICK = 0.25
 """Seconds between looks at running requests' timeouts, and the longest sleep before a look at what is due."""
 
+GIVE_BACK = 5.0
+"""Seconds, beside the grace, in which stopped requests must be back in the queue."""
+
 FAULT_PAUSE = 0.5
 """Seconds to wait after the store said no."""
 
@@ -85,7 +88,18 @@ class QueueManager:
             self._log.warning("giving back to the queue", requests=len(self._runs))
             for run in list(self._runs.values()):
                 run.stop(Stop.SHUTDOWN)
-            await self._idle.wait()
+            await self._abandon_after(grace + GIVE_BACK)
+
+    async def _abandon_after(self, seconds: float) -> None:
+        """Wait for what gives back. What cannot (a store that says no) is left to the next start's recovery."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            self._log.error("left running for the next start to recover", requests=sorted(self._runs)[:100])
+            tasks = [run.task for run in self._runs.values() if run.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def claiming(self) -> bool:
@@ -179,9 +193,7 @@ class QueueManager:
             for ended in expiry.ended:
                 await self._announcer.ended_unrun(ended)
             for lapsed in expiry.lapsed:
-                self._locks.lapsed(lapsed.conversation, lapsed.request_id)
-                if lapsed.passing is not None:
-                    self._locks.passed(lapsed.passing)
+                self._locks.lapsed(lapsed)
             if not expiry.more:
                 await self._sleep_until_due(expiry)
 

@@ -49,6 +49,11 @@ class ResponseLog:
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.responses")
 
+    @property
+    def alive(self) -> bool:
+        """Whether its task runs."""
+        return self._task is not None and not self._task.done()
+
     async def start(self) -> None:
         """Begin where the last daemon stopped; answers that it wrote without saying so are not written again."""
         self._watermark = await self._store.log_watermark()

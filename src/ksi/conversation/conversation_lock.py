@@ -53,7 +53,7 @@ class ConversationLocks:
         now, priority = self._clock.now(), parse_priority(data.priority)
         deadline = now.mono + microseconds(data.timeout) if data.timeout is not None else None
         # Followed before it is asked for, so that no grant can come in between.
-        first = self._bus.follow(listener, data.request_id, stream=False)
+        first = self._bus.follow(listener, data.request_id)
         lock = NewLock(
             request_id=data.request_id,
             conversation=conversation,

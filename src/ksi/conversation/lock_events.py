@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ksi.clock import to_seconds
-from ksi.event_bus import LOCKED, EventBus
-from ksi.events import LockPush
-from ksi.store.base import Claimed, LockGrant, Passing
+from ksi.clock import MICROSECONDS, to_seconds
+from ksi.event_bus import LOCK_EXPIRED, LOCKED, EventBus
+from ksi.events import ForkPush, LockPush
+from ksi.store.base import Claimed, Fork, Lapsed, LockGrant, Passing
 
 
 class LockEvents:
@@ -34,6 +34,20 @@ class LockEvents:
                     external=external,
                 ),
             )
+
+    def forked(self, fork: Fork) -> None:
+        """A conversation went on in another place (L7)."""
+        self._bus.publish(
+            "conversation:forked",
+            ForkPush(
+                conversation_id=fork.child,
+                parent=fork.parent,
+                child=fork.child,
+                request_id=fork.request_id,
+                kind=fork.kind,
+                at=fork.at / MICROSECONDS,
+            ),
+        )
 
     def granted(self, grant: LockGrant) -> None:
         """An outside holder has a conversation; its connection follows the id."""
@@ -64,10 +78,17 @@ class LockEvents:
         if passing.granted is not None:
             self.granted(passing.granted)
 
-    def lapsed(self, conversation: str, request_id: str) -> None:
-        """An outside holder's time ran out."""
+    def lapsed(self, lapsed: Lapsed) -> None:
+        """An outside holder's time ran out, or a waiter's."""
         self._bus.publish(
-            "conversation:lock_expired",
-            LockPush(conversation_id=conversation, request_id=request_id, external=True),
-            request_id,
+            LOCK_EXPIRED,
+            LockPush(
+                conversation_id=lapsed.conversation,
+                request_id=lapsed.request_id,
+                external=True,
+                waiting=not lapsed.held,
+            ),
+            lapsed.request_id,
         )
+        if lapsed.passing is not None:
+            self.passed(lapsed.passing)
