@@ -85,6 +85,24 @@ class Retry(_Section, frozen=True, kw_only=True):
     max_delay: float = 60.0
 
 
+class BreakerConfig(_Section, frozen=True, kw_only=True):
+    """When a provider that fails is left alone (F3)."""
+
+    failures: int = 5
+    """So many failures in the window, at least ..."""
+    rate: float = 0.5
+    """... and such a share of its calls there."""
+    window: float = 60.0
+    max_samples: int = 1_000
+    open_for: float = 10.0
+    """How long it is left alone at first; twice as long each time that a probe fails."""
+    max_open_for: float = 300.0
+    probes: int = 1
+    """Calls at once while it is tried again."""
+    probes_to_close: int = 2
+    """Probes that must succeed in a row."""
+
+
 class Session(_Section, frozen=True, kw_only=True):
     """Conversations' lives (L10) and how much history a call gets (L9)."""
 
@@ -141,6 +159,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     queue: Queue = Queue()
     lock: Lock = Lock()
     retry: Retry = Retry()
+    breaker: BreakerConfig = BreakerConfig()
     session: Session = Session()
     retention: Retention = Retention()
     limits: Limits = Limits()
@@ -179,6 +198,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "queue": Queue,
     "lock": Lock,
     "retry": Retry,
+    "breaker": BreakerConfig,
     "session": Session,
     "retention": Retention,
     "limits": Limits,
@@ -213,7 +233,7 @@ def load(
     """
     tree = _read_file(home / CONFIG_FILE)
     origin = str(home / CONFIG_FILE)
-    tree.setdefault("providers", {"local": {"kind": "local", "max_concurrency": 2}})
+    tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
     _merge(tree, _from_environ(os.environ if environ is None else environ), "environment")
     _merge(tree, {k: dict(v) for k, v in (flags or {}).items()}, "flags")
     known = {*_SECTIONS, "providers"}
@@ -341,6 +361,13 @@ def _check(config: Config, origin: str) -> None:
         "queue.max_interruptions": config.queue.max_interruptions,
         "lock.expiry": config.lock.expiry,
         "retry.max_attempts": config.retry.max_attempts,
+        "breaker.failures": config.breaker.failures,
+        "breaker.window": config.breaker.window,
+        "breaker.max_samples": config.breaker.max_samples,
+        "breaker.open_for": config.breaker.open_for,
+        "breaker.max_open_for": config.breaker.max_open_for,
+        "breaker.probes": config.breaker.probes,
+        "breaker.probes_to_close": config.breaker.probes_to_close,
         "retry.initial_delay": config.retry.initial_delay,
         "retry.max_delay": config.retry.max_delay,
         "socket.max_line": config.socket.max_line,

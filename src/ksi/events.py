@@ -386,7 +386,11 @@ SPECS: Mapping[str, EventSpec] = {
         _out("conversation:queued", "A request or outside holder waits for its conversation.", LockPush),
         _out("conversation:unlocked", "A conversation's lock was given back and nobody waits.", LockPush),
         _out("conversation:lock_transferred", "A conversation's lock passes to the next in line.", LockPush),
-        _out("conversation:lock_expired", "An outside holder did not renew in time, or a waiter's timeout ran out.", LockPush),
+        _out(
+            "conversation:lock_expired",
+            "An outside holder did not renew in time, or a waiter's timeout ran out.",
+            LockPush,
+        ),
         _out("conversation:forked", "A conversation went on in another place.", ForkPush),
     )
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,8 +20,8 @@ def open_log(path: Path, level: str) -> None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        file = open(descriptor, "a", encoding="utf-8", buffering=1)
+        path.touch(mode=0o600)
+        file = path.open("a", encoding="utf-8", buffering=1)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; make it writable or choose another home", place=str(path)

@@ -111,22 +111,28 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
+class _Reply(msgspec.Struct, omit_defaults=True):
+    event: str
+    data: Any
+    timestamp: float
+    correlation_id: str | int | None = None
+
+
+class _Refusal(msgspec.Struct, omit_defaults=True):
+    event: str | None
+    error: Any
+    timestamp: float
+    correlation_id: str | int | None = None
+
+
 def encode_reply(event: str, data: Any, correlation_id: str | int | None, timestamp: float) -> bytes:
     """A reply or pushed event as one line."""
-    message = {"event": event, "data": data}
-    if correlation_id is not None:
-        message["correlation_id"] = correlation_id
-    message["timestamp"] = timestamp
-    return _encoder.encode(message) + b"\n"
+    return _encoder.encode(_Reply(event, data, timestamp, correlation_id)) + b"\n"
 
 
 def encode_error(event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
     """An error answer as one line."""
-    message: dict[str, Any] = {"event": event, "error": error_body(error)}
-    if correlation_id is not None:
-        message["correlation_id"] = correlation_id
-    message["timestamp"] = timestamp
-    return _encoder.encode(message) + b"\n"
+    return _encoder.encode(_Refusal(event, error_body(error), timestamp, correlation_id)) + b"\n"
 
 
 def error_body(error: KsiError) -> dict[str, Any]:

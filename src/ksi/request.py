@@ -9,7 +9,6 @@ import msgspec
 
 from ksi.clock import MICROSECONDS
 
-
 Json = dict[str, Any]
 
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest_asyncio
-from tests.integration.wire import Wire
 
 from ksi.daemon import Daemon
 from ksi.testing import running_daemon
+from tests.integration.wire import Wire
 
 Connect = Callable[[], Awaitable[Wire]]
 

@@ -149,8 +149,10 @@ class Wire:
     async def pushed(self, event: str, /, **fields: Any) -> Json:
         """The data of the next pushed event of this name whose data has these fields."""
         line = await self.next(
-            lambda message: message["event"] == event
-            and fields.items() <= {k: v for k, v in message.get("data", {}).items() if k in fields}.items(),
+            lambda message: (
+                message["event"] == event
+                and fields.items() <= {k: v for k, v in message.get("data", {}).items() if k in fields}.items()
+            ),
             what=event,
         )
         data: Json = line["data"]

@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,67 +19,73 @@ from typing import Any, TypeVar
 import msgspec
 
 from ksi.benchmarking.load import Job
-from ksi.benchmarking.processes import resident_bytes
 from ksi.config import CONFIG_FILE, Config, load
 from ksi.errors import InternalError
 
-READY_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
+ANSWER_TIMEOUT = 30.0
 
 T = TypeVar("T", bound=msgspec.Struct)
+Tables = Mapping[str, Mapping[str, Any]]
 
-SETTINGS: Mapping[str, Mapping[str, Any]] = {
+CONCURRENCY = 256
+"""Requests that the stub provider takes at once."""
+
+SETTINGS: Tables = {
     "service": {"default_model": "stub/echo", "shutdown_grace": 0.2},
-    # So short that in each second as much goes as comes: what a daemon that runs for weeks does.
+    # So short that in each second as much goes as comes: what a daemon that runs for months does.
     "retention": {"finished": 1.0, "sessions": 2.0, "clean_every": 0.25},
     "queue": {"max_queued": 10_000_000},
-    "providers.stub": {"kind": "stub", "max_concurrency": 256},
+    "providers.stub": {"kind": "stub", "max_concurrency": CONCURRENCY},
 }
-"""What a daemon under test is configured with; all else has its default, response log, usage and history included."""
+"""A daemon under test: what is not here has its default; response log, usage and history are on."""
+
+
+class Home:
+    """A folder with a ksi.toml: `SETTINGS`, and `settings` on top of them."""
+
+    def __init__(self, folder: Path, settings: Tables | None = None) -> None:
+        own = settings or {}
+        self.folder = folder
+        self._tables = {name: {**SETTINGS.get(name, {}), **own.get(name, {})} for name in {**SETTINGS, **own}}
+
+    def configure(self, socket_path: Path | None = None) -> Config:
+        """Write the file, and read it as the daemon will."""
+        tables = self._tables if socket_path is None else {**self._tables, "socket": {"path": str(socket_path)}}
+        text = "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+            for name, keys in tables.items()
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / CONFIG_FILE).write_text(text, "utf-8")
+        return load(self.folder, {})
 
 
 class DaemonUnderTest:
-    """Starts a daemon, and ends it whatever happens."""
+    """Starts a daemon on a home, and ends it whatever happens."""
 
-    def __init__(
-        self,
-        home: Path,
-        settings: Mapping[str, Mapping[str, Any]] | None = None,
-        *,
-        command: Sequence[str] = (sys.executable, "-m", "ksi.cli"),
-    ) -> None:
-        """`settings` are tables of keys that come on top of `SETTINGS`; `command` gets `--home` and what follows."""
+    def __init__(self, home: Home, *, command: Sequence[str] = (sys.executable, "-m", "ksi.cli")) -> None:
+        """`command` gets `--home DIR start --foreground` as its arguments."""
         self._home = home
-        self._settings = {name: {**SETTINGS.get(name, {}), **(settings or {}).get(name, {})}
-                          for name in {**SETTINGS, **(settings or {})}}
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._run_dir: Path | None = None
-
-    def __enter__(self) -> DaemonUnderTest:
         # A socket's path is short by law, a home's need not be.
         self._run_dir = Path(tempfile.mkdtemp(prefix="ksi-bench-"))
+        self.socket = self._run_dir / "daemon.sock"
+
+    def __enter__(self) -> DaemonUnderTest:
         try:
-            self._start(self._run_dir / "daemon.sock")
+            self._start()
         except BaseException:
-            self.__exit__(None, None, None)
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._stop(self._process)
-            self._process = None
-        if self._run_dir is not None:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
-
-    @property
-    def socket(self) -> Path:
-        """Where it listens."""
-        assert self._run_dir is not None
-        return self._run_dir / "daemon.sock"
+        self._end()
 
     @property
     def pid(self) -> int:
@@ -86,49 +93,47 @@ class DaemonUnderTest:
         assert self._process is not None
         return self._process.pid
 
-    def memory(self) -> int | None:
-        """Bytes that it has in use."""
-        return resident_bytes(self.pid)
+    def ask(self, event: str) -> Any:
+        """The data of an event's reply."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(ANSWER_TIMEOUT)
+            connection.connect(str(self.socket))
+            connection.sendall(msgspec.json.encode({"event": event, "data": {}}) + b"\n")
+            with connection.makefile("rb") as lines:
+                return msgspec.json.decode(lines.readline())["data"]
 
-    def write_config(self) -> Config:
-        """Write the home's ksi.toml, and read it as the daemon will."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        tables = (
-            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-            for name, keys in self._settings.items()
-        )
-        (self._home / CONFIG_FILE).write_text("\n".join(tables), "utf-8")
-        return load(self._home, {})
-
-    def _start(self, socket: Path) -> None:
-        self._settings["socket"] = {"path": str(socket)}
-        self.write_config()
+    def _start(self) -> None:
+        self._home.configure(self.socket)
+        folder = self._home.folder
         environ = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
-        with (self._home / "stderr.log").open("ab") as stderr:
+        with (folder / "stderr.log").open("ab") as stderr:
             self._process = subprocess.Popen(
-                [*self._command, "--home", str(self._home), "start", "--foreground"],
+                [*self._command, "--home", str(folder), "start", "--foreground"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environ,
-                cwd=self._home,
+                cwd=folder,
                 start_new_session=True,
             )
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], READY_TIMEOUT)
+        readable, _, _ = select.select([self._process.stdout], [], [], START_TIMEOUT)
         if not readable or not self._process.stdout.readline().strip():
-            said = (self._home / "stderr.log").read_text("utf-8", "replace")[-2000:]
-            raise InternalError(f"the daemon did not start: {said.strip() or f'see {self._home}/var/logs'}")
+            said = (folder / "stderr.log").read_text("utf-8", "replace")[-2000:].strip()
+            raise InternalError(f"the daemon under test did not start: {said or f'see {folder}/var/logs'}")
 
-    def _stop(self, process: subprocess.Popen[bytes]) -> None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        shutil.rmtree(self._run_dir, ignore_errors=True)
 
 
 def generate(job: Job, result: type[T]) -> T:

@@ -1,8 +1,8 @@
 """The load generator: a process of its own that costs as little as it can (`python -m ksi.benchmarking.load`).
 
 It reads a job as one line of JSON on stdin and prints what it measured as one line on stdout. Requests are lines from a
-template, replies are counted and not parsed: an event's name stands at the start of its line, and no text that a
-completion carries here holds one. Whoever started it compares the counts with the daemon's own afterwards.
+template; replies are counted, not parsed: an event's name stands at the start of its line, and no text that a completion
+carries here has one in it. Whoever started it compares the counts with the daemon's own afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +26,6 @@ from ksi.benchmarking.processes import cpu_seconds
 RESULT = b'{"event":"completion:result"'
 ERROR = b'"error":{'
 SUBSCRIBE = b'{"event":"monitor:subscribe","data":{"patterns":["*"]}}\n'
-TURNS = 20
-"""Turns that a conversation lives for; then another takes its place, so that histories are as long in any second."""
 PATIENCE = 60.0
 """Seconds without any answer after which the run is given up."""
 
@@ -38,25 +36,27 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     pid: int
     model: str
-    conversations: int
-    """In play at any moment."""
     mark: str
-    """Makes the ids of this run differ from all others'."""
-    fresh: bool = False
-    """Every request in a conversation of its own, `conversations` or not."""
+    """Makes the requests' ids differ from those of all other runs."""
+    sessions: str
+    """What the conversations' names begin with."""
+    conversations: int | None
+    """In play at any moment; None: each request has one of its own."""
+    turns: int | None = 20
+    """How many a conversation gets before another takes its place, so that histories stay as long; None: no end."""
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True, tag="flow"):
     """Keep `window` requests outstanding, and count what comes back."""
 
     target: Target
-    connections: int
     window: int
     warm_up: float
     seconds: float
+    connections: int = 4
     follow_all: bool = False
-    """One connection submits, is the subscriber, and sends one request for each result of anybody's: the depth of a
-    queue that was filled before stays as it is."""
+    """One connection submits, is the subscriber, and sends a request for each result of anybody's: a queue that was
+    filled before stays as long as it is."""
 
 
 class Loop(msgspec.Struct, frozen=True, kw_only=True, tag="loop"):
@@ -67,8 +67,8 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, tag="loop"):
     seconds: float
     probe: Path
     durability: Literal["full", "normal"]
-    turns: int = 50
-    """Requests, commits and syncs in one round."""
+    round: int = 50
+    """Requests, then commits, then syncs in a row."""
 
 
 Job = Flow | Loop
@@ -82,30 +82,29 @@ class Requests:
     """The lines of a run, one after another."""
 
     def __init__(self, target: Target, event: str) -> None:
-        head = '{"event":"%s","data":{"request_id":"%s-' % (event, target.mark)  # noqa: UP031
-        tail = (
-            '","agent_id":"agent-%d","model":"' + target.model + '","prompt":"Say in one sentence what number %d is for,'
-            ' and name one thing that it is often taken for."}}\n'
+        self._target = target
+        self._template = (
+            f'{{"event":"{event}","data":{{"request_id":"{target.mark}-%012d","session_id":"{target.sessions}-%s",'
+            f'"agent_id":"agent-%d","model":"{target.model}","prompt":"Say in one sentence what number %d is for, '
+            'and name one thing that it is often taken for."}}\n'
         )
-        self._template = head + '%012d","session_id":"' + target.mark.split("-")[0] + '-%s' + tail
-        self._conversations = target.conversations
-        self._fresh = target.fresh
-        self._mark = target.mark
         self._numbers = itertools.count()
 
     def line(self) -> bytes:
         """The next one."""
         number = next(self._numbers)
-        if self._fresh:
-            name = f"{self._mark}-{number}"
-        else:
-            life, place = divmod(number, self._conversations)
-            name = f"{self._mark}-{place}-{life // TURNS}"
-        return (self._template % (number, name, number % 10, number)).encode()
+        return (self._template % (number, self._conversation(number), number % 10, number)).encode()
 
     def lines(self, count: int) -> bytes:
         """The next so many, to be sent in one piece."""
         return b"".join([self.line() for _ in range(count)])
+
+    def _conversation(self, number: int) -> str:
+        target = self._target
+        if target.conversations is None:
+            return f"{target.mark}-{number}"
+        turn, place = divmod(number, target.conversations)
+        return str(place) if target.turns is None else f"{place}-{target.mark}-{turn // target.turns}"
 
 
 class Pipe:
@@ -133,10 +132,27 @@ class Pipe:
         data = self._tail + self._buffer[:size]
         if ERROR in data:
             at = data.index(ERROR)
-            raise LoadError(f"the daemon refused: {data[max(0, at - 100):at + 300].decode('utf-8', 'replace')}")
+            raise LoadError(f"the daemon refused: {data[max(0, at - 100) : at + 300].decode('utf-8', 'replace')}")
         # What may be the beginning of a word is looked at again with what follows.
         self._tail = data[-(len(RESULT) - 1) :]
         return data.count(RESULT)
+
+
+class _Counts(msgspec.Struct):
+    """What a flow has seen so far."""
+
+    done: int = 0
+    submitted: int = 0
+    seen: int = 0
+    at: float = 0.0
+    daemon_cpu: float | None = None
+    own_cpu: float = 0.0
+
+    def snapshot(self, pid: int) -> _Counts:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return _Counts(
+            self.done, self.submitted, self.seen, time.monotonic(), cpu_seconds(pid), usage.ru_utime + usage.ru_stime
+        )
 
 
 def flow(job: Flow) -> Rate:
@@ -145,45 +161,43 @@ def flow(job: Flow) -> Rate:
     subscriber = Pipe(job.target.socket)
     subscriber.send(SUBSCRIBE)
     submitters = [subscriber] if job.follow_all else [Pipe(job.target.socket) for _ in range(job.connections)]
-    submitted = 0
+    counts = _Counts()
     for pipe in submitters:
-        share = job.window // len(submitters)
-        pipe.send(requests.lines(share))
-        submitted += share
-    done = seen = 0
-    begun_at = time.monotonic() + job.warm_up
-    ends_at = begun_at + job.seconds
-    before: tuple[int, int, int, float, float | None, float] | None = None
+        pipe.send(requests.lines(job.window // len(submitters)))
+    begin = time.monotonic() + job.warm_up
+    _pump(subscriber, submitters, requests, counts, begin)
+    before = counts.snapshot(job.target.pid)
+    _pump(subscriber, submitters, requests, counts, begin + job.seconds)
+    after = counts.snapshot(job.target.pid)
+    known = before.daemon_cpu is not None and after.daemon_cpu is not None
+    return Rate(
+        completions=after.done - before.done,
+        submitted=after.submitted - before.submitted,
+        seen=after.seen - before.seen,
+        seconds=after.at - before.at,
+        daemon_cpu=(after.daemon_cpu or 0.0) - (before.daemon_cpu or 0.0) if known else None,
+        load_cpu=after.own_cpu - before.own_cpu,
+    )
+
+
+def _pump(subscriber: Pipe, submitters: Sequence[Pipe], requests: Requests, counts: _Counts, until: float) -> None:
+    """Send a request for each result, until the time is over."""
     with selectors.DefaultSelector() as selector:
         for pipe in {subscriber, *submitters}:
             selector.register(pipe.socket, selectors.EVENT_READ, pipe)
-        while True:
+        while time.monotonic() < until:
             ready = selector.select(PATIENCE)
             if not ready:
                 raise LoadError(f"no answer for {PATIENCE:g} s")
             for key, _ in ready:
-                pipe = key.data
+                pipe: Pipe = key.data
                 count = pipe.results()
                 if pipe is subscriber:
-                    seen += count
-                if pipe is not subscriber or job.follow_all:
-                    done += count
-                    submitted += count
+                    counts.seen += count
+                if count and pipe in submitters:
+                    counts.done += count
+                    counts.submitted += count
                     pipe.send(requests.lines(count))
-            now = time.monotonic()
-            if before is None and now >= begun_at:
-                before = (done, submitted, seen, now, cpu_seconds(job.target.pid), _own_cpu())
-            if before is not None and now >= ends_at:
-                break
-    daemon_cpu = cpu_seconds(job.target.pid)
-    return Rate(
-        completions=done - before[0],
-        submitted=submitted - before[1],
-        seen=seen - before[2],
-        seconds=now - before[3],
-        daemon_cpu=None if daemon_cpu is None or before[4] is None else daemon_cpu - before[4],
-        load_cpu=_own_cpu() - before[5],
-    )
 
 
 def loop(job: Loop) -> Latency:
@@ -199,16 +213,16 @@ def loop(job: Loop) -> Latency:
     cpu: float | None = 0.0
     try:
         for measured in _until(job.warm_up, job.seconds):
-            used = cpu_seconds(job.target.pid)
-            turns = [_turn(pipe, requests.line()) for _ in range(job.turns)]
-            used_after = cpu_seconds(job.target.pid)
+            before = cpu_seconds(job.target.pid)
+            turns = [_turn(pipe, requests.line()) for _ in range(job.round)]
+            after = cpu_seconds(job.target.pid)
             subscriber.results()
-            commit, sync = probe.commits(job.turns), probe.syncs(job.turns)
+            commit, sync = probe.commits(job.round), probe.syncs(job.round)
             if measured:
                 loops += turns
                 commits += commit
                 syncs += sync
-                cpu = None if cpu is None or used is None or used_after is None else cpu + used_after - used
+                cpu = None if cpu is None or before is None or after is None else cpu + after - before
     finally:
         probe.close()
     return Latency(
@@ -228,7 +242,8 @@ def _turn(pipe: Pipe, line: bytes) -> int:
         reply += pipe.socket.recv(1 << 20)
     taken = time.perf_counter_ns() - begun
     if b'"status":"completed"' not in reply:
-        raise LoadError(f"not completed: {reply[:400].decode('utf-8', 'replace') or 'the daemon closed the connection'}")
+        said = reply[:400].decode("utf-8", "replace")
+        raise LoadError(f"not completed: {said or 'the daemon closed the connection'}")
     return taken
 
 
@@ -242,18 +257,13 @@ def _until(warm_up: float, seconds: float) -> Iterator[bool]:
         yield True
 
 
-def _own_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 def main() -> int:
     """Do one job."""
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     try:
         measured: Rate | Latency = flow(job) if isinstance(job, Flow) else loop(job)
     except (LoadError, OSError) as error:
-        print(f"{error}", file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.buffer.write(msgspec.json.encode(measured) + b"\n")
     return 0

@@ -9,65 +9,75 @@ from collections.abc import Callable
 import msgspec
 import uvloop
 
-from ksi.clock import Chance, SystemClock, microseconds
+from ksi.clock import Chance, Moment, SystemClock, microseconds
 from ksi.config import Config
 from ksi.daemon import store_rules
+from ksi.errors import ConfigError
 from ksi.request import RequestBody, encode_body
 from ksi.store.base import NewRequest
 from ksi.store.sqlite import SqliteStore
 
-STEP = 10_000
+SESSIONS = "waiting"
+"""What the names of the filled conversations begin with."""
+
+_STEP = 10_000
 """Requests between two words of progress."""
 
 
 def fill(
-    config: Config, depth: int, conversations: int, model: str, route: str, say: Callable[[int], None] | None = None
+    config: Config, depth: int, conversations: int | None, model: str, say: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Let at least `depth` requests wait for `route`, in so many conversations; returns how many were added.
+    """Let at least `depth` requests wait; returns how many were added, each told to `say` in large steps.
 
-    What waits already counts, whatever its route. `say` hears how many are added so far.
+    They are of one model, in so many conversations or each in one of its own. What waits already counts.
+
+    Raises:
+        ConfigError: the home's store is not SQLite.
     """
-    return uvloop.run(_fill(config, depth, conversations, model, route, say or (lambda _: None)))
+    if not config.store.url.startswith("sqlite:///"):
+        raise ConfigError("only an SQLite store can be filled", place="store.url")
+    return uvloop.run(_fill(config, depth, conversations, model, say))
 
 
-async def _fill(
-    config: Config, depth: int, conversations: int, model: str, route: str, say: Callable[[int], None]
-) -> int:
+async def _fill(config: Config, depth: int, conversations: int | None, model: str, say: Callable[[int], None]) -> int:
     # Nobody reads positions here, so none is counted: with a thousand in each line that is most of the work.
     rules = msgspec.structs.replace(store_rules(config), position_limit=1)
-    chance = Chance(random.Random(0))
-    store = SqliteStore(config.path("var/db/ksi.db"), rules, chance, durability="normal")
+    path = config.path(config.store.url.removeprefix("sqlite:///"))
+    store = SqliteStore(path, rules, Chance(random.Random(0)), durability="normal")
     clock = SystemClock()
     head_start = microseconds(config.queue.head_start.normal)
     await store.open(clock.now(), lambda: None)
     try:
         missing = depth - (await store.totals()).queued
-        first = clock.now().wall
-
-        def request(number: int) -> NewRequest:
+        first = clock.now()
+        for begin in range(0, missing, _STEP):
+            numbers = range(begin, min(missing, begin + _STEP))
             now = clock.now()
-            conversation = f"waiting-{number % conversations}"
-            body = RequestBody(
-                prompt=f"Say in one sentence what number {number} is for.",
-                model=model,
-                session_id=conversation,
-                agent_id=f"agent-{number % 10}",
-            )
-            return NewRequest(
-                request_id=f"waiting-{first}-{number:012d}",
-                conversation=conversation,
-                body=encode_body(body),
-                route=route,
-                rank=now.wall - head_start,
-                model=model,
-                agent_id=body.agent_id,
-            )
-
-        for begin in range(0, missing, STEP):
-            numbers = range(begin, min(missing, begin + STEP))
-            now = clock.now()
-            await asyncio.gather(*(store.enqueue(request(number), (), now) for number in numbers))
-            say(numbers[-1] + 1)
+            news = (_request(number, first, now, head_start, conversations, model) for number in numbers)
+            await asyncio.gather(*(store.enqueue(new, (), now) for new in news))
+            say(numbers.stop)
     finally:
         await store.close()
     return max(0, missing)
+
+
+def _request(
+    number: int, first: Moment, now: Moment, head_start: int, conversations: int | None, model: str
+) -> NewRequest:
+    own = f"{first.wall}-{number}"
+    conversation = f"{SESSIONS}-{own if conversations is None else number % conversations}"
+    body = RequestBody(
+        prompt=f"Say in one sentence what number {number} is for, and name one thing that it is often taken for.",
+        model=model,
+        session_id=conversation,
+        agent_id=f"agent-{number % 10}",
+    )
+    return NewRequest(
+        request_id=f"{SESSIONS}-{first.wall}-{number:012d}",
+        conversation=conversation,
+        body=encode_body(body),
+        route=model.partition("/")[0],
+        rank=now.wall - head_start,
+        model=model,
+        agent_id=body.agent_id,
+    )

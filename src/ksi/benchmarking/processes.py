@@ -1,4 +1,4 @@
-"""Processor time and memory of another process, and the processors that all share."""
+"""Processor time of another process, and the processors that all share."""
 
 from __future__ import annotations
 
@@ -22,15 +22,7 @@ def cpu_seconds(pid: int) -> float | None:
     return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
-def resident_bytes(pid: int) -> int | None:
-    """Memory that a process has in use; None where the system has no /proc."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
-
-
-def cores_used() -> int:
+def cores_here() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -18,7 +18,7 @@ from ksi.config import Config
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreError
 from ksi.events import ChunkPush
 from ksi.providers.base import Chunk, Completion
-from ksi.request import Attempt, Outcome, RequestBody, State, decode_body
+from ksi.request import Attempt, Outcome, RequestBody, State
 from ksi.store.base import Claimed, Finish, GiveBack, Retry, Settled, Store, Verdict
 
 SETTLE_RETRY = 0.5
@@ -36,8 +36,9 @@ class Stop(Enum):
 class Run:
     """A request that runs here, and what others may ask of it."""
 
-    def __init__(self, claim: Claimed, model: str, stream: bool, deadline: int) -> None:
+    def __init__(self, claim: Claimed, body: RequestBody, model: str, stream: bool, deadline: int) -> None:
         self.claim = claim
+        self.body = body
         self.model = model
         self.stream = stream
         self.deadline = deadline
@@ -88,10 +89,9 @@ class CompletionRunner:
 
     async def execute(self, run: Run) -> Settled | None:
         """The steps, in order; None where the request was not kept any more."""
-        body = decode_body(run.claim.body)
         health = self._providers.health(run.claim.provider)
         health.began()
-        answer = await self._ask(run, body)
+        answer = await self._ask(run)
         now = self._clock.now()
         attempt = self._record(run, answer, now)
         verdict = self._decide(run, answer, now)
@@ -99,7 +99,7 @@ class CompletionRunner:
         settled = await self._settle(run, attempt, verdict)
         if settled is not None:
             if settled.turn is not None and attempt.text is not None:
-                self._sessions.turn_made(run.claim, body, settled.turn, attempt.text)
+                self._sessions.turn_made(run.claim, run.body, settled.turn, attempt.text)
             await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
         return settled
 
@@ -115,13 +115,13 @@ class CompletionRunner:
 
     # -- ask ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, run: Run, body: RequestBody) -> _Answer:
+    async def _ask(self, run: Run) -> _Answer:
         """The provider's answer. A cancellation that nobody asked for through `Run.stop` goes on up."""
         answer = _Answer()
         run.asking = True
         try:
             if run.stopped is None:
-                await self._complete(run, body, answer)
+                await self._complete(run, answer)
         except asyncio.CancelledError:
             if run.stopped is None:
                 raise
@@ -130,7 +130,7 @@ class CompletionRunner:
             answer = _Answer(first_token=answer.first_token)
         except ProviderError as error:
             answer.error = error
-        except Exception as error:  # a provider's defect is a failed attempt, not the daemon's end
+        except Exception as error:  # noqa: BLE001 - a provider's defect is a failed attempt, not the daemon's end
             self._log.exception("provider raised what it must not", provider=run.claim.provider)
             answer.error = ProviderError(FailureClass.PROVIDER_ERROR, f"{type(error).__name__}: {error}")
         finally:
@@ -141,19 +141,19 @@ class CompletionRunner:
             )
         return answer
 
-    async def _complete(self, run: Run, body: RequestBody, answer: _Answer) -> None:
+    async def _complete(self, run: Run, answer: _Answer) -> None:
         """Ask; where the context is too long for the provider, once more with half the history (L9)."""
         try:
-            await self._call(run, body, answer, shrink=1)
+            await self._call(run, answer, shrink=1)
         except ProviderError as error:
             if error.failure is not FailureClass.CONTEXT_TOO_LONG or run.claim.head is None or run.pieces:
                 raise
-            await self._call(run, body, answer, shrink=2)
+            await self._call(run, answer, shrink=2)
 
-    async def _call(self, run: Run, body: RequestBody, answer: _Answer, *, shrink: int) -> None:
+    async def _call(self, run: Run, answer: _Answer, *, shrink: int) -> None:
         provider = self._providers[run.claim.provider]
         call = await self._sessions.prepare(
-            run.claim, body, run.model, provider.capabilities, stream=run.stream, shrink=shrink
+            run.claim, run.body, run.model, provider.capabilities, stream=run.stream, shrink=shrink
         )
         async with aclosing(provider.complete(call)) as stream:
             async for item in stream:

@@ -70,7 +70,7 @@ class CompletionService:
     # -- submit ---------------------------------------------------------------------------------------------------
 
     async def submit(self, data: CompletionData, listener: Listener) -> SubmitReply | RequestReply:
-        """`completion:async`: into the queue; the result is pushed to the listener. A known id answers as it stands (Q4)."""
+        """`completion:async`: into the queue; the result is pushed. A known id answers as it stands (Q4)."""
         new_data = self._with_id(data)
         request_id = new_data.request_id or ""
         # Followed before it is asked for, so that no result can come in between.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ksi.clock import Chance, Moment, microseconds
 from ksi.errors import InvalidData
 from ksi.events import CompletionData, MessageData, conversation_name, parse_priority

@@ -97,7 +97,7 @@ class ProviderManager:
         for name in self._configs:
             try:
                 await self._providers[name].stop()
-            except Exception:  # the others must be stopped all the same
+            except Exception:  # noqa: BLE001 - the others must be stopped all the same
                 self._log.exception("provider did not stop", provider=name)
 
     def __getitem__(self, name: str) -> Provider:

@@ -131,6 +131,7 @@ class QueueManager:
         timeout = body.timeout or self._config.limits.timeout
         run = Run(
             claim,
+            body,
             full_model(body.model, self._config.service.default_model),
             self._bus.streams(claim.request_id),
             self._clock.now().mono + microseconds(timeout),
@@ -146,7 +147,7 @@ class QueueManager:
             settled = await self._runner.execute(run)
             if settled is not None and settled.due is not None:
                 self.on_due()
-        except Exception:  # the top of a run: a defect must not keep the conversation locked
+        except Exception:  # noqa: BLE001 - the top of a run: a defect must not keep the conversation locked
             self._log.exception("a run failed", request_id=request_id)
             await self._runner.abandon(run)
         finally:

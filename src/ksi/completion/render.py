@@ -80,7 +80,7 @@ def request_reply(view: RequestView) -> RequestReply:
         position=view.position,
         holder=view.holder,
         cancelling=view.cancelling,
-        metadata=decode_body(view.body).metadata,
+        metadata=decode_body(view.body).metadata if b'"metadata"' in view.body else None,
     )
 
 

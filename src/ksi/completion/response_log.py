@@ -24,9 +24,10 @@ from ksi.errors import StoreError
 from ksi.store.base import LoggedTurn, Store
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
-_BATCH = 1_000
+_BATCH = 5_000
+"""Answers that are held in memory at once; those of one session share its file's opening."""
 _PAUSE = 1.0
-"""Seconds between looks; answers of that time share their files' opening."""
+"""Seconds between looks."""
 _TAIL = 1024 * 1024
 
 

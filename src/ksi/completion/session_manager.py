@@ -42,11 +42,24 @@ class Past(msgspec.Struct, frozen=True):
 
     head: int | None
     turns: tuple[Exchange, ...]
-    whole: bool
+    messages: tuple[Message, ...]
+    tokens: int
     size: int
+    whole: bool
+
+    def then(self, turn: Exchange) -> Past:
+        """The past with one more turn."""
+        return Past(
+            turn.id,
+            (*self.turns, turn),
+            (*self.messages, *turn.messages),
+            self.tokens + turn.tokens,
+            self.size + turn.size,
+            self.whole,
+        )
 
 
-_NOTHING = Past(None, (), True, 0)
+_NOTHING = Past(None, (), (), 0, 0, True)
 
 
 class SessionManager:
@@ -73,7 +86,7 @@ class SessionManager:
             attempt=claim.attempt,
             conversation=claim.conversation,
             model=bare_model(model),
-            messages=(*fit(past.turns, limit), *now),
+            messages=(*fit(past, limit), *now),
             system=body.system,
             max_tokens=body.max_tokens,
             temperature=body.temperature,
@@ -96,12 +109,11 @@ class SessionManager:
         cached = self._cache.get(claim.conversation)
         if cached is not None and cached.head == claim.head:
             self._cache.move_to_end(claim.conversation)
-            if cached.whole or sum(turn.tokens for turn in cached.turns) >= limit:
+            if cached.whole or cached.tokens >= limit:
                 return cached
         turns = await self._store.history(claim.head, int(limit * BYTES_PER_TOKEN * 2) + 1)
-        exchanges = tuple(_exchange(turn) for turn in reversed(turns))
         whole = not turns or turns[-1].previous is None
-        past = Past(claim.head, exchanges, whole, sum(e.size for e in exchanges))
+        past = _as_past(claim.head, [_exchange(turn) for turn in reversed(turns)], whole)
         self._keep(claim.conversation, past)
         return past
 
@@ -114,8 +126,7 @@ class SessionManager:
             past = cached
         else:
             return
-        exchange = _as_exchange(turn, body, text)
-        self._keep(claim.conversation, Past(turn, (*past.turns, exchange), past.whole, past.size + exchange.size))
+        self._keep(claim.conversation, past.then(_as_exchange(turn, body, text)))
 
     def _keep(self, conversation: str, past: Past) -> None:
         before = self._cache.pop(conversation, None)
@@ -139,18 +150,25 @@ class SessionManager:
         return "active" if view.turns or view.locked else "created"
 
 
-def fit(turns: Sequence[Exchange], limit: int) -> list[Message]:
+def fit(past: Past, limit: int) -> Sequence[Message]:
     """Whole turns, the newest that fit in `limit` tokens, in order."""
-    first, left = len(turns), limit
-    while first > 0 and turns[first - 1].tokens <= left:
+    if past.tokens <= limit:
+        return past.messages
+    first, left = len(past.turns), limit
+    while first > 0 and past.turns[first - 1].tokens <= left:
         first -= 1
-        left -= turns[first].tokens
-    return [message for turn in turns[first:] for message in turn.messages]
+        left -= past.turns[first].tokens
+    return [message for turn in past.turns[first:] for message in turn.messages]
 
 
 def count(messages: Sequence[Message]) -> int:
     """About how many tokens messages have."""
     return sum(estimate_tokens(m.content) + MESSAGE_TOKENS for m in messages)
+
+
+def _as_past(head: int, turns: Sequence[Exchange], whole: bool) -> Past:
+    messages = tuple(message for turn in turns for message in turn.messages)
+    return Past(head, tuple(turns), messages, sum(t.tokens for t in turns), sum(t.size for t in turns), whole)
 
 
 def _exchange(turn: Turn) -> Exchange:

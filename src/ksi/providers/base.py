@@ -1,8 +1,10 @@
 """The provider protocol: a call in, pieces of text out, and one Completion at the end.
 
 A provider is one module, `ksi.providers.<kind>` with `-` as `_`. It exports `Options`, a frozen msgspec Struct of the
-configuration keys that only it knows, and `build(setting: Setting, options: Options) -> Provider`. It turns every fault into a `ProviderError` with its class (F1), makes no retries of its own
-(F2), reports usage as it was told it (T1), and leaves nothing running behind a closed iterator (F7).
+configuration keys that only it knows, and `build(setting: Setting, options: Options) -> Provider`.
+
+It turns every fault into a `ProviderError` with its class (F1), makes no retries of its own (F2), reports usage as it
+was told it (T1), and leaves nothing running behind a closed iterator (F7).
 """
 
 from __future__ import annotations

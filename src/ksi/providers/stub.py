@@ -1,4 +1,4 @@
-"""A scripted provider: answers, delays and failures as configuration or request say. For tests, examples, benchmarks."""
+"""A scripted provider, for tests, examples and benchmarks: it answers, waits and fails as it is told."""
 
 from __future__ import annotations
 

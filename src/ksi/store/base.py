@@ -34,7 +34,7 @@ class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
     """What the configuration tells a store; times in microseconds."""
 
     max_queued: int = 1_000_000
-    """Waiting requests (scheduled, queued, retrying, parked; not locks) above which an enqueue that would wait is refused (Q5)."""
+    """Waiting requests (scheduled, queued, retrying, parked; not locks) at which one that would wait is refused (Q5)."""
     lock_expiry: int = 300_000_000
     """How long an external lock lives unrenewed (L4)."""
     max_interruptions: int = 3
@@ -139,7 +139,7 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     holder: str | None = None
     """Who holds the conversation, if it is another."""
     claim: Claimed | None = None
-    """Set where it runs at once: free conversation, free slot, nobody ready before it on a route to the same provider."""
+    """Set where it runs at once: free conversation, free slot, nobody ready before it at the same provider."""
     stopping: str | None = None
     """The running holder that must now be stopped (`on_busy: interrupt`)."""
     passing: Passing | None = None
@@ -157,7 +157,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """It waits until `at` (wall time) and then runs again, at `route` where given. `parked`: for a quota, not a fault (F5)."""
+    """It waits until `at` (wall time) and runs again, at `route` where given. `parked`: for a quota, not a fault (F5)."""
 
     at: int
     route: str | None = None
@@ -464,8 +464,8 @@ class Store(Protocol):
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """Take the store. Runs that a dead daemon left are queued again, keeping their place, or ended (Q3): cancelled
-        where a cancel had been asked for, failed with `daemon_restart` after the last allowed interruption. Each gets an
-        attempt with outcome `interrupted`. External locks begin their time anew (their holders could not renew).
+        where a cancel had been asked for, failed with `daemon_restart` after the last allowed interruption. Each gets
+        an attempt with outcome `interrupted`. External locks begin their time anew: their holders could not renew.
 
         `on_work` is called, from the event loop, whenever something may have become ready or a slot free.
 
@@ -507,7 +507,10 @@ class Store(Protocol):
         ...
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
-        """Renew this daemon's lease over all its runs; returns keys whose runs are lost to it (never, where a store has one daemon)."""
+        """Renew this daemon's lease over all its runs; returns the keys of runs that are lost to it.
+
+        Where a store has one daemon it loses none.
+        """
         ...
 
     async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
@@ -556,7 +559,7 @@ class Store(Protocol):
         ...
 
     async def expire(self, now: Moment, limit: int = 500) -> Expiry:
-        """Do what time asks for: queue what is due, expire what was not started in time, end external locks and waiters."""
+        """Do what time asks for: queue what is due, end what was not started in time, and locks and waits for them."""
         ...
 
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:

@@ -76,7 +76,7 @@ class Committer:
                 self._commit_off_loop(batch, answers)
                 return
             self._commit()
-        except Exception as error:  # whatever it is, the transaction must not stay open
+        except Exception as error:  # noqa: BLE001 - whatever it is, the transaction must not stay open
             self._roll_back()
             self._one_by_one(batch, error)
             return
@@ -142,7 +142,7 @@ class Committer:
             try:
                 answers = self._run([(operation, future)])
                 self._commit()
-            except Exception as error:  # answered to whom it belongs
+            except Exception as error:  # noqa: BLE001 - answered to whom it belongs
                 self._roll_back()
                 self._fail(future, error)
             else:

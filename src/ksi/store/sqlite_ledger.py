@@ -14,6 +14,9 @@ from ksi.store.base import Finish, LockGrant, Passing, StoreRules
 from ksi.store.sqlite_rows import HOLDS, IN_LINE, STATE_CODES, STATES, Row, attempt_values
 from ksi.store.statements import load_statements
 
+KNOWN_AGENTS = 10_000
+"""Pairs of agent and conversation that need not be written again."""
+
 
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a conversation."""
@@ -38,6 +41,7 @@ class Ledger:
         self._written: dict[str, int] = {str(n): int(v) for n, v in self.all("totals")}
         self._loads: dict[str, int] = {}
         self._routes: set[str] = set()
+        self._agents: set[tuple[str, int]] = set()
         self._next_key = 0
         self._next_attempt = 0
         self.rolled_back()
@@ -85,6 +89,7 @@ class Ledger:
         self._next_key = 1 + self.scalar("last_key")
         self._next_attempt = 1 + self.scalar("last_attempt")
         self._routes = {name for (name,) in self.all("routes")}
+        self._agents.clear()
 
     @property
     def committed_totals(self) -> dict[str, int]:
@@ -165,6 +170,19 @@ class Ledger:
         if route not in self._routes:
             self._routes.add(route)
             self.run("add_route", route)
+
+    def know_agent(self, agent: str, conversation: int) -> None:
+        """Write that an agent came to a conversation; what was written lately is remembered."""
+        pair = (agent, conversation)
+        if pair not in self._agents:
+            if len(self._agents) >= KNOWN_AGENTS:
+                self._agents.clear()
+            self._agents.add(pair)
+            self.run("add_agent", agent, conversation)
+
+    def forget_conversation(self, conversation: int) -> None:
+        """A conversation is gone, its agents with it."""
+        self._agents = {pair for pair in self._agents if pair[1] != conversation}
 
     def add_conversation(self, name: str, now: Moment, head: int | None, forked_from: int | None) -> int:
         """Write a new conversation; returns its id."""

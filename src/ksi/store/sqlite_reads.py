@@ -205,17 +205,13 @@ class Reads:
 
     def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
         """See `Store.log_after`."""
-        turns: list[LoggedTurn] = []
-        for identity, request_id, conversation, agent in self._all("logged", watermark, limit):
-            row = self._one("attempt", identity)
-            if row is not None:
-                turns.append(
-                    LoggedTurn(
-                        id=identity,
-                        request_id=request_id,
-                        conversation=conversation,
-                        agent_id=agent,
-                        attempt=read_attempt(row[1:]),
-                    )
-                )
-        return turns
+        return [
+            LoggedTurn(
+                id=identity,
+                request_id=request_id,
+                conversation=conversation,
+                agent_id=agent,
+                attempt=read_attempt(tuple(attempt)),
+            )
+            for identity, request_id, conversation, agent, *attempt in self._all("logged", watermark, limit)
+        ]

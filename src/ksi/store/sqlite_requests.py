@@ -162,7 +162,7 @@ class Requests:
             # One that runs is settled in a moment, and touches it then.
             self._ledger.run("touch_conversation", identity, now.wall)
         if new.agent_id is not None:
-            self._ledger.run("add_agent", new.agent_id, identity)
+            self._ledger.know_agent(new.agent_id, identity)
         return arrival
 
     def _insert_running(self, new: NewRequest, arrival: _Arrival, provider: str, now: Moment) -> Enqueued:

@@ -159,4 +159,5 @@ class Upkeep:
         for statement in ("drop_agents", "drop_forks", "drop_conversation"):
             self._ledger.run(statement, identity)
         self._ledger.count("conversations", -1)
+        self._ledger.forget_conversation(identity)
         return True

@@ -92,7 +92,7 @@ class Dispatcher:
             reply = await self._call(envelope, exchange)
         except KsiError as error:
             exchange.refuse(error)
-        except Exception as error:  # a defect: the client hears of it, the log has it
+        except Exception as error:  # noqa: BLE001 - a defect: the client hears of it, the log has it
             self._log.exception("handler failed", line=line[:200])
             exchange.refuse(error)
         else:

@@ -282,7 +282,9 @@ INSERT OR IGNORE INTO route (name) VALUES (?);
 SELECT count(*) FROM (SELECT 1 FROM request WHERE ready = 1 AND route = ?1 LIMIT ?2);
 
 -- name: logged
-SELECT a.id, r.request_id, c.name, b.agent
+SELECT a.id, r.request_id, c.name, b.agent, a.number, a.provider, a.outcome, a.started_at, a.finished_at, a.first_token,
+    a.model, a.stop_reason, a.provider_session, a.error, a.message, a.input_tokens, a.output_tokens, a.cache_read,
+    a.cache_write, a.reasoning, a.cost, a.text, a.raw
 FROM attempt a JOIN request r ON r.key = a.request JOIN body b ON b.request = a.request
     JOIN conversation c ON c.id = a.conversation
 WHERE a.id > ?1 AND a.outcome = 'completed' ORDER BY a.id LIMIT ?2;
