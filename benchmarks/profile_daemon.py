@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ksi.benchmarking.daemon_under_test import DaemonUnderTest, generate
+from ksi.benchmarking.daemon_under_test import DaemonUnderTest, Home, generate
 from ksi.benchmarking.figures import Rate
 from ksi.benchmarking.load import Flow, Target
+from ksi.benchmarking.processes import few_cores
 
 
 def main() -> None:
@@ -31,25 +32,32 @@ def main() -> None:
     parser.add_argument("--sort", default="tottime")
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ksi-profile-", dir=Path.cwd()) as folder:
+    parent = Path(__file__).parent.parent / "var"
+    parent.mkdir(exist_ok=True)
+    with few_cores(), tempfile.TemporaryDirectory(prefix="profile-", dir=parent) as folder:
         profile = options.keep or Path(folder) / "profile"
         here = [sys.executable, str(Path(__file__).absolute()), "serve", str(profile.absolute())]
         for name, command in (("plain", (sys.executable, "-m", "ksi.cli")), ("profiled", here)):
             rate = run(Path(folder) / name, command, options)
             print(
-                f"{name:9} {rate.per_second:8,.0f} completions/s, {rate.daemon_us or 0:6.1f} µs of the daemon's CPU each,"
-                f" {rate.load_us:5.1f} µs of the load's"
+                f"{name:9} {rate.per_second:8,.0f} completions/s; CPU for each: {rate.daemon_us or 0:.0f} µs of the "
+                f"daemon's, {rate.load_us:.0f} µs of the load's"
             )
         pstats.Stats(str(profile)).sort_stats(options.sort).print_stats(options.lines)
 
 
 def run(home: Path, command: tuple[str, ...] | list[str], options: argparse.Namespace) -> Rate:
     """One run on a new home."""
-    with DaemonUnderTest(home, {"store": {"durability": options.durability}}, command=command) as daemon:
+    with DaemonUnderTest(Home(home, {"store": {"durability": options.durability}}), command=command) as daemon:
         target = Target(
-            socket=str(daemon.socket), pid=daemon.pid, model="stub/echo", conversations=1000, mark=f"p-{daemon.pid}"
+            socket=str(daemon.socket),
+            pid=daemon.pid,
+            model="stub/echo",
+            mark="profile",
+            sessions="talk",
+            conversations=1_000,
         )
-        flow = Flow(target=target, connections=4, window=options.window, warm_up=3.0, seconds=options.seconds)
+        flow = Flow(target=target, window=options.window, warm_up=2.5, seconds=options.seconds)
         return generate(flow, Rate)
 
 

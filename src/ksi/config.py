@@ -20,6 +20,9 @@ CONFIG_FILE = "ksi.toml"
 T = TypeVar("T")
 
 
+S = TypeVar("S", bound="_Section")
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the configuration. All times in seconds."""
 
@@ -146,7 +149,18 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The lower is asked first where several serve a model."""
     max_concurrency: int = 4
     enabled: bool = True
+    requests_per_minute: int | None = None
+    """The provider's own limit, kept on our side."""
+    tokens_per_minute: int | None = None
+    """Likewise, of input and output tokens."""
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ModelConfig(_Section, frozen=True, kw_only=True):
+    """What is known of one model, `[models."provider/model"]`."""
+
+    fallbacks: tuple[str, ...] = ()
+    """Models that answer instead when no provider of this one can (F4), in order."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +179,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     log: Log = Log()
     providers: Mapping[str, ProviderConfig] = msgspec.field(default_factory=dict)
+    models: Mapping[str, ModelConfig] = msgspec.field(default_factory=dict)
 
     def path(self, relative: str) -> Path:
         """A path of the configuration, seen from the home."""
@@ -236,13 +251,17 @@ def load(
     tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
     _merge(tree, _from_environ(os.environ if environ is None else environ), "environment")
     _merge(tree, {k: dict(v) for k, v in (flags or {}).items()}, "flags")
-    known = {*_SECTIONS, "providers"}
+    known = {*_SECTIONS, "providers", "models"}
     for name in tree:
         if name not in known:
             raise _unknown(name, known, origin)
     parts: dict[str, Any] = {name: _section(kind, tree.get(name, {}), name, origin) for name, kind in _SECTIONS.items()}
     providers = {name: _provider(name, value, origin) for name, value in _table(tree, "providers", origin).items()}
-    config = Config(home=home, providers=providers, **parts)
+    models = {
+        name: _section(ModelConfig, value, f"models.{name}", origin)
+        for name, value in (_table(tree, "models", origin) if "models" in tree else {}).items()
+    }
+    config = Config(home=home, providers=providers, models=models, **parts)
     _check(config, origin)
     return config
 
@@ -300,7 +319,7 @@ def _table(tree: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
     return value
 
 
-def _section(kind: type[_Section], value: Any, place: str, origin: str) -> _Section:
+def _section(kind: type[S], value: Any, place: str, origin: str) -> S:
     if not isinstance(value, dict):
         raise ConfigError(f"{origin}: [{place}] must be a table", place=place)
     known = field_names(kind)
@@ -377,10 +396,19 @@ def _check(config: Config, origin: str) -> None:
         "limits.timeout": config.limits.timeout,
         "limits.idle_timeout": config.limits.idle_timeout,
         **{f"providers.{n}.max_concurrency": p.max_concurrency for n, p in config.providers.items()},
+        **{f"providers.{n}.requests_per_minute": p.requests_per_minute or 1 for n, p in config.providers.items()},
+        **{f"providers.{n}.tokens_per_minute": p.tokens_per_minute or 1 for n, p in config.providers.items()},
     }
     for place, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{origin}: {place} must be above zero, not {value}", place=place)
+    for name, model in config.models.items():
+        for fallback in (name, *model.fallbacks):
+            if "/" not in fallback or "," in fallback or "=" in fallback:
+                raise ConfigError(
+                    f"{origin}: models.{name}: {fallback!r} is no model's full name, provider/model",
+                    place=f"models.{name}.fallbacks",
+                )
     start = config.queue.head_start
     if not start.high >= start.normal >= start.low >= start.background >= 0:
         raise ConfigError(

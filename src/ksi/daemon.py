@@ -28,6 +28,7 @@ from ksi.completion.intake import Intake
 from ksi.completion.provider_manager import ProviderManager, build_providers
 from ksi.completion.queue_manager import QueueManager
 from ksi.completion.response_log import ResponseLog
+from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.conversation_lock import ConversationLocks
@@ -67,7 +68,8 @@ class Daemon:
         self.bus = EventBus(clock)
         lock_events = LockEvents(self.bus)
         announcer = Announcer(self.store, self.bus, lock_events)
-        self.providers = ProviderManager(config.providers, self._built)
+        enabled = {name: config.providers[name] for name in self._built}
+        self.providers = ProviderManager(config, self._built, Router(enabled, config.models), self.bus, clock)
         sessions = SessionManager(self.store, config.session)
         runner = CompletionRunner(self.store, self.providers, sessions, announcer, config, clock, chance)
         self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)

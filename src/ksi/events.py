@@ -13,9 +13,14 @@ from ksi.protocol import nearest
 from ksi.request import PRIORITY_WORDS, Priority
 
 Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+Span = Annotated[float, Meta(gt=0, le=1e9)]
+Seq = Annotated[int, Meta(ge=-1)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 Json = dict[str, Any]
+
+MAX_DEPTH = 100
+"""Levels of objects and lists in free JSON."""
 
 
 class Data(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -40,6 +45,14 @@ class MessageData(msgspec.Struct):
     content: str | list[TextPart]
 
 
+class RetryData(Data):
+    """How this request is tried again; what is not given is as configured (F2). Times in seconds."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] | None = None
+    initial_delay: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    max_delay: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+
+
 class CompletionData(Data):
     """A completion request. Times in seconds; `not_before` in Unix time."""
 
@@ -60,8 +73,9 @@ class CompletionData(Data):
     hold_on_retry: bool = True
     not_before: Seconds | None = None
     delay: Seconds | None = None
-    ttl: Annotated[float, Meta(gt=0)] | None = None
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    ttl: Span | None = None
+    timeout: Span | None = None
+    retry: RetryData | None = None
     stream: bool = False
     metadata: Json | None = None
     provider_options: Json | None = None
@@ -77,16 +91,16 @@ class GetData(Data):
     """Names one request; with `after_seq`, the pieces of its running answer after that one (R2)."""
 
     request_id: Name
-    after_seq: int | None = None
+    after_seq: Seq | None = None
 
 
 class WaitData(Data):
     """Names one request and how long to wait for its end."""
 
     request_id: Name
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Span | None = None
     stream: bool = False
-    after_seq: int | None = None
+    after_seq: Seq | None = None
 
 
 class PageData(Data):
@@ -118,7 +132,7 @@ class AcquireLockData(Data):
     session_id: Name | None = None
     metadata: Json | None = None
     wait: bool = True
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Span | None = None
     priority: str | None = None
 
 
@@ -284,13 +298,14 @@ class LockReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     warnings: list[str] = []
 
 
-class ReleaseReply(msgspec.Struct, kw_only=True):
+class ReleaseReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The answer to `conversation:release_lock`."""
 
     released: bool
     conversation_id: str
     request_id: str
     next_request: str | None = None
+    warnings: list[str] = []
 
 
 class LockPush(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -306,6 +321,39 @@ class LockPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     next_request: str | None = None
     position: int | None = None
     holder: str | None = None
+
+
+class ProviderPush(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A provider's breaker made a step, it was parked for its quota, or an operator switched it (F3, F5)."""
+
+    provider: str
+    before: str
+    after: str
+    reason: str
+    until: float | None = None
+
+
+class ProviderName(Data):
+    """Names one provider."""
+
+    provider: Name
+
+
+class FailedData(Data):
+    """A client's word that a running attempt has failed, and why."""
+
+    request_id: Name
+    reason: str = "provider_error"
+    message: str | None = None
+
+
+class FailedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of a reported failure."""
+
+    request_id: str
+    status: Literal["retry_scheduled", "not_retryable", "not_running", "not_found"]
+    state: str | None = None
+    due_at: float | None = None
 
 
 class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -367,6 +415,14 @@ SPECS: Mapping[str, EventSpec] = {
         _in("completion:status", Nothing, "What the service is doing: figures and running requests."),
         _in("completion:queue_status", QueueStatusData, "The queue's figures, and pages of its lists."),
         _in("completion:session_status", SessionStatusData, "A session's life, or a page of sessions."),
+        _in("completion:retry_status", PageData, "What waits to be tried again: why, since when, until when."),
+        _in("completion:failed", FailedData, "A client saw a running attempt fail.", FailedReply),
+        _in(
+            "completion:requeue", RequestId, "Ask again for a request that failed for good, as a new one.", SubmitReply
+        ),
+        _in("provider:disable", ProviderName, "Ask a provider no more; what runs there goes on."),
+        _in("provider:enable", ProviderName, "Ask a disabled provider again."),
+        _in("provider:reset", ProviderName, "Forget a provider's failures and ask it at once."),
         _in("completion:provider_status", Nothing, "Each provider: what it serves, its slots, its trouble."),
         _in(
             "conversation:acquire_lock",
@@ -391,6 +447,7 @@ SPECS: Mapping[str, EventSpec] = {
             "An outside holder did not renew in time, or a waiter's timeout ran out.",
             LockPush,
         ),
+        _out("provider:state_changed", "A provider is left alone, tried again, parked or switched.", ProviderPush),
         _out("conversation:forked", "A conversation went on in another place.", ForkPush),
     )
 }
@@ -421,6 +478,24 @@ def conversation_name(session_id: str | None, conversation_id: str | None) -> st
     if session_id is not None and conversation_id is not None and session_id != conversation_id:
         raise InvalidData("session_id and conversation_id name different conversations", path="conversation_id")
     return session_id if session_id is not None else conversation_id
+
+
+def check_depth(path: str, value: Any) -> None:
+    """Refuse free JSON that is nested deeper than any stack it may be read on.
+
+    Raises:
+        InvalidData: deeper than MAX_DEPTH.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]
+        if not level:
+            return
+    raise InvalidData(f"{path}: nested more than {MAX_DEPTH} deep", path=path)
+
+
+def _children(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def schema(spec: EventSpec) -> Json:

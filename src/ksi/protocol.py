@@ -160,13 +160,13 @@ def convert(data: dict[str, Any], into: type[T]) -> T:
 
 def split_path(message: str) -> tuple[str, str]:
     """A msgspec message as (reason, path): "Expected `int` - at `$.a[0]`" → ("Expected `int`", "a[0]")."""
-    reason, found, tail = message.partition(" - at `$")
-    if found:
-        return reason, tail.rstrip("`").lstrip(".")
+    reason, _, tail = message.partition(" - at `$")
+    path = tail.rstrip("`").lstrip(".")
     # A missing field is named in the text only.
     if "missing required field `" in reason:
-        return reason, reason.rpartition("field `")[2].rstrip("`")
-    return reason, ""
+        missing = reason.rpartition("field `")[2].rstrip("`")
+        path = f"{path}.{missing}" if path else missing
+    return reason, path
 
 
 @lru_cache(maxsize=256)

@@ -143,6 +143,14 @@ class MessageBody(msgspec.Struct, frozen=True):
     content: str
 
 
+class RetryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request says about its own retries; the configuration fills in the rest (F2). Times in seconds."""
+
+    max_attempts: int | None = None
+    initial_delay: float | None = None
+    max_delay: float | None = None
+
+
 class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request's content as it is stored: normalised, without request_id and stream (Q4).
 
@@ -166,6 +174,7 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     delay: float | None = None
     ttl: float | None = None
     timeout: float | None = None
+    retry: RetryBody | None = None
     metadata: Json | None = None
     provider_options: Json | None = None
 
@@ -196,6 +205,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     """The daemon died under it."""
+    PARKED = "parked"
+    """The provider's quota was spent and it named the time of its return: no failure, and not counted as one (F5)."""
     SHUTDOWN = "shutdown"
     """The daemon stopped in order and gave the request back to the queue."""
     FENCED = "fenced"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ksi.clock import microseconds
-from ksi.request import State
-from ksi.store.base import Listing
+from ksi.request import Outcome, State, Usage
+from ksi.store.base import Listing, Retry
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, OFFER, World
 
@@ -188,6 +188,25 @@ async def test_an_answer_that_is_not_in_the_log_yet_keeps_its_request_and_conver
     assert [turn.request_id for turn in await world.store.log_after(0, 10)] == ["a"]
     await log_all(world)
     assert await world.prune() == (1, 1)
+
+
+@pytest.mark.promise("T1", "R7")
+async def test_the_trail_of_a_request_that_is_kept_stays_whole(store_factory: StoreFactory) -> None:
+    world = await store_factory(keep_finished=microseconds(HOUR), keep_sessions=microseconds(HOUR))
+    for name in ("waiting", "done"):
+        claim = await world.run(name, f"talk {name}")
+        attempt = world.attempt(claim, Outcome.FAILED, usage=Usage(input_tokens=7))
+        await world.settle(claim, Retry(at=world.clock.wall + microseconds(2 * HOUR)), attempt)
+    world.clock.forward(2 * HOUR)
+    await world.prune()
+    await world.expire()
+    for claim in await world.claim():
+        if claim.request_id == "done":
+            await world.complete(claim, usage=Usage(input_tokens=1))
+    await log_all(world)
+    await world.prune()
+    assert (await world.view("waiting")).usage == Usage(input_tokens=7)
+    assert (await world.view("done")).usage == Usage(input_tokens=8)
 
 
 @pytest.mark.promise("R7")

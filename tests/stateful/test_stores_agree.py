@@ -19,12 +19,12 @@ from ksi.store.base import Acquired, Finish, GiveBack, Offer, Retry, StoreRules,
 from tests.conformance.world import World
 from tests.stateful.pair import Claims, Pair
 
-CONVERSATIONS = ["talk 0", "talk 1", "talk 2"]
+CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
 LOCKS = [f"l{n}" for n in range(4)]
 ROUTES = ["x", "y"]
 
 SHORT = StoreRules(
-    max_queued=5,
+    max_queued=9,
     lock_expiry=microseconds(20),
     keep_finished=microseconds(60),
     keep_sessions=microseconds(120),
@@ -61,6 +61,10 @@ def wishes(draw: st.DrawFn) -> dict[str, Any]:
         "agent_id": draw(st.sampled_from([None, "ann", "bob"])),
         "fork_of": draw(seldom),
     }
+
+
+Batch = list[tuple[str, dict[str, Any]]]
+batches = st.lists(st.tuples(conversations, wishes()), min_size=1, max_size=4)
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -124,15 +128,17 @@ class StoresAgree(RuleBasedStateMachine):
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    @rule(conversation=conversations, wish=wishes(), offers=offered)
-    def enqueue(self, conversation: str, wish: dict[str, Any], offers: Sequence[Offer]) -> None:
-        name = f"r{len(self.names)}"
-        self.names.append(name)
-        self._enqueue(name, conversation, wish, offers)
+    @rule(batch=batches, offers=offered)
+    def enqueue(self, batch: Batch, offers: Sequence[Offer]) -> None:
+        for conversation, wish in batch:
+            name = f"r{len(self.names)}"
+            self.names.append(name)
+            self._enqueue(name, conversation, wish, offers)
 
-    @rule(conversation=conversations, wish=wishes())
-    def enqueue_behind_others(self, conversation: str, wish: dict[str, Any]) -> None:
-        self.enqueue(conversation, wish, [])
+    @rule(batch=batches, ends=st.lists(endings(), max_size=4), seconds=st.sampled_from([0.0, 1.0, 5.0]))
+    def enqueue_and_work(self, batch: Batch, ends: list[Ending], seconds: float) -> None:
+        self.enqueue(batch, [])
+        self.work(ends, seconds)
 
     @precondition(lambda self: self.names)
     @rule(
@@ -157,9 +163,10 @@ class StoresAgree(RuleBasedStateMachine):
     def claim(self, offers: Sequence[Offer], limit: int) -> None:
         self.both.do(lambda world: world.store.claim(offers, limit, world.clock.now()))
 
-    @rule(ends=st.lists(endings(), min_size=1, max_size=3))
-    def work(self, ends: list[Ending]) -> None:
-        """Claim what can run, and end some of all that runs."""
+    @rule(ends=st.lists(endings(), max_size=6), seconds=st.sampled_from([0.0, 1.0, 5.0, 60.0]))
+    def work(self, ends: list[Ending], seconds: float) -> None:
+        """Some time later: claim what can run, and end some of all that runs."""
+        self.time_passes(seconds, told=True)
         self.claim([Offer("x", "one", 9), Offer("y", "two", 9)], 50)
         for ending in ends:
             if self.both.running:
@@ -169,27 +176,27 @@ class StoresAgree(RuleBasedStateMachine):
     @rule(place=places, ending=endings())
     def end_a_run(self, place: int, ending: Ending) -> None:
         claims = self.both.running.pop(place % len(self.both.running))
-        verdict = ending.verdict
-        if isinstance(verdict, Retry):
-            verdict = msgspec.structs.replace(verdict, at=self.both.clock.wall + verdict.at)
-        self._settle(claims, verdict, ending.outcome, **ending.fields)
+        self._settle(claims, ending)
 
     @precondition(lambda self: self.pair is not None and self.pair.claims)
-    @rule(place=places, usage=usages, verdict=st.sampled_from([Finish(state=State.COMPLETED), Retry(at=0), GiveBack()]))
-    def settle_whatever_became_of_it(self, place: int, usage: Usage | None, verdict: Verdict) -> None:
+    @rule(place=places, ending=endings())
+    def end_any_run_whatever_became_of_it(self, place: int, ending: Ending) -> None:
         claims = self.both.claims[place % len(self.both.claims)]
         if claims in self.both.running:
             self.both.running.remove(claims)
-        self._settle(claims, verdict, Outcome.COMPLETED, usage=usage, text="late or not")
+        self._settle(claims, ending)
 
-    def _settle(self, claims: Claims, verdict: Verdict, outcome: Outcome, **fields: Any) -> None:
+    def _settle(self, claims: Claims, ending: Ending) -> None:
+        verdict = ending.verdict
+        if isinstance(verdict, Retry):
+            verdict = msgspec.structs.replace(verdict, at=self.both.clock.wall + verdict.at)
         attempt = Attempt(
             number=claims.of[0].attempt,
             provider=claims.of[0].provider,
-            outcome=outcome,
+            outcome=ending.outcome,
             started_at=claims.of[0].started_at,
             finished_at=self.both.clock.wall,
-            **fields,
+            **ending.fields,
         )
         self.both.settle(claims, attempt, verdict)
 
@@ -203,7 +210,7 @@ class StoresAgree(RuleBasedStateMachine):
 
     @rule(
         name=locks,
-        conversation=conversations,
+        conversation=st.sampled_from(CONVERSATIONS[:2]),
         priority=priorities,
         wait=st.sampled_from([True, True, True, False]),
         timeout=st.sampled_from([None, 0.0, 5.0, 30.0]),
@@ -243,7 +250,7 @@ class StoresAgree(RuleBasedStateMachine):
     def _use(self, name: str, what: str, fence: int | None) -> None:
         match what:
             case "acquire":
-                self.both.do(lambda world: world.acquire(name, "talk 0"))
+                self.both.do(lambda world: world.acquire(name, "talk 2"))
             case "renew":
                 self.both.do(lambda world: world.renew_lock(name, fence))
             case "release":
@@ -259,23 +266,29 @@ class StoresAgree(RuleBasedStateMachine):
         if told:
             self.both.do(lambda world: world.expire())
 
-    @rule(limit=st.integers(1, 2), wall=st.sampled_from([None, -100.0, -3.0, 3.0, 100.0]))
-    def expire_in_small_steps(self, limit: int, wall: float | None) -> None:
-        """With somebody at the wall clock before."""
-        self.both.clock.step_wall(wall or 0)
+    @rule(
+        how=st.sampled_from(["steps", "steps", "wall", "prune", "prune", "crash", "crash", "reboot", "restart"]),
+        place=places,
+    )
+    def upkeep(self, how: str, place: int) -> None:
+        match how:
+            case "steps":
+                self._expire_in_steps(1 + place % 2)
+            case "wall":
+                self.both.clock.step_wall([-100.0, -3.0, 3.0, 100.0][place % 4])
+            case "prune":
+                self.both.set_watermark(place if place % 2 else None)
+                self.both.clock.forward([0.0, 60.0, 200.0][place % 3])
+                self.both.do(lambda world: world.prune())
+            case _:
+                self._begin_again(how)
+
+    def _expire_in_steps(self, limit: int) -> None:
         more = True
         while more:
             more = self.both.do(lambda world: world.expire(limit)).more
 
-    @rule(turns=st.none() | places, seconds=st.sampled_from([0.0, 60.0, 200.0]))
-    def prune(self, turns: int | None, seconds: float) -> None:
-        """With the response log at one of the turns, or at the last."""
-        self.both.set_watermark(turns)
-        self.both.clock.forward(seconds)
-        self.both.do(lambda world: world.prune())
-
-    @rule(how=st.sampled_from(["crash", "crash", "reboot", "restart"]))
-    def begin_again(self, how: str) -> None:
+    def _begin_again(self, how: str) -> None:
         self.both.running.clear()
         if how == "reboot":
             self.both.clock.mono = microseconds(7)

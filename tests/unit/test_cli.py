@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,19 @@ def commands() -> list[tuple[str, click.Command]]:
 
 
 @pytest.mark.parametrize(("name", "command"), commands())
-def test_each_command_has_examples_and_the_line_that_the_list_shows(name: str, command: click.Command) -> None:
-    assert command.name == name
+def test_each_command_has_a_text_and_examples(name: str, command: click.Command) -> None:
     assert command.help
-    if name != "bench":
-        assert f"ksi {name}" in (command.epilog or "")
+    assert f"ksi {name}" in (command.epilog or "")
     assert COMMANDS[name].help.endswith(".")
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_the_reference_has_each_command_and_option(name: str, command: click.Command) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text("utf-8")
+    assert f"\nksi {name} " in page
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert set(option.opts) & set(re.findall(r"-+[\w-]+", page))
 
 
 def test_the_help_lists_all_commands_and_exit_codes(home: Path) -> None:

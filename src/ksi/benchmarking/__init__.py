@@ -1,1 +1,1 @@
-"""What `ksi bench` measures, and how: a real daemon process, a load generator in another, and this disk's own figures."""
+"""What `ksi bench` measures, and how: a real daemon, a load generator in another process, and this disk's figures."""

@@ -1,8 +1,8 @@
 """The load generator: a process of its own that costs as little as it can (`python -m ksi.benchmarking.load`).
 
-It reads a job as one line of JSON on stdin and prints what it measured as one line on stdout. Requests are lines from a
-template; replies are counted, not parsed: an event's name stands at the start of its line, and no text that a completion
-carries here has one in it. Whoever started it compares the counts with the daemon's own afterwards.
+It reads a job as one line of JSON on stdin and prints what it measured as one line on stdout. Requests are lines from
+a template; replies are counted, not parsed: an event's name stands at the start of its line, and no text that a
+completion carries here has one in it. Whoever started it asks the daemon afterwards whether anything failed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, tag="loop"):
     target: Target
     warm_up: float
     seconds: float
-    probe: Path
+    probe: str
+    """A folder on the disk that the daemon uses."""
     durability: Literal["full", "normal"]
     round: int = 50
     """Requests, then commits, then syncs in a row."""
@@ -183,8 +184,8 @@ def flow(job: Flow) -> Rate:
 def _pump(subscriber: Pipe, submitters: Sequence[Pipe], requests: Requests, counts: _Counts, until: float) -> None:
     """Send a request for each result, until the time is over."""
     with selectors.DefaultSelector() as selector:
-        for pipe in {subscriber, *submitters}:
-            selector.register(pipe.socket, selectors.EVENT_READ, pipe)
+        for one in {subscriber, *submitters}:
+            selector.register(one.socket, selectors.EVENT_READ, one)
         while time.monotonic() < until:
             ready = selector.select(PATIENCE)
             if not ready:
@@ -206,7 +207,7 @@ def loop(job: Loop) -> Latency:
     pipe = Pipe(job.target.socket)
     subscriber = Pipe(job.target.socket)
     subscriber.send(SUBSCRIBE)
-    probe = Probe(job.probe, job.durability)
+    probe = Probe(Path(job.probe), job.durability)
     loops: list[int] = []
     commits: list[int] = []
     syncs: list[int] = []

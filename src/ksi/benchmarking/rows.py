@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from ksi.benchmarking.daemon_under_test import CONCURRENCY, DaemonUnderTest, Home, Tables, generate
 from ksi.benchmarking.figures import Latency, Rate
-from ksi.benchmarking.load import Flow, Target
+from ksi.benchmarking.load import Flow, Loop, Target
+from ksi.benchmarking.preload import SESSIONS, fill
+from ksi.errors import InternalError
+
+T = TypeVar("T")
 
 Durability = Literal["full", "normal"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal")
@@ -94,8 +98,8 @@ class Rows:
         found: dict[Durability, list[Rate]] = {name: [] for name in DURABILITIES}
         with ExitStack() as stack:
             daemons = {name: stack.enter_context(self._daemon(name)) for name in DURABILITIES}
-            for run, name in self._turns("completions/s", DURABILITIES):
-                found[name].append(self._flow(daemons[name], run))
+            for name in self._turns("completions/s", DURABILITIES):
+                found[name].append(self._flow(daemons[name]))
         return found
 
     def latency(self) -> dict[Durability, list[Latency]]:
@@ -103,8 +107,8 @@ class Rows:
         found: dict[Durability, list[Latency]] = {name: [] for name in DURABILITIES}
         with ExitStack() as stack:
             daemons = {name: stack.enter_context(self._daemon(name)) for name in DURABILITIES}
-            for run, name in self._turns("latency", DURABILITIES):
-                found[name].append(self._loop(daemons[name], run, name))
+            for name in self._turns("latency", DURABILITIES):
+                found[name].append(self._loop(daemons[name], name))
         return found
 
     def depth(self) -> dict[str, list[Pair]]:
@@ -112,29 +116,24 @@ class Rows:
         found: dict[str, list[Pair]] = {}
         for name, conversations in (("few", SHALLOW), ("own", None)):
             pairs = found[name] = []
-            for run, _ in self._turns(f"queue depth ({name} conversations)", ("both",)):
-                pairs.append(Pair(self._shallow(run, conversations), self._deep(run, conversations)))
-            if conversations is not None:
-                shutil.rmtree(self._deep_home(conversations).folder)
+            for _ in self._turns(f"queue depth, {name} conversations", ("",)):
+                pairs.append(Pair(self._shallow(conversations), self._deep(conversations)))
+            if conversations is not None:  # the other one serves the rows after this
+                shutil.rmtree(self._deep_folder(conversations))
         return found
 
     def routes(self) -> list[RoutePair]:
         """A free route beside one with a long backlog, and without it, in turns."""
-        busy = Home(self._deep_home(None).folder, _TWO_ROUTES)
+        busy = Home(self._deep_folder(None), _TWO_ROUTES)
         self._fill(busy, None)
         found: list[RoutePair] = []
         with ExitStack() as stack:
             alone = stack.enter_context(DaemonUnderTest(Home(self._folder / "alone", _TWO_ROUTES)))
             beside = stack.enter_context(DaemonUnderTest(busy))
-            for run, _ in self._turns("two routes", ("both",)):
-                found.append(
-                    RoutePair(
-                        self._flow(alone, run, model="free/echo"),
-                        self._loop(alone, run, "full", model="free/echo"),
-                        self._flow(beside, run, model="free/echo"),
-                        self._loop(beside, run, "full", model="free/echo"),
-                    )
-                )
+            for _ in self._turns("two routes", ("",)):
+                rates = [self._flow(daemon, "free/echo") for daemon in (alone, beside)]
+                latencies = [self._loop(daemon, "full", "free/echo") for daemon in (alone, beside)]
+                found.append(RoutePair(rates[0], latencies[0], rates[1], latencies[1]))
         return found
 
     def memory(self) -> Memory:
@@ -142,22 +141,23 @@ class Rows:
         self._say("memory")
         with self._daemon("full", "memory") as daemon:
             idle = _memory(daemon)
-            self._flow(daemon, 0)
+            self._flow(daemon)
             loaded = _memory(daemon)
-        home = self._deep_home(None)
+        home = Home(self._deep_folder(None), _FILLED)
         self._fill(home, None)
         with DaemonUnderTest(home) as daemon:
             filled = _memory(daemon)
-            self._flow_through(daemon, 0, None, CONCURRENCY)
+            self._through_queue(daemon, CONCURRENCY, conversations=None)
             return Memory(idle, loaded, filled, _memory(daemon))
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    def _turns(self, what: str, kinds: tuple[Any, ...]) -> Iterator[tuple[int, Any]]:
-        for run in range(self._plan.runs):
+    def _turns(self, what: str, kinds: Sequence[T]) -> Iterator[T]:
+        """All kinds again and again, so that what else happens on this machine meets each of them."""
+        for run in range(1, self._plan.runs + 1):
             for kind in kinds:
-                self._say(f"{what}: run {run + 1} of {self._plan.runs}" + (f", {kind}" if len(kinds) > 1 else ""))
-                yield run, kind
+                self._say(f"{what}: run {run} of {self._plan.runs}" + (f", {kind}" if kind else ""))
+                yield kind
 
     def _daemon(self, durability: Durability, name: str = "plain") -> DaemonUnderTest:
         return DaemonUnderTest(Home(self._folder / f"{name}-{durability}", {"store": {"durability": durability}}))
@@ -167,11 +167,67 @@ class Rows:
         fields = {"sessions": "talk", "conversations": SHALLOW, **other}
         return Target(socket=str(daemon.socket), pid=daemon.pid, model=model, mark=f"{mark}-{daemon.pid}", **fields)
 
-    def _flow(self, daemon: DaemonUnderTest, run: int, model: str = "stub/echo") -> Rate:
-        """As many requests outstanding as the plan says."""
-        # Only the first run begins with nothing to prune.
-        warm_up = self._plan.warm_up if run == 0 else self._plan.warm_up
+    def _flow(self, daemon: DaemonUnderTest, model: str = "stub/echo") -> Rate:
+        """Under load, each request in a conversation that is free."""
         job = Flow(
-            target=self._target(daemon, model), window=self._plan.window, warm_up=warm_up, seconds=self._plan.seconds
+            target=self._target(daemon, model),
+            window=self._plan.window,
+            warm_up=self._plan.warm_up,
+            seconds=self._plan.seconds,
         )
-        return self._checked(daemon, generate(job, Rate))
+        return _checked(daemon, generate(job, Rate))
+
+    def _loop(self, daemon: DaemonUnderTest, durability: Durability, model: str = "stub/echo") -> Latency:
+        """One request at a time."""
+        job = Loop(
+            target=self._target(daemon, model),
+            warm_up=self._plan.warm_up / 4,
+            seconds=self._plan.seconds,
+            probe=str(self._folder / f"probe-{next(self._marks)}"),
+            durability=durability,
+        )
+        return _checked(daemon, generate(job, Latency))
+
+    def _through_queue(self, daemon: DaemonUnderTest, window: int, **target: Any) -> Rate:
+        """Under load, each request through a queue that stays as long as it is."""
+        job = Flow(
+            target=self._target(daemon, turns=None, **target),
+            window=window,
+            warm_up=self._plan.warm_up / 2,
+            seconds=self._plan.seconds,
+            follow_all=True,
+        )
+        return _checked(daemon, generate(job, Rate))
+
+    def _shallow(self, conversations: int | None) -> Rate:
+        with DaemonUnderTest(Home(self._folder / f"shallow-{conversations}", _FILLED)) as daemon:
+            return self._through_queue(daemon, SHALLOW + CONCURRENCY, conversations=conversations)
+
+    def _deep(self, conversations: int | None) -> Rate:
+        home = Home(self._deep_folder(conversations), _FILLED)
+        self._fill(home, conversations)
+        with DaemonUnderTest(home) as daemon:
+            rate = self._through_queue(daemon, CONCURRENCY, sessions=SESSIONS, conversations=conversations)
+            waiting = daemon.ask("completion:status")["queued"]
+        if waiting < self._plan.depth * 0.8:
+            raise InternalError(f"the long queue did not stay long: {waiting:,} of {self._plan.depth:,} wait")
+        return rate
+
+    def _deep_folder(self, conversations: int | None) -> Path:
+        return self._folder / f"deep-{conversations}"
+
+    def _fill(self, home: Home, conversations: int | None) -> None:
+        self._say(f"filling the queue to {self._plan.depth:,}")
+        fill(home.configure(), self._plan.depth, conversations, "stub/echo", lambda n: self._say(f"filled {n:,}"))
+
+
+def _memory(daemon: DaemonUnderTest) -> int:
+    return int(daemon.ask("system:health")["memory_bytes"])
+
+
+def _checked(daemon: DaemonUnderTest, measured: T) -> T:
+    """What was measured, once the daemon agrees that nothing failed."""
+    status = daemon.ask("completion:status")
+    if status["failed"] or not status["completed"]:
+        raise InternalError(f"the run is worth nothing: {status['completed']} completed, {status['failed']} failed")
+    return measured

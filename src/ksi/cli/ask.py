@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksi.cli.render import json_line, note, visible
-from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.client import Client, Handle
     from ksi.events import RequestReply
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
-PATIENCE = 60.0
-"""Seconds for which a daemon that was lost is waited for: long enough for a restart."""
 CANCEL_WAIT = 5.0
 """Seconds that Ctrl-C gives the daemon to confirm."""
 

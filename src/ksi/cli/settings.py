@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PATIENCE = 60.0
+"""Seconds for which work in progress waits for a daemon that was lost: long enough for a restart."""
+
 
 class Exit(IntEnum):
     """What a script can tell from the exit code; listed in `ksi --help`."""
@@ -67,7 +70,8 @@ def report(error: KsiError, *, as_json: bool) -> Exit:
 
     if as_json:
         json_line({"error": error_body(error)})
-    print(f"ksi: {visible(error.message)}", file=sys.stderr)
+    message = visible(error.message, keep="\n")
+    print(f"ksi: {message}", file=sys.stderr)
     return exit_code(error)
 
 

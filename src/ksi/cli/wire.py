@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksi.cli.render import clock_time, json_line, visible
-from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.client import Client, Event
@@ -54,7 +54,7 @@ def _data(text: str) -> dict[str, Any]:
 
 
 async def _send(settings: Settings, event: str, data: dict[str, Any], follow: bool) -> None:
-    async with settings.client() as client:
+    async with settings.client(patience=PATIENCE) as client:
         if not follow:
             json_line(await client.send_event(event, data))
             return

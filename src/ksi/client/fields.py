@@ -5,6 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 
+class RetryFields(TypedDict, total=False):
+    """How a request is tried again (promise F2); what is not given is as configured. Times in seconds."""
+
+    max_attempts: int
+    initial_delay: float
+    max_delay: float
+
+
 class CompletionFields(TypedDict, total=False):
     """What can be said beside the prompt; see the event reference. Times in seconds, `not_before` in Unix time."""
 
@@ -26,6 +34,7 @@ class CompletionFields(TypedDict, total=False):
     delay: float
     ttl: float
     timeout: float
+    retry: RetryFields
     stream: bool
     metadata: dict[str, Any]
     provider_options: dict[str, Any]
@@ -46,7 +55,11 @@ REPEATABLE = IDENTIFIED | {
     "completion:status",
     "completion:queue_status",
     "completion:session_status",
+    "completion:retry_status",
     "completion:provider_status",
+    "provider:disable",
+    "provider:enable",
+    "provider:reset",
     "conversation:acquire_lock",
     "conversation:renew_lock",
     "conversation:lock_status",
@@ -55,5 +68,5 @@ REPEATABLE = IDENTIFIED | {
 }
 """Events that mean the same when they come twice: sent again where the connection is lost before their answer."""
 
-ONCE = frozenset({"system:shutdown", "conversation:release_lock"})
+ONCE = frozenset({"system:shutdown", "completion:failed", "completion:requeue", "conversation:release_lock"})
 """Events whose second coming does or says something else. Unanswered at a loss, they fail with `connection_failed`."""

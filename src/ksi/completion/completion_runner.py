@@ -9,16 +9,17 @@ from enum import Enum
 import msgspec
 import structlog
 
-from ksi.clock import Chance, Clock, Moment
+from ksi.clock import Chance, Clock, Moment, microseconds
 from ksi.completion.announcer import Announcer
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.retry_manager import RetryAt, decide
+from ksi.completion.retry_manager import FailOver, ParkUntil, RetryAt, decide, is_quota, policy_of
+from ksi.completion.routes import model_at, parse_route
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
-from ksi.errors import FailureClass, NotFound, ProviderError, StoreError
+from ksi.errors import FailureClass, NotFound, ProviderError, StoreError, UnknownModel
 from ksi.events import ChunkPush
 from ksi.providers.base import Chunk, Completion
-from ksi.request import Attempt, Outcome, RequestBody, State
+from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
 from ksi.store.base import Claimed, Finish, GiveBack, Retry, Settled, Store, Verdict
 
 SETTLE_RETRY = 0.5
@@ -31,21 +32,26 @@ class Stop(Enum):
     CANCEL = "cancel"
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
+    REPORTED = "reported"
 
 
 class Run:
     """A request that runs here, and what others may ask of it."""
 
-    def __init__(self, claim: Claimed, body: RequestBody, model: str, stream: bool, deadline: int) -> None:
+    def __init__(self, claim: Claimed, *, stream: bool) -> None:
         self.claim = claim
-        self.body = body
-        self.model = model
         self.stream = stream
-        self.deadline = deadline
+        self.body = RequestBody()
+        """Read when the run begins."""
+        self.asked = ""
+        """The full name of the model that was asked for."""
+        self.deadline: int | None = None
         """Monotonic time of its total timeout, in microseconds."""
         self.pieces: list[str] = []
         """The answer so far, by seq; kept until the request ends (R2)."""
         self.stopped: Stop | None = None
+        self.reported: ProviderError | None = None
+        """A failure that a client reported."""
         self.task: asyncio.Task[None] | None = None
         self.asking = False
 
@@ -55,6 +61,12 @@ class Run:
             self.stopped = why
             if self.asking and self.task is not None:
                 self.task.cancel()
+
+    def fail(self, error: ProviderError) -> None:
+        """End the attempt with a failure that was seen from outside."""
+        if self.stopped is None:
+            self.reported = error
+            self.stop(Stop.REPORTED)
 
 
 class _Answer(msgspec.Struct):
@@ -89,19 +101,25 @@ class CompletionRunner:
 
     async def execute(self, run: Run) -> Settled | None:
         """The steps, in order; None where the request was not kept any more."""
-        health = self._providers.health(run.claim.provider)
-        health.began()
+        self._begin(run)
+        self._providers.began(run.claim)
         answer = await self._ask(run)
         now = self._clock.now()
         attempt = self._record(run, answer, now)
-        verdict = self._decide(run, answer, now)
-        health.ended(attempt)
+        self._providers.ended(run.claim, attempt, answer.error, now)
+        verdict = await self._decide(run, answer, now)
         settled = await self._settle(run, attempt, verdict)
         if settled is not None:
             if settled.turn is not None and attempt.text is not None:
                 self._sessions.turn_made(run.claim, run.body, settled.turn, attempt.text)
-            await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
+            await self._announcer.settled(run.claim, run.asked, attempt, verdict, settled)
         return settled
+
+    def _begin(self, run: Run) -> None:
+        run.body = decode_body(run.claim.body)
+        run.asked = full_model(run.body.model, self._config.service.default_model)
+        timeout = run.body.timeout or self._config.limits.timeout
+        run.deadline = self._clock.now().mono + microseconds(timeout)
 
     async def abandon(self, run: Run) -> None:
         """End a request whose run broke on a defect of ours. If it was settled already, nothing changes."""
@@ -111,7 +129,7 @@ class CompletionRunner:
         verdict = Finish(state=State.FAILED, error=error.failure.value, message=error.message)
         settled = await self._settle(run, attempt, verdict)
         if settled is not None:
-            await self._announcer.settled(run.claim, run.model, attempt, verdict, settled)
+            await self._announcer.settled(run.claim, run.asked, attempt, verdict, settled)
 
     # -- ask ------------------------------------------------------------------------------------------------------
 
@@ -135,10 +153,13 @@ class CompletionRunner:
             answer.error = ProviderError(FailureClass.PROVIDER_ERROR, f"{type(error).__name__}: {error}")
         finally:
             run.asking = False
-        if answer.completion is None and answer.error is None and run.stopped is Stop.TIMEOUT:
-            answer.error = ProviderError(
-                FailureClass.TIMEOUT, "no complete answer in time", provider=run.claim.provider
-            )
+        if answer.completion is None and answer.error is None:
+            if run.stopped is Stop.TIMEOUT:
+                timeout = run.body.timeout or self._config.limits.timeout
+                message = f"no complete answer within {timeout:g} s"
+                answer.error = ProviderError(FailureClass.TIMEOUT, message, provider=run.claim.provider)
+            elif run.stopped is Stop.REPORTED:
+                answer.error = run.reported
         return answer
 
     async def _complete(self, run: Run, answer: _Answer) -> None:
@@ -152,8 +173,9 @@ class CompletionRunner:
 
     async def _call(self, run: Run, answer: _Answer, *, shrink: int) -> None:
         provider = self._providers[run.claim.provider]
+        model = model_at(run.claim.route, run.claim.provider, run.asked)
         call = await self._sessions.prepare(
-            run.claim, run.body, run.model, provider.capabilities, stream=run.stream, shrink=shrink
+            run.claim, run.body, model, provider.capabilities, stream=run.stream, shrink=shrink
         )
         async with aclosing(provider.complete(call)) as stream:
             async for item in stream:
@@ -201,11 +223,15 @@ class CompletionRunner:
         text = "".join(run.pieces) or None
         if error is not None:
             return msgspec.structs.replace(
-                attempt, outcome=Outcome.FAILED, error=error.failure.value, message=error.message, text=text
+                attempt,
+                outcome=Outcome.PARKED if is_quota(error) else Outcome.FAILED,
+                error=error.failure.value,
+                message=error.message,
+                text=text,
             )
         return msgspec.structs.replace(attempt, error=FailureClass.CANCELLED.value, text=text)
 
-    def _decide(self, run: Run, answer: _Answer, now: Moment) -> Verdict:
+    async def _decide(self, run: Run, answer: _Answer, now: Moment) -> Verdict:
         """What becomes of the request."""
         if answer.completion is not None:
             return Finish(state=State.COMPLETED)
@@ -213,11 +239,44 @@ class CompletionRunner:
             if run.stopped is Stop.SHUTDOWN:
                 return GiveBack()
             return Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
-        error = answer.error
-        decision = decide(error, run.claim.attempt, self._config.retry, now, self._chance)
+        return await self._decide_failure(run, answer.error, now)
+
+    async def _decide_failure(self, run: Run, error: ProviderError, now: Moment) -> Verdict:
+        claim, code = run.claim, error.failure.value
+        others = self._providers.others(claim.route, claim.provider, now)
+        whole = self._whole_route(run)
+        decision = decide(
+            error,
+            await self._failures(claim, error),
+            policy_of(self._config.retry, run.body.retry),
+            now,
+            self._chance,
+            others=others is not None,
+            route_length=len(parse_route(whole)),
+        )
+        if isinstance(decision, FailOver):
+            return Retry(at=now.wall, route=others, error=code, message=error.message)
         if isinstance(decision, RetryAt):
-            return Retry(at=decision.at, error=error.failure.value, message=error.message)
-        return Finish(state=State.FAILED, error=error.failure.value, message=error.message)
+            return Retry(at=decision.at, route=whole, error=code, message=error.message)
+        if isinstance(decision, ParkUntil):
+            return Retry(at=decision.at, route=whole, parked=True, error=code, message=error.message)
+        return Finish(state=State.FAILED, error=code, message=error.message)
+
+    def _whole_route(self, run: Run) -> str:
+        """After a wait every provider of the model may be asked again."""
+        try:
+            return self._providers.route(run.asked)
+        except UnknownModel:
+            return run.claim.route
+
+    async def _failures(self, claim: Claimed, error: ProviderError) -> int:
+        """How many of its attempts failed, this one included; waits for a quota do not count (F5)."""
+        failures = 0 if is_quota(error) else 1
+        if claim.attempt > 1:
+            view = await self._store.get(claim.request_id)
+            if view is not None:
+                failures += sum(a.outcome is Outcome.FAILED for a in view.attempts)
+        return failures
 
     # -- settle ---------------------------------------------------------------------------------------------------
 

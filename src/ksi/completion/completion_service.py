@@ -18,13 +18,25 @@ from ksi.completion.render import request_reply, row_reply
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
-from ksi.errors import ConversationBusy, NotFound, ShuttingDown, WaitTimeout
+from ksi.errors import (
+    ConversationBusy,
+    FailureClass,
+    InvalidData,
+    NotFound,
+    ProviderError,
+    ShuttingDown,
+    WaitTimeout,
+)
 from ksi.event_bus import EventBus, Listener
 from ksi.events import (
     CancelReply,
     ChunkPush,
     CompletionData,
+    FailedData,
+    FailedReply,
     GetData,
+    PageData,
+    ProviderName,
     QueueStatusData,
     RequestId,
     RequestReply,
@@ -112,17 +124,23 @@ class CompletionService:
         return msgspec.structs.replace(data, request_id=self._intake.request_id(self._clock.now()))
 
     async def _enqueue(self, data: CompletionData) -> tuple[NewRequest, Enqueued]:
+        """Make the request, and enter it."""
+        model = full_model(data.model, self._config.service.default_model)
+        new = self._intake.new_request(data, model, self._providers.route(model), self._clock.now())
+        return new, await self._enter(new)
+
+    async def _enter(self, new: NewRequest) -> Enqueued:
         """Into the store, and to work if it may run at once."""
         if not self._queue.claiming:
             raise ShuttingDown("the daemon is stopping; send the request again when it is back")
-        model = full_model(data.model, self._config.service.default_model)
         now = self._clock.now()
-        new = self._intake.new_request(data, model, self._providers.route(model), now)
         try:
-            enqueued = await self._store.enqueue(new, self._providers.offers(), now)
+            enqueued = await self._store.enqueue(new, self._providers.offers(now), now)
         except ConversationBusy as busy:
             raise _with_age(busy, now) from None
-        if new.fork_of is not None and enqueued.existing is None:
+        if enqueued.existing is not None:
+            return enqueued
+        if new.fork_of is not None:
             self._locks.forked(
                 Fork(
                     parent=new.fork_of,
@@ -134,9 +152,9 @@ class CompletionService:
             )
         if enqueued.claim is not None:
             self._queue.launch(enqueued.claim)
-        elif enqueued.existing is None:
+        else:
             await self._announce_waiting(enqueued, timed=new.due is not None or new.expires is not None)
-        return new, enqueued
+        return enqueued
 
     async def _announce_waiting(self, enqueued: Enqueued, *, timed: bool) -> None:
         if timed:
@@ -238,6 +256,57 @@ class CompletionService:
         finally:
             take_back()
 
+    # -- failures -------------------------------------------------------------------------------------------------
+
+    async def failed(self, data: FailedData) -> FailedReply:
+        """`completion:failed`: a client's word ends a running attempt; answers with what that led to (F2).
+
+        Raises:
+            InvalidData: `reason` is no failure class.
+        """
+        if data.reason not in list(FailureClass):
+            raise InvalidData(f"reason: {data.reason!r} is none of {', '.join(FailureClass)}", path="reason")
+        run = self._queue.runs.get(data.request_id)
+        if run is None:
+            return await self._not_running(data.request_id)
+        message = data.message or f"reported as {data.reason}"
+        run.fail(ProviderError(FailureClass(data.reason), message, provider=run.claim.provider))
+        if run.task is not None:
+            await asyncio.wait([run.task])
+        view = await self._store.get(data.request_id)
+        if view is None:
+            return FailedReply(request_id=data.request_id, status="not_found")
+        status: Any = "not_retryable" if view.state.final else "retry_scheduled"
+        return FailedReply(
+            request_id=data.request_id, status=status, state=view.state.value, due_at=to_seconds(view.due)
+        )
+
+    async def _not_running(self, request_id: str) -> FailedReply:
+        view = await self._store.get(request_id)
+        if view is None:
+            return FailedReply(request_id=request_id, status="not_found")
+        status: Any = "not_retryable" if view.state.final else "not_running"
+        return FailedReply(request_id=request_id, status=status, state=view.state.value)
+
+    async def requeue(self, data: RequestId) -> SubmitReply:
+        """`completion:requeue`: ask again for a request that ended without an answer, as a new one.
+
+        Raises:
+            NotFound: no such request.
+            InvalidData: it has an answer, or has not ended.
+        """
+        view = await self._store.get(data.request_id)
+        if view is None:
+            raise _not_found(data.request_id)
+        if not view.state.final or view.state is State.COMPLETED:
+            raise InvalidData(
+                f"request_id: {data.request_id!r} is {view.state}; only what ended without an answer is asked again",
+                path="request_id",
+            )
+        new = self._intake.requeue(view, self._providers.route(view.model), self._clock.now())
+        enqueued = await self._enter(new)
+        return _submit_reply(enqueued, None)
+
     # -- reports --------------------------------------------------------------------------------------------------
 
     async def status(self) -> dict[str, Any]:
@@ -309,6 +378,37 @@ class CompletionService:
             "locked": view.locked,
             "forked_from": view.forked_from,
         }
+
+    async def retry_status(self, data: PageData) -> dict[str, Any]:
+        """`completion:retry_status`: what waits to be tried again, with its last error (F2)."""
+        totals = await self._store.totals()
+        page = await self._store.requests(Listing.DELAYED, data.limit, data.cursor)
+        waiting = [row for row in page.items if row.state in (State.RETRYING, State.PARKED)]
+        reply: dict[str, Any] = {
+            "retrying": totals.retrying,
+            "parked": totals.parked,
+            "max_attempts": self._config.retry.max_attempts,
+            "initial_delay": self._config.retry.initial_delay,
+            "max_delay": self._config.retry.max_delay,
+            "waiting": [row_reply(row) for row in waiting],
+        }
+        return reply if page.cursor is None else {**reply, "cursor": page.cursor}
+
+    async def disable_provider(self, data: ProviderName) -> dict[str, Any]:
+        """`provider:disable`: ask it no more."""
+        return self._providers.set_enabled(data.provider, False)
+
+    async def enable_provider(self, data: ProviderName) -> dict[str, Any]:
+        """`provider:enable`: ask it again."""
+        report = self._providers.set_enabled(data.provider, True)
+        self._queue.on_work()
+        return report
+
+    async def reset_provider(self, data: ProviderName) -> dict[str, Any]:
+        """`provider:reset`: forget its failures."""
+        report = self._providers.reset(data.provider)
+        self._queue.on_work()
+        return report
 
     def provider_status(self) -> dict[str, Any]:
         """`completion:provider_status`: each provider's record (F6)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ksi.clock import Chance, Moment, microseconds
 from ksi.errors import InvalidData
-from ksi.events import CompletionData, MessageData, conversation_name, parse_priority
-from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, encode_body
-from ksi.store.base import NewRequest
+from ksi.events import CompletionData, MessageData, check_depth, conversation_name, parse_priority
+from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
+from ksi.store.base import NewRequest, RequestView
 
 
 class Intake:
@@ -36,7 +38,7 @@ class Intake:
             conversation=conversation,
             body=encode_body(body),
             route=route,
-            rank=self._head_starts.rank(priority, due or now.wall),
+            rank=self._head_starts.rank(priority, max(due or 0, now.wall)),
             priority=priority,
             model=model,
             agent_id=body.agent_id,
@@ -47,18 +49,31 @@ class Intake:
             fork_of=session if body.fork else None,
         )
 
+    def requeue(self, view: RequestView, route: str, now: Moment) -> NewRequest:
+        """A new request with an old one's content (F2); delays and times to live were meant for the old one."""
+        body = decode_body(view.body)
+        return NewRequest(
+            request_id=self.request_id(now),
+            conversation=view.conversation,
+            body=view.body,
+            route=route,
+            rank=self._head_starts.rank(view.priority, now.wall),
+            priority=view.priority,
+            model=view.model,
+            agent_id=view.agent_id,
+            hold_on_retry=body.hold_on_retry,
+            requeued_from=view.request_id,
+        )
+
 
 def due_time(data: CompletionData, now: Moment) -> int | None:
     """When a delayed request may run, in microseconds of wall time (Q7).
 
     Raises:
-        InvalidData: both `delay` and `not_before`, or a time beyond all calendars.
+        InvalidData: both `delay` and `not_before`.
     """
     if data.delay is not None and data.not_before is not None:
         raise InvalidData("give delay or not_before, not both", path="not_before")
-    for path, value in (("delay", data.delay), ("not_before", data.not_before), ("ttl", data.ttl)):
-        if value is not None and value > 1e11:
-            raise InvalidData(f"{path}: too far in the future", path=path)
     if data.delay is not None:
         return now.wall + microseconds(data.delay)
     return microseconds(data.not_before) if data.not_before is not None else None
@@ -73,6 +88,8 @@ def normalise(data: CompletionData) -> RequestBody:
     session = conversation_name(data.session_id, data.conversation_id)
     if data.fork and session is None:
         raise InvalidData("fork needs the session_id of the conversation to fork", path="fork")
+    check_depth("metadata", data.metadata)
+    check_depth("provider_options", data.provider_options)
     system, messages = _dialogue(data)
     return RequestBody(
         prompt=data.prompt,
@@ -92,6 +109,7 @@ def normalise(data: CompletionData) -> RequestBody:
         delay=data.delay,
         ttl=data.ttl,
         timeout=data.timeout,
+        retry=RetryBody(**msgspec.structs.asdict(data.retry)) if data.retry is not None else None,
         metadata=data.metadata,
         provider_options=data.provider_options,
     )

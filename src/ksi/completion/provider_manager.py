@@ -1,8 +1,7 @@
-"""Which provider serves what: routes by model, free slots, and how each provider is doing."""
+"""The configured providers at work: who is asked next, how many calls may run, and how each one is doing."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections import deque
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -11,19 +10,27 @@ from typing import Any
 
 import structlog
 
-from ksi.clock import MICROSECONDS, Clock
-from ksi.config import Config, ProviderConfig, options_of
-from ksi.errors import ConfigError, UnknownModel
+from ksi.clock import MICROSECONDS, Clock, Moment
+from ksi.completion.provider_breaker import BreakerState, Change, ProviderBreaker
+from ksi.completion.rate_limit import Bucket
+from ksi.completion.retry_manager import is_providers_fault, is_quota
+from ksi.completion.routes import Router, parse_route, without
+from ksi.config import BreakerConfig, Config, ProviderConfig, options_of
+from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
+from ksi.event_bus import EventBus
+from ksi.events import ProviderPush
 from ksi.protocol import nearest
 from ksi.providers.base import Provider, Setting
 from ksi.request import Attempt, Outcome
-from ksi.store.base import Offer
+from ksi.store.base import Claimed, Offer
 
 KEPT_SAMPLES = 1_000
 """Calls whose times make up the percentiles."""
 
-KEPT_MODELS = 10_000
-"""Model names whose route is remembered."""
+_NEVER = 2**63
+
+BYTES_PER_TOKEN = 3.5
+"""For the rate limit's first guess, put right when the call is over."""
 
 
 class Health:
@@ -31,155 +38,313 @@ class Health:
 
     def __init__(self) -> None:
         self.running = 0
-        self.calls = 0
-        self.failures = 0
-        self.last_error: dict[str, Any] | None = None
+        self._calls = 0
+        self._outcomes: dict[str, int] = {}
+        self._last_error: dict[str, Any] | None = None
         self._latencies: deque[int] = deque(maxlen=KEPT_SAMPLES)
         self._first_tokens: deque[int] = deque(maxlen=KEPT_SAMPLES)
 
-    def began(self) -> None:
-        """A call goes out."""
-        self.running += 1
-
     def ended(self, attempt: Attempt) -> None:
-        """A call is over."""
-        self.running -= 1
+        """A call is over; what was stopped from outside says nothing about the provider."""
         if attempt.outcome is Outcome.COMPLETED:
-            self.calls += 1
+            self._count("completed")
             self._latencies.append(attempt.finished_at - attempt.started_at)
             if attempt.first_token_us is not None:
                 self._first_tokens.append(attempt.first_token_us)
-        elif attempt.outcome is Outcome.FAILED:
-            self.calls += 1
-            self.failures += 1
-            self.last_error = {
+        elif attempt.outcome in (Outcome.FAILED, Outcome.PARKED):
+            self._count(attempt.error or "failed")
+            self._last_error = {
                 "code": attempt.error,
                 "message": attempt.message,
                 "at": attempt.finished_at / MICROSECONDS,
             }
 
+    def _count(self, outcome: str) -> None:
+        self._calls += 1
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+
     def report(self) -> dict[str, Any]:
         """The figures; times in milliseconds."""
+        good = self._outcomes.get("completed", 0)
         return {
             "running": self.running,
-            "calls": self.calls,
-            "failures": self.failures,
-            "success_rate": round(1 - self.failures / self.calls, 4) if self.calls else None,
+            "calls": self._calls,
+            "failures": self._calls - good,
+            "outcomes": dict(self._outcomes),
+            "success_rate": round(good / self._calls, 4) if self._calls else None,
             "latency_ms": _percentiles(self._latencies),
             "time_to_first_token_ms": _percentiles(self._first_tokens),
-            "last_error": self.last_error,
+            "last_error": self._last_error,
         }
 
 
-class ProviderManager:
-    """The configured providers, their routes and slots."""
+class _Member:
+    """One provider with all that is kept about it."""
 
-    def __init__(self, configs: Mapping[str, ProviderConfig], providers: Mapping[str, Provider]) -> None:
-        self._configs = {name: config for name, config in configs.items() if config.enabled}
-        self._providers = dict(providers)
-        self._health = {name: Health() for name in self._configs}
-        self._by_model: dict[str, str] = {}
-        self._offers: dict[str, Offer] = {}
-        self._listed: tuple[Offer, ...] = ()
+    def __init__(self, config: ProviderConfig, provider: Provider, breaker: BreakerConfig, now: int) -> None:
+        self.config = config
+        self.provider = provider
+        self.health = Health()
+        self.breaker = ProviderBreaker(breaker)
+        self.enabled = True
+        self.requests = Bucket(config.requests_per_minute, now) if config.requests_per_minute else None
+        self.tokens = Bucket(config.tokens_per_minute, now) if config.tokens_per_minute else None
+
+    def usable(self, now: int) -> bool:
+        """Whether it is asked at all, a slot or a rate limit aside."""
+        return self.enabled and self.breaker.limit(now, 1) > 0
+
+    def limit(self, now: int) -> int:
+        """How many calls may run at once."""
+        limit = self.breaker.limit(now, self.config.max_concurrency)
+        if self.requests is not None:
+            limit = min(limit, self.health.running + int(self.requests.level(now)))
+        if self.tokens is not None and self.tokens.level(now) <= 0:
+            limit = min(limit, self.health.running)
+        return limit
+
+    def next_change(self, now: int) -> int | None:
+        """When more may run than now, by time alone."""
+        times = [self.breaker.next_change(now)]
+        if self.requests is not None and self.requests.level(now) < 1:
+            times.append(self.requests.full_enough(1, now))
+        if self.tokens is not None and self.tokens.level(now) <= 0:
+            times.append(self.tokens.full_enough(1, now))
+        return max((t for t in times if t is not None), default=None)
+
+
+class ProviderManager:
+    """Routes' offers, slots, breakers and records."""
+
+    def __init__(
+        self,
+        config: Config,
+        providers: Mapping[str, Provider],
+        router: Router,
+        bus: EventBus,
+        clock: Clock,
+    ) -> None:
+        now = clock.now().mono
+        self._members = {
+            name: _Member(config.providers[name], provider, config.breaker, now) for name, provider in providers.items()
+        }
+        self._router = router
+        self._bus = bus
+        self._clock = clock
+        self._routes: dict[str, None] = {}
         self._orphans: set[str] = set()
+        self._offers: tuple[Offer, ...] | None = None
+        self._offers_until = 0
+        self._timed = any(m.requests is not None or m.tokens is not None for m in self._members.values())
         self._log = structlog.get_logger("ksi.providers")
+
+    # -- life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start all providers."""
-        for name in self._configs:
-            await self._providers[name].start()
-            problem = self._providers[name].problem()
+        for name, member in self._members.items():
+            await member.provider.start()
+            problem = member.provider.problem()
             if problem:
                 self._log.warning("provider has a problem", provider=name, problem=problem)
 
     async def stop(self) -> None:
         """Stop all providers, each whatever the others do."""
-        for name in self._configs:
+        for name, member in self._members.items():
             try:
-                await self._providers[name].stop()
+                await member.provider.stop()
             except Exception:  # noqa: BLE001 - the others must be stopped all the same
                 self._log.exception("provider did not stop", provider=name)
 
     def __getitem__(self, name: str) -> Provider:
         """A provider by its name."""
-        return self._providers[name]
+        return self._members[name].provider
 
-    def health(self, name: str) -> Health:
-        """A provider's record."""
-        return self._health[name]
+    # -- routes and offers ----------------------------------------------------------------------------------------
 
     def route(self, model: str) -> str:
-        """The providers that serve a model, in order, joined by commas.
+        """The route of a model, offered from now on.
 
         Raises:
-            UnknownModel: none does.
+            UnknownModel: no provider serves it.
         """
-        route = self._by_model.get(model)
-        if route is None:
-            route = self._find_route(model)
-            if len(self._by_model) >= KEPT_MODELS:
-                self._by_model.clear()
-            self._by_model[model] = route
+        route = self._router.route(model)
+        if route not in self._routes:
             self.know([route])
         return route
 
     def know(self, routes: Iterable[str]) -> None:
         """Offer these routes from now on: those in the store, and each new one."""
         for route in routes:
-            if route in self._offers or route in self._orphans:
-                continue
-            name = next((n for n in route.split(",") if n in self._configs), None)
-            if name is None:
-                self._orphans.add(route)
+            if any(step.provider in self._members for step in parse_route(route)):
+                self._routes[route] = None
             else:
-                self._offers[route] = Offer(route, name, self._configs[name].max_concurrency)
-        self._listed = tuple(self._offers.values())
+                self._orphans.add(route)
+        self._offers = None
 
-    def offers(self) -> tuple[Offer, ...]:
-        """What may be claimed now, route by route."""
-        return self._listed
+    def offers(self, now: Moment) -> tuple[Offer, ...]:
+        """What may be claimed now: each route with the first of its providers that can be asked."""
+        if self._offers is None or self._timed or now.mono >= self._offers_until:
+            self._tick(now)
+            self._offers_until = self.next_change(now) or _NEVER
+            found = (self._offer(route, now.mono) for route in self._routes)
+            self._offers = tuple(offer for offer in found if offer is not None)
+        return self._offers
+
+    def _offer(self, route: str, now: int) -> Offer | None:
+        for step in parse_route(route):
+            member = self._members.get(step.provider)
+            if member is not None and member.usable(now):
+                return Offer(route, step.provider, member.limit(now))
+        return None
+
+    def others(self, route: str, provider: str, now: Moment) -> str | None:
+        """The rest of a route behind a provider that failed, where somebody in it can be asked."""
+        rest = without(route, provider)
+        if rest is None:
+            return None
+        steps = (self._members.get(step.provider) for step in parse_route(rest))
+        if not any(member is not None and member.usable(now.mono) for member in steps):
+            return None
+        if rest not in self._routes:
+            self.know([rest])
+        return rest
 
     def orphans(self, waiting: Mapping[str, int]) -> list[str]:
         """Routes with waiting requests that no configured provider serves any more."""
         return sorted(route for route in self._orphans if waiting.get(route))
 
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def began(self, claim: Claimed) -> None:
+        """A call goes out."""
+        member = self._members[claim.provider]
+        member.health.running += 1
+        if member.requests is not None or member.tokens is not None:
+            now = self._clock.now().mono
+            if member.requests is not None:
+                member.requests.take(1, now)
+            if member.tokens is not None:
+                member.tokens.take(_guess(claim), now)
+
+    def ended(self, claim: Claimed, attempt: Attempt, error: ProviderError | None, now: Moment) -> None:
+        """A call is over: count it, and let the breaker judge. Faults of the request are none of the provider's."""
+        member = self._members[claim.provider]
+        member.health.running -= 1
+        member.health.ended(attempt)
+        if member.tokens is not None and attempt.usage is not None:
+            used = attempt.usage.input_tokens + attempt.usage.output_tokens
+            member.tokens.take(used - _guess(claim), now.mono)
+        change = None
+        if attempt.outcome is Outcome.COMPLETED:
+            change = member.breaker.succeeded(now.mono)
+        elif error is not None and is_quota(error):
+            until = now.after(error.retry_after or 0.0)
+            member.breaker.park(until.mono)
+            self._changed(claim.provider, "closed", "parked", error.message, until.unix)
+        elif error is not None and is_providers_fault(error) and error.failure is not FailureClass.RATE_LIMITED:
+            change = member.breaker.failed(now.mono, error.message)
+        if change is not None:
+            self._stepped(claim.provider, change)
+
+    def _tick(self, now: Moment) -> None:
+        """Let breakers whose time alone is over try again."""
+        for name, member in self._members.items():
+            change = member.breaker.tick(now.mono)
+            if change is not None:
+                self._stepped(name, change)
+
+    def next_change(self, now: Moment) -> int | None:
+        """When time alone lets more run, as a monotonic time."""
+        times = (member.next_change(now.mono) for member in self._members.values())
+        return min((t for t in times if t is not None), default=None)
+
+    # -- the operator ---------------------------------------------------------------------------------------------
+
+    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
+        """Ask a provider no more, or again; what runs there goes on.
+
+        Raises:
+            NotFound: no provider of this name.
+        """
+        member = self._member(name)
+        if member.enabled != enabled:
+            member.enabled = enabled
+            words = ("disabled", "enabled") if enabled else ("enabled", "disabled")
+            self._changed(name, *words, "by an operator", None)
+        return self._report(name)
+
+    def reset(self, name: str) -> dict[str, Any]:
+        """Forget a provider's failures, and ask it again at once.
+
+        Raises:
+            NotFound: no provider of this name.
+        """
+        change = self._member(name).breaker.reset()
+        self._offers = None
+        if change is not None:
+            self._stepped(name, change)
+        return self._report(name)
+
+    def _member(self, name: str) -> _Member:
+        member = self._members.get(name)
+        if member is None:
+            guess = nearest(name, self._members)
+            hint = f"; did you mean {guess!r}?" if guess else f"; there are: {', '.join(self._members)}"
+            raise NotFound(f"no provider {name!r}{hint}", provider=name)
+        return member
+
+    # -- reports --------------------------------------------------------------------------------------------------
+
     def problems(self) -> list[str]:
         """What keeps providers from working, in sentences."""
-        found = ((name, self._providers[name].problem()) for name in self._configs)
-        return [f"provider {name}: {problem}" for name, problem in found if problem]
+        now = self._clock.now().mono
+        found = []
+        for name, member in self._members.items():
+            problem = member.provider.problem()
+            if problem:
+                found.append(f"provider {name}: {problem}")
+            if member.breaker.state is BreakerState.OPEN:
+                found.append(
+                    f"provider {name}: failed too often, left alone; `ksi providers reset {name}` tries it now"
+                )
+            if member.breaker.parked_until(now) is not None:
+                found.append(f"provider {name}: its quota is spent, parked until it returns")
+        return found
 
     def report(self) -> dict[str, Any]:
         """Each provider as `completion:provider_status` shows it."""
+        return {name: self._report(name) for name in self._members}
+
+    def _report(self, name: str) -> dict[str, Any]:
+        member, now = self._members[name], self._clock.now()
+        parked = member.breaker.parked_until(now.mono)
         return {
-            name: {
-                "kind": config.kind,
-                "models": list(config.models),
-                "priority": config.priority,
-                "enabled": config.enabled,
-                "max_concurrency": config.max_concurrency,
-                "problem": self._providers[name].problem(),
-                **self._health[name].report(),
-            }
-            for name, config in self._configs.items()
+            "kind": member.config.kind,
+            "models": list(member.config.models),
+            "priority": member.config.priority,
+            "enabled": member.enabled,
+            "max_concurrency": member.config.max_concurrency,
+            "breaker": member.breaker.state.value,
+            "parked_until": now.unix + (parked - now.mono) / MICROSECONDS if parked is not None else None,
+            "problem": member.provider.problem(),
+            **member.health.report(),
         }
 
-    def _find_route(self, model: str) -> str:
-        serving = [
-            (config.priority, number, name)
-            for number, (name, config) in enumerate(self._configs.items())
-            if any(fnmatch.fnmatchcase(model, pattern) for pattern in config.models)
-        ]
-        if serving:
-            return ",".join(name for _, _, name in sorted(serving))
-        patterns = sorted({p for config in self._configs.values() for p in config.models})
-        family = model.partition("/")[0]
-        guess = nearest(family, {p.partition("/")[0] for p in patterns})
-        hint = f"; did you mean {guess}/...?" if guess and guess != family else ""
-        raise UnknownModel(
-            f"no provider serves {model[:100]!r}{hint} (served: {', '.join(patterns) or 'nothing'}); "
-            "add one under [providers] in ksi.toml",
-            model=model[:100],
+    def _stepped(self, name: str, change: Change) -> None:
+        self._changed(name, change.before.value, change.after.value, change.reason, None)
+
+    def _changed(self, name: str, before: str, after: str, reason: str, until: float | None) -> None:
+        self._offers = None
+        self._log.warning("provider changed", provider=name, before=before, after=after, reason=reason)
+        self._bus.publish(
+            "provider:state_changed",
+            ProviderPush(provider=name, before=before, after=after, reason=reason, until=until),
         )
+
+
+def _guess(claim: Claimed) -> float:
+    return len(claim.body) / BYTES_PER_TOKEN
 
 
 def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) -> dict[str, Provider]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from ksi.clock import MICROSECONDS, Clock, microseconds
+from ksi.clock import MICROSECONDS, Clock
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import CompletionRunner, Run, Stop
 from ksi.completion.provider_manager import ProviderManager
@@ -14,7 +15,6 @@ from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
 from ksi.event_bus import EventBus
-from ksi.request import decode_body, full_model
 from ksi.store.base import Claimed, Expiry, Recovery, Store
 
 CLAIMS = 64
@@ -59,6 +59,7 @@ class QueueManager:
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._claiming = True
+        self._waits_for_provider = False
         self._log = structlog.get_logger("ksi.queue")
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -71,9 +72,9 @@ class QueueManager:
             self._log.warning("recovered", requeued=len(recovery.requeued), ended=len(recovery.ended))
         self._providers.know(await self._store.waiting_by_route())
         self._tasks = [
-            asyncio.create_task(self._claim_forever(), name="ksi-claim"),
-            asyncio.create_task(self._keep_time(), name="ksi-time"),
-            asyncio.create_task(self._watch_runs(), name="ksi-watch"),
+            asyncio.create_task(self._forever(self._claim), name="ksi-claim"),
+            asyncio.create_task(self._forever(self._keep_time), name="ksi-time"),
+            asyncio.create_task(self._forever(self._watch_runs), name="ksi-watch"),
         ]
 
     async def stop(self, grace: float) -> None:
@@ -126,16 +127,8 @@ class QueueManager:
         self._due_changed.set()
 
     def launch(self, claim: Claimed) -> None:
-        """Run a claimed request."""
-        body = decode_body(claim.body)
-        timeout = body.timeout or self._config.limits.timeout
-        run = Run(
-            claim,
-            body,
-            full_model(body.model, self._config.service.default_model),
-            self._bus.streams(claim.request_id),
-            self._clock.now().mono + microseconds(timeout),
-        )
+        """Run a claimed request. Whatever its body holds, this does not fail: the run does."""
+        run = Run(claim, stream=self._bus.streams(claim.request_id))
         self._runs[claim.request_id] = run
         self._idle.clear()
         run.task = asyncio.create_task(self._run(run))
@@ -163,47 +156,63 @@ class QueueManager:
         run.stop(why)
         return True
 
-    async def _claim_forever(self) -> None:
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat a step to the end of the daemon. A fault is logged, and the step tried again after a pause."""
         while True:
-            await self._work.wait()
-            self._work.clear()
             try:
-                claims = await self._store.claim(self._providers.offers(), CLAIMS, self._clock.now())
+                await step()
             except StoreError as error:
-                self._log.error("claim failed, trying again", error=error.message)
+                self._log.error("the store said no, trying again", step=step.__name__, error=error.message)
                 await self._clock.sleep(FAULT_PAUSE)
-                self._work.set()
-                continue
-            for claim in claims:
-                self.launch(claim)
-            if len(claims) == CLAIMS:
-                self._work.set()
+            except Exception:  # noqa: BLE001 - a defect in one step must not end all
+                self._log.exception("step failed, trying again", step=step.__name__)
+                await self._clock.sleep(FAULT_PAUSE)
+
+    async def _claim(self) -> None:
+        """Start what may run, when something may."""
+        await self._work.wait()
+        self._work.clear()
+        now = self._clock.now()
+        try:
+            claims = await self._store.claim(self._providers.offers(now), CLAIMS, now)
+        except BaseException:
+            self._work.set()
+            raise
+        for claim in claims:
+            self.launch(claim)
+        if len(claims) == CLAIMS:
+            self._work.set()
+        if not self._waits_for_provider and self._providers.next_change(now) is not None:
+            # Time alone will let more run: a breaker, a quota or a rate limit.
+            self.on_due()
 
     # -- time -----------------------------------------------------------------------------------------------------
 
     async def _keep_time(self) -> None:
         """Queue what is due and end what is late, at its moment."""
-        while True:
-            self._due_changed.clear()
-            try:
-                expiry = await self._store.expire(self._clock.now())
-            except StoreError as error:
-                self._log.error("expire failed, trying again", error=error.message)
-                await self._clock.sleep(FAULT_PAUSE)
-                continue
-            for ended in expiry.ended:
-                await self._announcer.ended_unrun(ended)
-            for lapsed in expiry.lapsed:
-                self._locks.lapsed(lapsed)
-            if not expiry.more:
-                await self._sleep_until_due(expiry)
+        self._due_changed.clear()
+        if self._waits_for_provider:
+            self.on_work()
+        expiry = await self._store.expire(self._clock.now())
+        for ended in expiry.ended:
+            await self._announcer.ended_unrun(ended)
+        for lapsed in expiry.lapsed:
+            self._locks.lapsed(lapsed)
+        if not expiry.more:
+            await self._sleep_until_due(expiry)
 
     async def _sleep_until_due(self, expiry: Expiry) -> None:
         """Until the next time is there, another one comes in, or, with a time set, the clock may have stepped."""
         now = self._clock.now()
+        provider_back = self._providers.next_change(now)
+        self._waits_for_provider = provider_back is not None
         spans = [
             (at - here) / MICROSECONDS
-            for at, here in ((expiry.next_wall, now.wall), (expiry.next_mono, now.mono))
+            for at, here in (
+                (expiry.next_wall, now.wall),
+                (expiry.next_mono, now.mono),
+                (provider_back, now.mono),
+            )
             if at is not None
         ]
         changed = asyncio.ensure_future(self._due_changed.wait())
@@ -216,9 +225,8 @@ class QueueManager:
 
     async def _watch_runs(self) -> None:
         """Stop what runs past its total timeout: one look at all, so that no request has a timer of its own."""
-        while True:
-            await self._clock.sleep(TICK)
-            now = self._clock.now().mono
-            for run in list(self._runs.values()):
-                if run.deadline <= now:
-                    run.stop(Stop.TIMEOUT)
+        await self._clock.sleep(TICK)
+        now = self._clock.now().mono
+        for run in list(self._runs.values()):
+            if run.deadline is not None and run.deadline <= now:
+                run.stop(Stop.TIMEOUT)

@@ -67,8 +67,8 @@ def request_reply(view: RequestView) -> RequestReply:
         usage=usage_reply(usage, unknown) if usage is not None else None,
         cost_usd=usage.cost_usd if usage is not None else None,
         stop_reason=answer.stop_reason if answer is not None else None,
-        duration_ms=_span(view.started_at, view.finished_at),
-        queued_ms=_span(view.enqueued_at, view.attempts[0].started_at if view.attempts else view.started_at),
+        duration_ms=_span(_first_start(view), view.finished_at),
+        queued_ms=_span(view.enqueued_at, _first_start(view)),
         enqueued_at=to_seconds(view.enqueued_at),
         started_at=to_seconds(view.started_at),
         finished_at=to_seconds(view.finished_at),
@@ -103,6 +103,10 @@ def row_reply(row: RequestRow) -> dict[str, object]:
         "message": row.message,
     }
     return {name: value for name, value in line.items() if value is not None}
+
+
+def _first_start(view: RequestView) -> int | None:
+    return view.attempts[0].started_at if view.attempts else view.started_at
 
 
 def _span(begin: int | None, end: int | None) -> float | None:

@@ -1,4 +1,9 @@
-"""Whether and when a failed attempt is tried again: a pure decision (F1, F2)."""
+"""What becomes of a failed attempt: another provider, a later try, a wait for a quota, or the end (F2, F4, F5).
+
+quota spent, time of return named --> another provider, else parked until then; no attempt is used up
+fault of the provider ------------> another provider of the route, else again after a wait, else failed
+fault of the request -------------> failed
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,22 @@ import msgspec
 
 from ksi.clock import Chance, Moment
 from ksi.config import Retry
-from ksi.errors import ProviderError
+from ksi.errors import FailureClass, ProviderError
+from ksi.request import RetryBody
+
+
+class FailOver(msgspec.Struct, frozen=True):
+    """Go on at once, at another provider."""
 
 
 class RetryAt(msgspec.Struct, frozen=True):
     """Try again at this wall time, in microseconds."""
+
+    at: int
+
+
+class ParkUntil(msgspec.Struct, frozen=True):
+    """Wait for the provider's quota, until this wall time in microseconds."""
 
     at: int
 
@@ -21,11 +37,47 @@ class GiveUp(msgspec.Struct, frozen=True):
     reason: str
 
 
-def decide(error: ProviderError, failures: int, policy: Retry, now: Moment, chance: Chance) -> RetryAt | GiveUp:
-    """What to do after `failures` failed attempts, the last one with `error`.
+Decision = FailOver | RetryAt | ParkUntil | GiveUp
 
-    Full jitter: a random wait up to an exponentially growing bound. The provider's own Retry-After is the floor.
+
+def is_quota(error: ProviderError) -> bool:
+    """Whether a provider said that its quota is spent and when it returns."""
+    return error.failure is FailureClass.RATE_LIMITED and error.retry_after is not None
+
+
+def is_providers_fault(error: ProviderError) -> bool:
+    """Whether another provider may do better with the same request."""
+    return error.retryable or error.failure is FailureClass.AUTHENTICATION
+
+
+def policy_of(policy: Retry, wish: RetryBody | None) -> Retry:
+    """The configured policy, as far as a request does not say otherwise."""
+    if wish is None:
+        return policy
+    given = {name: value for name, value in msgspec.structs.asdict(wish).items() if value is not None}
+    return msgspec.structs.replace(policy, **given)
+
+
+def decide(
+    error: ProviderError,
+    failures: int,
+    policy: Retry,
+    now: Moment,
+    chance: Chance,
+    *,
+    others: bool = False,
+    route_length: int = 1,
+) -> Decision:
+    """What to do after `failures` counted failures, the last one with `error`.
+
+    `others` says that the route has another provider that was not tried since the last wait. Each provider of a route
+    is tried once, whatever `max_attempts` says. Waits have full jitter: a random time up to an exponentially growing
+    bound; the provider's own Retry-After is the floor.
     """
+    if is_quota(error):
+        return FailOver() if others else ParkUntil(now.after(error.retry_after or 0.0).wall)
+    if others and is_providers_fault(error) and failures < max(policy.max_attempts, route_length):
+        return FailOver()
     if not error.retryable:
         return GiveUp("not_retryable")
     if failures >= policy.max_attempts:

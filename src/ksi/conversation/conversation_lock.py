@@ -18,6 +18,7 @@ from ksi.events import (
     LockReply,
     LockStatusData,
     ReleaseReply,
+    check_depth,
     conversation_name,
     parse_priority,
 )
@@ -50,6 +51,7 @@ class ConversationLocks:
         conversation = conversation_name(data.session_id, data.conversation_id)
         if conversation is None:
             raise InvalidData("conversation_id: which conversation?", path="conversation_id")
+        check_depth("metadata", data.metadata)
         now, priority = self._clock.now(), parse_priority(data.priority)
         deadline = now.mono + microseconds(data.timeout) if data.timeout is not None else None
         # Followed before it is asked for, so that no grant can come in between.

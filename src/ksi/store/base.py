@@ -34,7 +34,7 @@ class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
     """What the configuration tells a store; times in microseconds."""
 
     max_queued: int = 1_000_000
-    """Waiting requests (scheduled, queued, retrying, parked; not locks) at which one that would wait is refused (Q5)."""
+    """Waiting requests (scheduled, queued, retrying, parked; no locks) at which one that would wait is refused (Q5)."""
     lock_expiry: int = 300_000_000
     """How long an external lock lives unrenewed (L4)."""
     max_interruptions: int = 3
@@ -157,7 +157,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """It waits until `at` (wall time) and runs again, at `route` where given. `parked`: for a quota, not a fault (F5)."""
+    """It waits until `at` (wall time) and runs again, at `route` where given; `parked`: for a quota (F5)."""
 
     at: int
     route: str | None = None

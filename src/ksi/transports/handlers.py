@@ -40,7 +40,10 @@ class System(Protocol):
 
 
 def handlers(
-    completions: CompletionService, locks: ConversationLocks, bus: EventBus, system: System
+    completions: CompletionService,
+    locks: ConversationLocks,
+    bus: EventBus,
+    system: System,
 ) -> Mapping[str, Handler]:
     """Every incoming event's handler."""
 
@@ -71,6 +74,12 @@ def handlers(
         "completion:status": _plain(lambda _: completions.status()),
         "completion:queue_status": _plain(completions.queue_status),
         "completion:session_status": _plain(completions.session_status),
+        "completion:retry_status": _plain(completions.retry_status),
+        "completion:failed": _plain(completions.failed),
+        "completion:requeue": _plain(completions.requeue),
+        "provider:disable": _plain(completions.disable_provider),
+        "provider:enable": _plain(completions.enable_provider),
+        "provider:reset": _plain(completions.reset_provider),
         "completion:provider_status": _report(completions.provider_status),
         "conversation:acquire_lock": lambda data, exchange: locks.acquire(data, exchange.connection),
         "conversation:release_lock": lambda data, exchange: locks.release(data, exchange.connection),

@@ -175,7 +175,9 @@ DELETE FROM agent_conversation WHERE conversation = ?;
 -- name: drop_forks
 DELETE FROM fork WHERE child = ?;
 -- name: spare_attempts
-SELECT id FROM attempt WHERE outcome <> 'completed' AND finished_at <= ?1 ORDER BY finished_at LIMIT ?2;
+SELECT id FROM attempt
+WHERE outcome <> 'completed' AND finished_at <= ?1 AND NOT EXISTS (SELECT 1 FROM request WHERE key = attempt.request)
+ORDER BY finished_at LIMIT ?2;
 
 -- name: view
 SELECT r.key, r.request_id, r.conversation, c.name, r.state, r.priority, r.route, r.enqueued_at, r.due, r.expires,

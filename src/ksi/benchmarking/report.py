@@ -1,0 +1,162 @@
+"""From what was measured to lines that can be read: medians, targets, and whether each is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from ksi.benchmarking.figures import Latency, Rate, Times, median
+from ksi.benchmarking.machine import Machine
+from ksi.benchmarking.rows import SHALLOW, Memory, Pair, Plan, RoutePair
+
+RATE_TARGET = 5_000
+"""Completions per second, durability `full`, on two cores."""
+P50_MARGIN = 0.3
+"""Milliseconds above two commits."""
+P99_MARGIN = 3.0
+"""Milliseconds above two of the commit's p99."""
+DEPTH_TARGET = 0.7
+"""Of the rate at a short queue, at a long one."""
+
+T = TypeVar("T")
+
+
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Everything that was measured, run by run."""
+
+    machine: Machine
+    plan: Plan
+    throughput: dict[str, list[Rate]] | None = None
+    latency: dict[str, list[Latency]] | None = None
+    depth: dict[str, list[Pair]] | None = None
+    routes: list[RoutePair] | None = None
+    memory: Memory | None = None
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the table: medians over the runs."""
+
+    row: str
+    what: str
+    figure: str
+    value: float
+    unit: str
+    target: str | None = None
+    met: bool | None = None
+
+
+def lines(report: Report) -> list[Line]:
+    """The table."""
+    found: list[Line] = []
+    for durability, rates in (report.throughput or {}).items():
+        found += _throughput(durability, rates)
+    for durability, latencies in (report.latency or {}).items():
+        found += _latency(durability, latencies)
+    for name, pairs in (report.depth or {}).items():
+        found += _depth(name, pairs, report.plan)
+    if report.routes is not None:
+        found += _routes(report.routes, report.plan)
+    if report.memory is not None:
+        found += _memory(report.memory, report.plan)
+    return found
+
+
+def _throughput(durability: str, rates: Sequence[Rate]) -> Iterator[Line]:
+    rate = _middle(rates, lambda r: r.per_second)
+    counts = durability == "full"
+    yield Line(
+        row="throughput",
+        what=f"completions, {SHALLOW:,} conversations, durability {durability}",
+        figure=f"{rate:,.0f}/s",
+        value=rate,
+        unit="1/s",
+        target=f">= {RATE_TARGET:,}/s" if counts else None,
+        met=rate >= RATE_TARGET if counts else None,
+    )
+    yield from _cpu("throughput", f"the daemon's CPU for each, durability {durability}", [r.daemon_us for r in rates])
+
+
+def _latency(durability: str, runs: Sequence[Latency]) -> Iterator[Line]:
+    write = "plain write and sync" if durability == "full" else "plain write"
+    for name, margin, read in (("p50", P50_MARGIN, _p50), ("p99", P99_MARGIN, _p99)):
+        loop, commit, sync = (median([read(times) for times in part]) for part in _parts(runs))
+        bound = 2 * commit + margin
+        what = f"one at a time, durability {durability}, {name}"
+        yield _time("latency", what, loop, f"<= {bound:.2f} ms", loop <= bound)
+        yield _time("latency", f"  one commit here, {name}", commit)
+        yield _time("latency", f"  one {write} here, {name}", sync)
+    yield from _cpu("latency", f"the daemon's CPU for each, durability {durability}", [r.daemon_us for r in runs])
+
+
+def _parts(runs: Sequence[Latency]) -> tuple[list[Times], list[Times], list[Times]]:
+    return [r.loop for r in runs], [r.commit for r in runs], [r.sync for r in runs]
+
+
+def _depth(name: str, pairs: Sequence[Pair], plan: Plan) -> Iterator[Line]:
+    where = f"in {SHALLOW:,} conversations" if name == "few" else "each in its own conversation"
+    yield _rate("depth", f"{SHALLOW:,} waiting, {where}", _middle(pairs, lambda p: p.shallow.per_second))
+    yield _rate("depth", f"{plan.depth:,} waiting, {where}", _middle(pairs, lambda p: p.deep.per_second))
+    ratio = _middle(pairs, lambda p: p.deep.per_second / p.shallow.per_second)
+    yield Line(
+        row="depth",
+        what=f"{plan.depth:,} : {SHALLOW:,}, {where}",
+        figure=f"{ratio:.0%}",
+        value=ratio,
+        unit="",
+        target=f">= {DEPTH_TARGET:.0%}",
+        met=ratio >= DEPTH_TARGET,
+    )
+    yield from _cpu("depth", f"the daemon's CPU for each, {SHALLOW:,} waiting", [p.shallow.daemon_us for p in pairs])
+    yield from _cpu("depth", f"the daemon's CPU for each, {plan.depth:,} waiting", [p.deep.daemon_us for p in pairs])
+
+
+def _routes(pairs: Sequence[RoutePair], plan: Plan) -> Iterator[Line]:
+    beside = f"beside {plan.depth:,} that wait for another route"
+    yield _rate("routes", "a free route alone", _middle(pairs, lambda p: p.alone.per_second))
+    yield _rate("routes", f"the same {beside}", _middle(pairs, lambda p: p.beside.per_second))
+    ratio = _middle(pairs, lambda p: p.beside.per_second / p.alone.per_second)
+    yield Line(row="routes", what="beside : alone", figure=f"{ratio:.0%}", value=ratio, unit="")
+    for name, read in (("p50", _p50), ("p99", _p99)):
+        yield _time("routes", f"one at a time alone, {name}", median([read(p.alone_latency.loop) for p in pairs]))
+        yield _time("routes", f"the same {beside}, {name}", median([read(p.beside_latency.loop) for p in pairs]))
+    yield from _cpu("routes", "the daemon's CPU for each alone", [p.alone.daemon_us for p in pairs])
+    yield from _cpu("routes", f"the daemon's CPU for each {beside}", [p.beside.daemon_us for p in pairs])
+
+
+def _memory(memory: Memory, plan: Plan) -> Iterator[Line]:
+    for what, size in (
+        ("just started", memory.idle),
+        ("after a run under load", memory.loaded),
+        (f"just started with {plan.depth:,} waiting", memory.filled),
+        (f"after a run under load with {plan.depth:,} waiting", memory.filled_loaded),
+    ):
+        yield Line(row="memory", what=f"memory, {what}", figure=f"{size / 1e6:,.0f} MB", value=size, unit="bytes")
+
+
+def _rate(row: str, what: str, value: float) -> Line:
+    return Line(row=row, what=what, figure=f"{value:,.0f}/s", value=value, unit="1/s")
+
+
+def _time(row: str, what: str, value: float, target: str | None = None, met: bool | None = None) -> Line:
+    return Line(row=row, what=what, figure=f"{value:.2f} ms", value=value, unit="ms", target=target, met=met)
+
+
+def _cpu(row: str, what: str, values: Sequence[float | None]) -> Iterator[Line]:
+    known = [value for value in values if value is not None]
+    if known:
+        value = median(known)
+        yield Line(row=row, what=f"  {what}", figure=f"{value:.0f} µs", value=value, unit="us")
+
+
+def _middle(runs: Sequence[T], read: Callable[[T], float]) -> float:
+    return median([read(run) for run in runs])
+
+
+def _p50(times: Times) -> float:
+    return times.p50
+
+
+def _p99(times: Times) -> float:
+    return times.p99

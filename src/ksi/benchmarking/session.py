@@ -1,0 +1,42 @@
+"""One whole benchmark: a folder for it, its rows in order, and what they found."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ksi.benchmarking.machine import this_machine
+from ksi.benchmarking.processes import few_cores
+from ksi.benchmarking.report import Report
+from ksi.benchmarking.rows import Plan, Rows
+from ksi.errors import ConfigError
+
+
+def measure(plan: Plan, parent: Path, rows: Sequence[str], keep: bool, say: Callable[[str], None]) -> Report:
+    """Measure these rows in a new folder in `parent`, so on its disk; it is removed afterwards unless `keep` is set.
+
+    Raises:
+        ConfigError: no folder can be made there.
+        InternalError: a daemon did not start or failed, or the load generator did.
+    """
+    report = Report(machine=this_machine(), plan=plan)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="bench-", dir=parent))
+    except OSError as error:
+        raise ConfigError(
+            f"{parent} cannot be used: {error.strerror}; make it writable or choose another home", place=str(parent)
+        ) from None
+    try:
+        with few_cores():
+            bench = Rows(plan, folder, say)
+            for row in rows:
+                setattr(report, row, getattr(bench, row)())
+    finally:
+        if keep:
+            say(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return report

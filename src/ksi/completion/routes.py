@@ -1,0 +1,107 @@
+"""Routes: the ordered providers that can serve a model, as one word that the store keeps.
+
+A route is its steps joined by commas; a step is a provider's name, or `name=model` where a fallback model answers
+instead of the one asked for (F4).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+import msgspec
+
+from ksi.config import ModelConfig, ProviderConfig
+from ksi.errors import UnknownModel
+from ksi.protocol import nearest
+
+KEPT_MODELS = 10_000
+"""Model names whose route is remembered."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One provider of a route; `model` where it is not the one asked for."""
+
+    provider: str
+    model: str | None = None
+
+    @property
+    def word(self) -> str:
+        """As it stands in the route."""
+        return self.provider if self.model is None else f"{self.provider}={self.model}"
+
+
+def parse_route(route: str) -> tuple[Step, ...]:
+    """A route's steps, in order."""
+    steps = []
+    for word in route.split(","):
+        provider, _, model = word.partition("=")
+        steps.append(Step(provider, model or None))
+    return tuple(steps)
+
+
+def without(route: str, provider: str) -> str | None:
+    """A route without its first step at `provider`; None where nothing is left."""
+    steps = list(parse_route(route))
+    for step in steps:
+        if step.provider == provider:
+            steps.remove(step)
+            break
+    return ",".join(step.word for step in steps) or None
+
+
+def model_at(route: str, provider: str, asked: str) -> str:
+    """The model that a provider of a route is asked for."""
+    step = next((s for s in parse_route(route) if s.provider == provider), None)
+    return step.model if step is not None and step.model is not None else asked
+
+
+class Router:
+    """Finds routes by the configured patterns, priorities and fallbacks."""
+
+    def __init__(self, providers: Mapping[str, ProviderConfig], models: Mapping[str, ModelConfig]) -> None:
+        self._providers = providers
+        self._models = models
+        self._known: dict[str, str] = {}
+
+    def route(self, model: str) -> str:
+        """The route of a model.
+
+        Raises:
+            UnknownModel: no provider serves it.
+        """
+        route = self._known.get(model)
+        if route is None:
+            route = self._find(model)
+            if len(self._known) >= KEPT_MODELS:
+                self._known.clear()
+            self._known[model] = route
+        return route
+
+    def _find(self, model: str) -> str:
+        steps = [Step(name) for name in self._serving(model)]
+        if not steps:
+            raise self._unknown(model)
+        settings = self._models.get(model)
+        for fallback in settings.fallbacks if settings is not None else ():
+            steps += [Step(name, fallback) for name in self._serving(fallback)]
+        return ",".join(step.word for step in steps)
+
+    def _serving(self, model: str) -> list[str]:
+        serving = [
+            (config.priority, number, name)
+            for number, (name, config) in enumerate(self._providers.items())
+            if any(fnmatch.fnmatchcase(model, pattern) for pattern in config.models)
+        ]
+        return [name for _, _, name in sorted(serving)]
+
+    def _unknown(self, model: str) -> UnknownModel:
+        patterns = sorted({p for config in self._providers.values() for p in config.models})
+        family = model.partition("/")[0]
+        guess = nearest(model, patterns) or nearest(family, {p.partition("/")[0] for p in patterns})
+        hint = f"; did you mean {guess!r}?" if guess and guess != family else ""
+        return UnknownModel(
+            f"no provider serves {model[:100]!r}{hint} (served: {', '.join(patterns) or 'nothing'}); "
+            "add one under [providers] in ksi.toml",
+            model=model[:100],
+        )
