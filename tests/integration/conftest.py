@@ -16,8 +16,8 @@ Connect = Callable[[], Awaitable[Wire]]
 
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Daemon]:
-    """A daemon with the stub provider."""
-    async with running_daemon() as daemon:
+    """A daemon with the stub provider, which does not wait for what runs at the end."""
+    async with running_daemon(settings={"service": {"shutdown_grace": 0.0}}) as daemon:
         yield daemon
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.conftest import Connect
 from tests.integration.wire import Json, Refused, Wire, answer, in_state, until
 
-from ksi.clock import Chance
 from ksi.daemon import Daemon
 from ksi.testing import SimulatedClock, running_daemon, settle_down
 
 HOUR = 3600.0
+AT_ONCE = {"service": {"shutdown_grace": 0.0}}
 LONG = {"delay": 600}
 NARROW = {"stub": {"kind": "stub", "max_concurrency": 1}, "other": {"kind": "stub", "max_concurrency": 1}}
 QUICK_RETRY = {"initial_delay": 0.001, "max_delay": 0.002}
@@ -25,7 +25,7 @@ QUICK_RETRY = {"initial_delay": 0.001, "max_delay": 0.002}
 @asynccontextmanager
 async def daemon_and_wire(clock: SimulatedClock | None = None, **settings: Any) -> AsyncIterator[tuple[Daemon, Wire]]:
     """A daemon with settings of its own, and a connection to it."""
-    async with running_daemon(settings=settings, clock=clock) as daemon:
+    async with running_daemon(settings={**AT_ONCE, **settings}, clock=clock) as daemon:
         async with await Wire.open(daemon.config.socket_path) as wire:
             yield daemon, wire
 
@@ -59,13 +59,13 @@ async def test_on_a_saturated_provider_higher_priorities_come_first_and_within_o
 async def test_a_lower_priority_waits_at_most_the_difference_of_head_starts_longer() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock, providers=NARROW) as (_, wire):
-        await wire.ask("completion:async", prompt="x", request_id="block", provider_options=LONG, timeout=90_000)
+        await wire.ask("completion:async", prompt="x", request_id="block", provider_options=LONG)
         await wire.ask("completion:async", prompt="x", request_id="low", priority="low")
-        await clock.advance(4.9 * HOUR)
+        clock.step_wall(4.9 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="high in time", priority="high")
-        await clock.advance(0.2 * HOUR)
+        clock.step_wall(0.2 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="high too late", priority="high")
-        await clock.advance(10 * HOUR)
+        clock.step_wall(10 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="critical", priority="critical")
         await wire.ask("completion:cancel", request_id="block")
         assert await order_of_results(wire, 5) == ["block", "critical", "high in time", "low", "high too late"]
@@ -551,13 +551,21 @@ async def test_a_stream_is_followed_while_it_still_waits(wire: Wire, connect: Co
 
 
 @pytest.mark.promise("R2")
-async def test_a_new_attempt_s_chunks_begin_at_nought(wire: Wire) -> None:
-    async with running_daemon(settings={"retry": QUICK_RETRY}, chance=Chance(random.Random(1))) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as own:
-            script = {"pieces": 2, "text": "ab", "fail": "overloaded", "fail_attempts": 1}
-            reply = await own.ask("completion:request", prompt="x", stream=True, provider_options=script)
+async def test_a_new_attempt_s_chunks_begin_at_nought() -> None:
+    broken = Answer(pieces=("ab", "c"), piece_delay=0.05, fail_after=2, error_type="overloaded_error")
+    async with ScriptedEndpoint(broken, Answer(pieces=("d", "e"))) as endpoint:
+        team = {"kind": "openai", "base_url": endpoint.openai_url}
+        async with daemon_and_wire(retry=QUICK_RETRY, providers={"team": team}) as (_, wire):
+            reply = await wire.ask("completion:request", prompt="x", model="team/m", stream=True)
             assert [attempt["outcome"] for attempt in reply["attempts"]] == ["failed", "completed"]
-            assert [(c["attempt"], c["seq"], c["text"]) for c in seen_chunks(own)] == [(2, 0, "a"), (2, 1, "b")]
+            texts: dict[int, str] = {1: "", 2: ""}
+            for attempt in texts:
+                chunks = [chunk for chunk in seen_chunks(wire) if chunk["attempt"] == attempt]
+                assert [chunk["seq"] for chunk in chunks] == list(range(len(chunks)))
+                texts[attempt] = "".join(chunk["text"] for chunk in chunks)
+            assert texts == {1: reply["attempts"][0]["text"], 2: "de"}
+            assert texts[1].startswith("ab")
+            assert reply["result"] == "de"
 
 
 # Reports

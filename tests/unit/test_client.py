@@ -265,6 +265,21 @@ async def test_the_daemon_s_last_word_is_in_the_error(client: Client, daemon: Sc
         await asking
 
 
+@pytest.mark.promise("S4")
+async def test_an_answer_that_is_too_much_to_read_is_not_asked_for_without_end(
+    client: Client, daemon: ScriptedDaemon
+) -> None:
+    asking = asyncio.ensure_future(client.send_event("completion:get", {"request_id": "x"}))
+    for times in (1, 2, 3):
+        await daemon.came("completion:get", times)
+        daemon.say({"event": None, "error": {"code": "slow_consumer", "message": "much was not read"}})
+        await settled()
+        daemon.drop()
+    with pytest.raises(SlowConsumer, match="much was not read"):
+        await asking
+    assert len(daemon.named("completion:get")) == 3
+
+
 async def test_what_is_asked_while_the_connection_is_away_waits_for_it(client: Client, daemon: ScriptedDaemon) -> None:
     daemon.answers["conversation:release_lock"] = lambda event: {"released": True}
     daemon.refusal = ConnectionRefusedError()

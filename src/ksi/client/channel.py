@@ -12,13 +12,15 @@ import msgspec
 
 from ksi.client.link import ErrorAnswer, Link, Message
 from ksi.clock import MICROSECONDS, Chance, Clock
-from ksi.errors import ConnectionFailed, InvalidData, KsiError, PayloadTooLarge, RemoteError, WaitTimeout
+from ksi.errors import ConnectionFailed, InvalidData, KsiError, PayloadTooLarge, RemoteError, SlowConsumer, WaitTimeout
 from ksi.protocol import encode
 
 FIRST_DELAY = 0.05
 MAX_DELAY = 2.0
 STEADY = 5.0
 """Seconds after which a connection counts as good even where nothing was said over it."""
+TOO_SLOW = 3
+"""Hang-ups because too much was unread after which a request is not sent again: its answer may be the cause."""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class Listener(Protocol):
 class _Call:
     """One request on its way."""
 
-    __slots__ = ("event", "future", "line", "repeatable", "sent")
+    __slots__ = ("event", "future", "line", "repeatable", "sent", "too_slow")
 
     def __init__(self, event: str, line: bytes, repeatable: bool, future: asyncio.Future[dict[str, Any]]) -> None:
         self.event = event
@@ -56,6 +58,7 @@ class _Call:
         self.repeatable = repeatable
         self.future = future
         self.sent = False
+        self.too_slow = 0
 
     def fail(self, error: KsiError) -> None:
         if not self.future.done():
@@ -228,15 +231,24 @@ class Channel:
             self._trouble_since = None
             self._failures = 0
         for call in list(self._calls.values()):
-            if not call.sent:
-                continue
-            if isinstance(reason, PayloadTooLarge):
-                call.fail(reason)  # asked again, the same answer would come
-            elif not call.repeatable:
-                call.fail(self._interrupted(call.event, reason))
-            call.sent = False
+            if call.sent:
+                call.sent = False
+                self._unanswered(call, reason)
         if self._open:
             self._keep()
+
+    def _unanswered(self, call: _Call, reason: KsiError | OSError | None) -> None:
+        """A request was under way when the connection was lost: fail it, or leave it to be sent again."""
+        if isinstance(reason, PayloadTooLarge):
+            call.fail(reason)  # asked again, the same answer would come
+        elif not call.repeatable:
+            call.fail(self._interrupted(call.event, reason))
+        elif self._last_word is not None and self._last_word.code == SlowConsumer.code:
+            call.too_slow += 1
+            if call.too_slow >= TOO_SLOW:
+                call.fail(
+                    SlowConsumer(f"the daemon hung up before {call.event} was answered: {self._last_word.message}")
+                )
 
     def _keep(self) -> None:
         if self._keeper is None or self._keeper.done():

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from ksi.clock import MICROSECONDS, Clock, Moment, to_seconds
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import Stop
@@ -50,6 +48,7 @@ from ksi.store.base import CancelOutcome, Enqueued, Fork, Listing, NewRequest, S
 
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]
+Attach = Callable[[Enqueued], None]
 
 
 class CompletionService:
@@ -83,54 +82,39 @@ class CompletionService:
 
     async def submit(self, data: CompletionData, listener: Listener) -> SubmitReply | RequestReply:
         """`completion:async`: into the queue; the result is pushed. A known id answers as it stands (Q4)."""
-        new_data = self._with_id(data)
-        request_id = new_data.request_id or ""
-        # Followed before it is asked for, so that no result can come in between.
-        first = self._bus.follow(listener, request_id, chunks=data.stream)
-        try:
-            new, enqueued = await self._enqueue(new_data)
-        except BaseException:
-            if first:
-                self._bus.unfollow(listener, request_id)
-            raise
+
+        def follow(enqueued: Enqueued) -> None:
+            if enqueued.existing is None or not enqueued.existing.state.final:
+                self._bus.follow(listener, enqueued.request_id, chunks=data.stream)
+
+        new, enqueued = await self._enqueue(data, follow)
         if enqueued.existing is not None:
-            if enqueued.existing.state.final:
-                self._bus.unfollow(listener, request_id)
             return request_reply(enqueued.existing)
         return _submit_reply(enqueued, to_seconds(new.due) if enqueued.state is State.SCHEDULED else None)
 
     async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
         """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""
-        new_data = self._with_id(data)
-        request_id = new_data.request_id or ""
-        take_back = self._announcer.wait_for(request_id, answer)
-        first = data.stream and self._bus.follow(listener, request_id, end=False, chunks=True)
-        try:
-            _, enqueued = await self._enqueue(new_data)
-        except BaseException:
-            take_back()
-            if first:
-                self._bus.unfollow(listener, request_id)
-            raise
+
+        def wait(enqueued: Enqueued) -> None:
+            if enqueued.existing is not None and enqueued.existing.state.final:
+                return
+            self._announcer.wait_for(enqueued.request_id, answer)
+            if data.stream:
+                self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
+
+        _, enqueued = await self._enqueue(data, wait)
         if enqueued.existing is not None and enqueued.existing.state.final:
-            take_back()
-            self._bus.unfollow(listener, request_id)
             return request_reply(enqueued.existing)
         return None
 
-    def _with_id(self, data: CompletionData) -> CompletionData:
-        if data.request_id is not None:
-            return data
-        return msgspec.structs.replace(data, request_id=self._intake.request_id(self._clock.now()))
-
-    async def _enqueue(self, data: CompletionData) -> tuple[NewRequest, Enqueued]:
+    async def _enqueue(self, data: CompletionData, attach: Attach) -> tuple[NewRequest, Enqueued]:
         """Make the request, and enter it."""
         model = full_model(data.model, self._config.service.default_model)
         new = self._intake.new_request(data, model, self._providers.route(model), self._clock.now())
-        return new, await self._enter(new)
+        return new, await self._enter(new, attach)
 
-    async def _enter(self, new: NewRequest) -> Enqueued:
-        """Into the store, and to work if it may run at once."""
+    async def _enter(self, new: NewRequest, attach: Attach) -> Enqueued:
+        """Into the store, and to work if it may run at once; `attach` comes in between, so that no end is missed."""
         if not self._queue.claiming:
             raise ShuttingDown("the daemon is stopping; send the request again when it is back")
         now = self._clock.now()
@@ -138,6 +122,7 @@ class CompletionService:
             enqueued = await self._store.enqueue(new, self._providers.offers(now), now)
         except ConversationBusy as busy:
             raise _with_age(busy, now) from None
+        attach(enqueued)
         if enqueued.existing is not None:
             return enqueued
         if new.fork_of is not None:
@@ -194,7 +179,8 @@ class CompletionService:
         take_back = self._announcer.wait_for(data.request_id, answer)
         view = await self._store.get(data.request_id)
         if view is None or view.state.final:
-            take_back()
+            if not take_back():
+                return None
             if view is None:
                 raise _not_found(data.request_id)
             reply = request_reply(view)
@@ -304,7 +290,7 @@ class CompletionService:
                 path="request_id",
             )
         new = self._intake.requeue(view, self._providers.route(view.model), self._clock.now())
-        enqueued = await self._enter(new)
+        enqueued = await self._enter(new, lambda _: None)
         return _submit_reply(enqueued, None)
 
     # -- reports --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -15,11 +16,13 @@ import msgspec
 from ksi.clock import Clock
 
 LAUNCHER = Path(__file__).with_name("process_launcher.py")
-MARK = "KSI_PROCESS_REGISTRY"
-"""The variable that all of a process's offspring inherits: the registry's folder."""
+MARK = "KSI_PROCESS"
+"""The variable that all that a process starts inherits: the path of its file in the registry."""
 STDERR_KEPT = 8 * 1024
 """Bytes of stderr that are kept for messages: the last."""
 _READ = 256 * 1024
+_LAST_WORDS = 0.5
+"""Seconds for what a process that has ended wrote to stderr."""
 _REAP_PAUSE = 0.02
 _REAP_PATIENCE = 5.0
 
@@ -37,45 +40,38 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class ProcessRegistry:
-    """A folder with a file for each process, written by the process itself before it becomes the program."""
+    """A folder with a file for each process, written by the process itself before it becomes the program.
+
+    The file's path is also in the process's environment, and so in that of all that it starts: what it leaves behind
+    is known by it, whichever group or session it moved to.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._numbers = iter(range(1, sys.maxsize))
+        self._folder = folder
+        self._numbers = itertools.count(1)
 
     def new_path(self) -> Path:
         """Where the next process is to register."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return self.folder / f"{os.getpid()}-{next(self._numbers)}"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._folder / f"{os.getpid()}-{next(self._numbers)}"
 
     async def reap(self, clock: Clock) -> list[Entry]:
-        """Kill what an earlier daemon left running, and wait until it is gone; what was found alive.
+        """Kill what an earlier daemon left running, and wait until it is gone; the entries of which there was any.
 
         A pid that another process has by now is left alone: its start time differs.
         """
-        found: list[Entry] = []
-        groups: set[int] = set()
-        for path, entry in self._entries():
-            groups.add(entry.pid)
-            if _kill_left(entry, self._mark):
-                found.append(entry)
-            path.unlink(missing_ok=True)
+        entries = dict(self._entries())
+        found = [entry for path, entry in entries.items() if _kill(_left(path, entry))]
         waited = 0.0
-        while found and waited < _REAP_PATIENCE and any(_left(entry, self._mark) for entry in found):
+        while found and waited < _REAP_PATIENCE and any(_left(path, entry) for path, entry in entries.items()):
             await clock.sleep(_REAP_PAUSE)
             waited += _REAP_PAUSE
+        for path in entries:
+            path.unlink(missing_ok=True)
         return found
 
-    @property
-    def _mark(self) -> bytes:
-        return f"{MARK}={self.folder}".encode()
-
-    def environment(self) -> dict[str, str]:
-        """What a registered process must have in its environment."""
-        return {MARK: str(self.folder)}
-
     def _entries(self) -> Iterator[tuple[Path, Entry]]:
-        for path in sorted(self.folder.glob("*-*")) if self.folder.is_dir() else ():
+        for path in sorted(self._folder.glob("*-*")) if self._folder.is_dir() else ():
             try:
                 yield path, msgspec.json.decode(path.read_bytes(), type=Entry)
             except msgspec.DecodeError:
@@ -89,6 +85,7 @@ class ChildProcess:
         self._process = process
         self._entry_path = entry_path
         self._stderr = bytearray()
+        self._closing: asyncio.Task[None] | None = None
         self._stderr_reader = asyncio.create_task(self._keep_stderr(), name=f"stderr of {process.pid}")
 
     @classmethod
@@ -120,7 +117,7 @@ class ChildProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**environment, **registry.environment()},
+                env={**environment, MARK: str(entry_path)},
                 cwd=folder,
                 start_new_session=True,
                 limit=_READ,
@@ -176,34 +173,44 @@ class ChildProcess:
         return self.ended
 
     async def finish(self, grace: float) -> None:
-        """Let it end by the end of its stdin; after `grace` seconds kill what is left."""
+        """Let it end by the end of its stdin; after `grace` seconds kill what is left of it."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         await self.ends_within(grace)
         await self.kill()
 
     async def stop(self, grace: float) -> None:
-        """Ask its group to end, and after `grace` seconds kill what is left of it."""
+        """Ask its group to end; after `grace` seconds kill what is left of it, and of all that it started."""
         self._signal(signal.SIGTERM)
-        await self.ends_within(grace)
-        await self.kill()
+        try:
+            await self.ends_within(grace)
+        finally:
+            await self.kill()
+            await asyncio.shield(asyncio.to_thread(self._sweep))
 
     async def kill(self) -> None:
         """Kill its group and take it off the system's table; a cancellation waits until that is done."""
-        self._signal(signal.SIGKILL)
-        gone = asyncio.ensure_future(self._gone())
+        if self._closing is None:
+            self._signal(signal.SIGKILL)
+            self._closing = asyncio.create_task(self._close(), name=f"end of {self.pid}")
         try:
-            await asyncio.shield(gone)
+            await asyncio.shield(self._closing)
         except asyncio.CancelledError:
-            await gone
+            await self._closing
             raise
 
-    async def _gone(self) -> None:
+    async def _close(self) -> None:
         await self._process.wait()
-        await self._stderr_reader
+        # What it started may hold its pipes; nothing that it writes from here on is wanted.
+        await asyncio.wait([self._stderr_reader], timeout=_LAST_WORDS)
+        self._stderr_reader.cancel()
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._entry_path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Kill what it started in other groups and sessions."""
+        _kill(_left(self._entry_path))
 
     def _signal(self, number: signal.Signals) -> None:
         """To the whole group: the leader may have ended before what it started."""
@@ -226,37 +233,31 @@ def memory_of(pid: int) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _kill_left(entry: Entry, mark: bytes) -> bool:
-    """Kill what lives of a registered process and its group; whether there was any."""
-    left = _left(entry, mark)
-    for pid in left:
+def _kill(pids: Sequence[int]) -> bool:
+    """Kill processes; whether there was any."""
+    for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    return bool(left)
+    return bool(pids)
 
 
-def _left(entry: Entry, mark: bytes) -> list[int]:
-    """The pids that live of a registered process: itself, and what is in its group or session and has the mark."""
-    if entry.started is None:
-        return []
-    left: list[int] = []
-    for pid, (state, group, session, started) in _processes():
-        if state in b"ZX" or started < entry.started:
-            continue
-        if pid == entry.pid:
-            if started == entry.started:
-                left.append(pid)
-        elif entry.pid in (group, session) and _has_mark(pid, mark):
-            left.append(pid)
-    return left
+def _left(entry_path: Path, entry: Entry | None = None) -> list[int]:
+    """The pids that live of a registered process: itself, and what has inherited its mark."""
+    mark = f"{MARK}={entry_path}".encode()
+    return [
+        pid
+        for pid, state, started in _processes()
+        if state not in b"ZX"
+        and (_has_mark(pid, mark) or (entry is not None and (pid, started) == (entry.pid, entry.started)))
+    ]
 
 
-def _processes() -> Iterator[tuple[int, tuple[bytes, int, int, int]]]:
-    """All processes of the system: pid, then state, process group, session and start time."""
+def _processes() -> Iterator[tuple[int, bytes, int]]:
+    """All processes of the system: pid, state, start time."""
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
-            yield int(path.name), (fields[0], int(fields[2]), int(fields[3]), int(fields[19]))
+            yield int(path.name), fields[0], int(fields[19])
 
 
 def _has_mark(pid: int, mark: bytes) -> bool:

@@ -31,10 +31,12 @@ def tie_to(parent: int) -> None:
 def started() -> int | None:
     """When this process began, in clock ticks since the machine did: with the pid, a name that is never used twice."""
     try:
-        with open("/proc/self/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+        handle = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    line = os.read(handle, 4096)
+    os.close(handle)
+    return int(line.rpartition(b")")[2].split()[19])
 
 
 def register(path: str, name: str) -> None:
