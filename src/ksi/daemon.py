@@ -145,6 +145,14 @@ class Daemon:
 
     # -- what it says of itself -----------------------------------------------------------------------------------
 
+    def identity(self) -> dict[str, Any]:
+        """What every status begins with."""
+        now = self._clock.now()
+        return {
+            "version": version("ksi"),
+            "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
+        }
+
     def startup(self) -> dict[str, Any]:
         """`system:startup`."""
         return {
@@ -188,13 +196,11 @@ class Daemon:
         ]
         if not self.queue.claiming:
             problems.append("stopping")
-        now = self._clock.now()
         return {
             "status": "degraded" if problems else "healthy",
             "problems": problems,
-            "version": version("ksi"),
+            **self.identity(),
             "pid": os.getpid(),
-            "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
             "home": str(self.config.home),
             "store": {"url": self.config.store.url, "durability": self.config.store.durability},
             "connections": self.socket.connections,
@@ -281,9 +287,20 @@ class PidFile:
             pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise StoreInUse(f"a daemon runs here already (pid {pid or 'unknown'})", holder=pid or None) from None
+        if not self._is_still(descriptor):
+            # The one who had it took it away in between: this lock is on a file that nobody sees.
+            os.close(descriptor)
+            self.take()
+            return
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+
+    def _is_still(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Take it away."""

@@ -26,6 +26,7 @@
     │   └── StoreVersion          store_version
     ├── ProviderError             one of FailureClass (F1): timeout, rate_limited, ...
     ├── SlowConsumer              slow_consumer       yes
+    ├── TooManyConnections        too_many_connections yes
     ├── ConnectionFailed          connection_failed   yes
     ├── RemoteError               as the daemon said it, in the client
     └── InternalError             internal_error
@@ -270,6 +271,13 @@ class SlowConsumer(KsiError):
     """A client that does not read fast enough is let go; results stay fetchable (promise S4)."""
 
     code = "slow_consumer"
+    retryable = True
+
+
+class TooManyConnections(KsiError):
+    """`limit` clients are connected already."""
+
+    code = "too_many_connections"
     retryable = True
 
 

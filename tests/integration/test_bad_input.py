@@ -99,7 +99,7 @@ async def test_nesting_near_the_limit_is_served_or_refused_and_never_half_taken(
         value = b"[" * depth + b"]" * depth
         line = b'{"event": "completion:async", "data": {"prompt": "x", "request_id": "deep-%d", "session_id": "deep", '
         wire.raw(line % depth + b'"metadata": {"n": ' + value + b"}}}\n")
-        reply = await wire.line()
+        reply = await wire.next(lambda message: message["event"] != "completion:result")
         if "error" in reply:
             assert reply["error"]["code"] in ("invalid_json", "invalid_data")
             assert (await wire.refused("completion:get", request_id=f"deep-{depth}")).code == "not_found"

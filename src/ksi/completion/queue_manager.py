@@ -55,6 +55,7 @@ class QueueManager:
         self._work = asyncio.Event()
         self._due_changed = asyncio.Event()
         self._runs: dict[str, Run] = {}
+        self._live: set[Run] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,8 +87,8 @@ class QueueManager:
         try:
             await asyncio.wait_for(self._idle.wait(), grace)
         except TimeoutError:
-            self._log.warning("giving back to the queue", requests=len(self._runs))
-            for run in list(self._runs.values()):
+            self._log.warning("giving back to the queue", requests=len(self._live))
+            for run in list(self._live):
                 run.stop(Stop.SHUTDOWN)
             await self._abandon_after(grace + GIVE_BACK)
 
@@ -97,7 +98,7 @@ class QueueManager:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             self._log.error("left running for the next start to recover", requests=sorted(self._runs)[:100])
-            tasks = [run.task for run in self._runs.values() if run.task is not None]
+            tasks = [run.task for run in self._live if run.task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,8 +129,10 @@ class QueueManager:
 
     def launch(self, claim: Claimed) -> None:
         """Run a claimed request. Whatever its body holds, this does not fail: the run does."""
-        run = Run(claim, stream=self._bus.streams(claim.request_id))
+        # After a restart the run may begin before its reader is back.
+        run = Run(claim, stream=self._bus.streams(claim.request_id) or claim.attempt > 1)
         self._runs[claim.request_id] = run
+        self._live.add(run)
         self._idle.clear()
         run.task = asyncio.create_task(self._run(run))
         self._announcer.started(claim)
@@ -144,8 +147,11 @@ class QueueManager:
             self._log.exception("a run failed", request_id=request_id)
             await self._runner.abandon(run)
         finally:
-            del self._runs[request_id]
-            if not self._runs:
+            self._live.discard(run)
+            # A later attempt of the same request may have begun while this one was still telling of its end.
+            if self._runs.get(request_id) is run:
+                del self._runs[request_id]
+            if not self._live:
                 self._idle.set()
 
     def stop_run(self, request_id: str, why: Stop) -> bool:
@@ -227,6 +233,6 @@ class QueueManager:
         """Stop what runs past its total timeout: one look at all, so that no request has a timer of its own."""
         await self._clock.sleep(TICK)
         now = self._clock.now().mono
-        for run in list(self._runs.values()):
+        for run in list(self._live):
             if run.deadline is not None and run.deadline <= now:
                 run.stop(Stop.TIMEOUT)

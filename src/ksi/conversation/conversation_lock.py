@@ -71,6 +71,9 @@ class ConversationLocks:
             if first:
                 self._bus.unfollow(listener, data.request_id)
             raise
+        for bound in self._bound.values():
+            # It waits, or holds, by this connection now.
+            bound.discard(data.request_id)
         if acquired.queued:
             if deadline is None:
                 self._bound.setdefault(listener, set()).add(data.request_id)

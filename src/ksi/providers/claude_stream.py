@@ -211,15 +211,15 @@ class _ModelCost(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    session_id: str = ""
-    result: str = ""
+    session_id: str | None = None
+    result: str | None = None
     is_error: bool = False
     api_error_status: int | None = None
-    subtype: str = ""
-    num_turns: int = 0
+    subtype: str | None = None
+    num_turns: int | None = None
     stop_reason: str | None = None
     terminal_reason: str | None = None
-    errors: list[Any] = msgspec.field(default_factory=list)
+    errors: list[Any] | None = None
     usage: _Usage | None = None
     total_cost_usd: float | None = None
     model_usage_since_last_result: dict[str, _ModelCost] | None = None
@@ -291,15 +291,15 @@ def _said(line: _Assistant) -> Said:
 
 def _finished(line: _Result, raw: bytes) -> Finished:
     return Finished(
-        session=line.session_id,
-        text=line.result,
+        session=line.session_id or "",
+        text=line.result or "",
         is_error=line.is_error,
         status=line.api_error_status,
-        subtype=line.subtype,
-        turns=line.num_turns,
+        subtype=line.subtype or "",
+        turns=line.num_turns or 0,
         stop_reason=line.stop_reason,
         terminal_reason=line.terminal_reason,
-        errors=tuple(str(error) for error in line.errors),
+        errors=tuple(str(error) for error in line.errors or ()),
         usage=_usage(line.usage),
         turn_cost=_turn_cost(line.model_usage_since_last_result),
         total_cost=line.total_cost_usd,

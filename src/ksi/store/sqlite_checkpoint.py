@@ -10,8 +10,8 @@ import structlog
 PASSIVE_PAGES = 4_000
 """Pages in the log above which it is copied into the database (16 MiB)."""
 
-RESET_PAGES = 32_000
-"""Pages in the log above which the writer stands still for the moment that beginning it anew takes (128 MiB)."""
+RESET_PAGES = 16_000
+"""Pages in the log above which the writer copies the last of them itself, so that the log begins anew (64 MiB)."""
 
 
 class Checkpointer:
@@ -20,6 +20,7 @@ class Checkpointer:
     def __init__(self, writer: apsw.Connection, path: str) -> None:
         self._path = path
         self._wanted = threading.Event()
+        self._copying = threading.Event()
         self._closing = False
         self._pages = 0
         self._log = structlog.get_logger("ksi.store")
@@ -36,10 +37,18 @@ class Checkpointer:
         self._thread.join()
 
     def reset_if_long(self) -> None:
-        """Between two transactions: begin the log anew where readers and commits never let the thread do so."""
-        if self._pages > RESET_PAGES:
-            self._writer.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_RESTART)
-            self._pages = 0
+        """Between two transactions: copy what came since the thread copied the most.
+
+        The log begins anew only when all of it is in the database, and under load the thread alone never gets there.
+        """
+        if self._pages <= RESET_PAGES or self._copying.is_set():
+            return
+        try:
+            self._writer.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            self._log.warning("checkpoint failed", error=str(error))
+        # Asked again after as many more, whatever came of it.
+        self._pages = 0
 
     def _on_commit(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
         self._pages = pages
@@ -55,10 +64,13 @@ class Checkpointer:
                 self._wanted.clear()
                 if self._closing:
                     return
+                self._copying.set()
                 try:
                     connection.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_PASSIVE)
                 except apsw.Error as error:
                     # The log keeps what was not copied; the next commit asks again.
                     self._log.warning("checkpoint failed", error=str(error))
+                finally:
+                    self._copying.clear()
         finally:
             connection.close()

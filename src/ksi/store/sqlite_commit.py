@@ -66,10 +66,10 @@ class Committer:
     def _flush(self) -> None:
         """One transaction."""
         self._scheduled = False
+        self._between()
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         if not batch:
             return
-        self._between()
         try:
             answers = self._run(batch)
             if self._commit_time > SLOW_COMMIT:

@@ -54,8 +54,9 @@ class Ledger:
 
     def one(self, name: str, *values: Any) -> Row | None:
         """The first row, or None."""
-        row: Row | None = self._cursor.execute(self._sql[name], values).fetchone()
-        return row
+        # To the end: a statement that has more to give keeps its snapshot, and the log from beginning anew.
+        rows = self._cursor.execute(self._sql[name], values).fetchall()
+        return rows[0] if rows else None
 
     def all(self, name: str, *values: Any) -> list[Row]:
         """All rows."""
@@ -64,7 +65,7 @@ class Ledger:
 
     def scalar(self, name: str, *values: Any) -> Any:
         """The first row's first column, or None."""
-        row = self._cursor.execute(self._sql[name], values).fetchone()
+        row = self.one(name, *values)
         return None if row is None else row[0]
 
     # -- transactions ---------------------------------------------------------------------------------------------

@@ -58,8 +58,9 @@ class Reads:
         self._rules = rules
 
     def _one(self, name: str, *values: Any) -> Row | None:
-        row: Row | None = self._cursor.execute(self._sql[name], values).fetchone()
-        return row
+        # To the end: a statement that has more to give keeps its snapshot, and the log from beginning anew.
+        rows = self._cursor.execute(self._sql[name], values).fetchall()
+        return rows[0] if rows else None
 
     def _all(self, name: str, *values: Any) -> list[Row]:
         rows: list[Row] = self._cursor.execute(self._sql[name], values).fetchall()

@@ -18,6 +18,10 @@ from ksi.transports.dispatch import LATER, Exchange, Handler
 class System(Protocol):
     """What the daemon says of itself, and how it is stopped."""
 
+    def identity(self) -> dict[str, Any]:
+        """Its version, and how long it runs."""
+        ...
+
     def startup(self) -> dict[str, Any]:
         """When and with what it started."""
         ...
@@ -53,6 +57,9 @@ def handlers(
     async def wait(data: WaitData, exchange: Exchange) -> Any:
         return await completions.wait(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
 
+    async def status(_data: Any, _: Exchange) -> Any:
+        return {**await completions.status(), **system.identity()}
+
     async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
         return {"patterns": bus.subscribe(exchange.connection, _patterns(data) or ["*"])}
 
@@ -71,7 +78,7 @@ def handlers(
         "completion:get": _plain(completions.get),
         "completion:wait": wait,
         "completion:cancel": _plain(completions.cancel),
-        "completion:status": _plain(lambda _: completions.status()),
+        "completion:status": status,
         "completion:queue_status": _plain(completions.queue_status),
         "completion:session_status": _plain(completions.session_status),
         "completion:retry_status": _plain(completions.retry_status),

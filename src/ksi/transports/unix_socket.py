@@ -15,12 +15,15 @@ import structlog
 
 from ksi.clock import Clock
 from ksi.config import Socket
-from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer
+from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer, TooManyConnections
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
 
 IN_FLIGHT = 1_000
 """Lines of one connection that are served at a time; above it, reading waits."""
+
+BURST = 1024 * 1024
+"""Bytes that are collected in one turn of the loop before they are sent."""
 
 LAST_WORD = 5.0
 """Seconds that a client which was let go has to read why."""
@@ -54,7 +57,7 @@ class SocketConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods, not by its class
         if not self._server.admit(self, self._transport):
             self._closing = True
-            self._transport.abort()
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; what it asked for goes on (R1)."""
@@ -123,15 +126,18 @@ class SocketConnection(asyncio.Protocol):
             return
         self._out.append(line)
         self._out_bytes += len(line)
-        if self._out_bytes > self._server.config.max_backlog:
-            self._let_go()
-        elif not self._paused and not self._flushing:
+        if self._paused:
+            if self._out_bytes > self._server.config.max_backlog:
+                self._let_go()
+        elif self._out_bytes > BURST:
+            self._flush()
+        elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._paused or self._transport is None:
+        if self._paused or self._transport is None or not self._out:
             return
         data = b"".join(self._out)
         self._out.clear()
@@ -245,7 +251,10 @@ class UnixSocket:
             self.log.warning("client of another user refused", uid=uid)
             return False
         if len(self._connections) >= self.config.max_connections:
-            self.log.warning("too many connections", limit=self.config.max_connections)
+            limit = self.config.max_connections
+            self.log.warning("too many connections", limit=limit)
+            full = TooManyConnections(f"{limit} clients are connected already; try again later", limit=limit)
+            transport.write(encode_error(None, full, None, self.clock.now().unix))
             return False
         self._connections.add(connection)
         return True

@@ -1,0 +1,163 @@
+"""Claude Code's transcripts, looked at from behind: where one is, and whether it holds what we did not write (L7).
+
+A transcript is a file of JSON lines, `projects/<folder>/<session>.jsonl` below Claude Code's own folder. A turn begins
+with a line of type `user` that has a `uuid`. Ours are made by a `Seal`, and the program keeps them, so that they are
+known again whoever asks, and after a restart too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+
+LOOK_LIMIT = 16 * 1024 * 1024
+"""Bytes of a transcript's end that are read at most."""
+_BLOCK = 64 * 1024
+_USER = b'"type":"user"'
+_INTERRUPTED = "[Request interrupted by user"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Seal:
+    """Makes uuids that only the owner of a key could have made: half of one is chance, half follows from it."""
+
+    def __init__(self, key: bytes, source: Callable[[], UUID] = uuid4) -> None:
+        self._key = key
+        self._source = source
+
+    def new(self) -> str:
+        """A uuid of ours."""
+        return self._sealed(self._source())
+
+    def is_ours(self, text: str) -> bool:
+        """Whether it was made with this key."""
+        return is_uuid(text) and self._sealed(UUID(text)) == text
+
+    def _sealed(self, uuid: UUID) -> str:
+        chance = uuid.bytes[:8]
+        proof = hashlib.blake2b(chance, key=self._key, digest_size=8).digest()
+        return str(UUID(bytes=chance + bytes([0x80 | proof[0] & 0x3F]) + proof[1:]))
+
+
+class Tail(msgspec.Struct, frozen=True):
+    """What a look found."""
+
+    found: bool
+    """Whether the last good message is there."""
+    foreign: int
+    """Prompts behind it that are not ours."""
+    size: int
+    """The transcript's bytes up to which was looked."""
+
+
+class _Prompt(msgspec.Struct, rename="camel"):
+    """A line of type `user`, as far as it says whose it is."""
+
+    type: str
+    uuid: str = ""
+    is_sidechain: bool | None = None
+    is_meta: bool | None = None
+    is_compact_summary: bool | None = None
+    message: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+
+_PROMPT = msgspec.json.Decoder(_Prompt)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a text is a uuid as Claude Code writes them, and so harmless in a path."""
+    return _UUID.fullmatch(text) is not None
+
+
+def projects_folder(environment: Mapping[str, str]) -> Path | None:
+    """Where Claude Code keeps its transcripts under these variables; None where they do not tell."""
+    own = environment.get("CLAUDE_CONFIG_DIR")
+    if own:
+        return Path(own) / "projects"
+    home = environment.get("HOME")
+    return Path(home) / ".claude" / "projects" if home else None
+
+
+def find(projects: Path | None, session: str) -> Path | None:
+    """A session's transcript, in whichever folder it was begun; the newest where there are several."""
+    if projects is None or not is_uuid(session):
+        return None
+    name = f"{session}.jsonl"
+    try:
+        with os.scandir(projects) as folders:
+            paths = [Path(folder.path) / name for folder in folders if folder.is_dir()]
+    except OSError:
+        return None
+    there = [path for path in paths if path.is_file()]
+    return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def look_back(path: Path, last_message: str, is_ours: Callable[[str], bool], *, limit: int = LOOK_LIMIT) -> Tail:
+    """Look from the end back to our last good message, whether others wrote behind it.
+
+    Where it is not within `limit` bytes of the end, it counts as found, and what was seen as written by others.
+    """
+    marker = re.compile(rb'"uuid":\s*"' + re.escape(last_message.encode()) + rb'"')
+    size = path.stat().st_size
+    length = min(size, _BLOCK)
+    with path.open("rb") as file:
+        while True:
+            file.seek(size - length)
+            data = file.read(length)
+            found = marker.search(data)
+            if found is not None:
+                return Tail(True, _foreign(data[found.end() :], is_ours), size)
+            if length == size:
+                return Tail(False, _foreign(data, is_ours), size)
+            if length >= limit:
+                return Tail(True, max(1, _foreign(data, is_ours)), size)
+            length = min(size, length * 4, limit)
+
+
+def look_on(path: Path, start: int, last_message: str, is_ours: Callable[[str], bool]) -> Tail:
+    """Look at what came since the transcript had `start` bytes: our turn, and what others wrote beside it."""
+    size = path.stat().st_size
+    if not 0 <= size - start <= LOOK_LIMIT:
+        return look_back(path, last_message, is_ours)
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(size - start)
+    return Tail(last_message.encode() in data, _foreign(data, is_ours), size)
+
+
+def _foreign(data: bytes, is_ours: Callable[[str], bool]) -> int:
+    return sum(1 for uuid in _prompts(data) if not is_ours(uuid))
+
+
+def _prompts(data: bytes) -> Iterator[str]:
+    """The uuids of the prompts in a transcript's lines: what somebody said, not what tools or the program did."""
+    for line in data.split(b"\n"):
+        if _USER not in line:
+            continue
+        try:
+            prompt = _PROMPT.decode(line)
+        except msgspec.DecodeError:
+            continue  # the end of a line that began before `data`, or one that is being written
+        of_program = prompt.is_sidechain or prompt.is_meta or prompt.is_compact_summary
+        if prompt.type == "user" and not of_program and _is_said(prompt.message.get("content")):
+            yield prompt.uuid
+
+
+def _is_said(content: Any) -> bool:
+    """Whether a message's content is a prompt: no tool's result, and not the note that a turn was interrupted."""
+    if isinstance(content, str):
+        return not content.startswith(_INTERRUPTED)
+    if not isinstance(content, list):
+        return False
+    blocks = [block for block in content if isinstance(block, dict)]
+    return any(
+        block.get("type") != "tool_result" and not str(block.get("text", "")).startswith(_INTERRUPTED)
+        for block in blocks
+    )
