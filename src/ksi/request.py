@@ -229,6 +229,10 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     usage: Usage | None = None
     stop_reason: str | None = None
     provider_session: str | None = None
+    last_message: str | None = None
+    """A stateful provider's id of the answer's last message: the next turn goes on behind it (F9)."""
+    fork: str | None = None
+    """A fork that the provider saw on the way: `new_session` or `foreign_turn` (L7)."""
     error: str | None = None
     """A FailureClass word."""
     message: str | None = None
@@ -249,3 +253,5 @@ class Turn(msgspec.Struct, frozen=True):
     finished_at: int
     previous: int | None
     """The turn before it; None at the conversation's beginning."""
+    last_message: str | None = None
+    """The provider's id of its last message."""

@@ -63,6 +63,7 @@ class Pair:
         self._turns: tuple[dict[int, int], ...] = ({}, {})
         """For each store, which of all turns one of its numbers means."""
         self._fence = 0
+        self._looks = 0
         self.do(lambda world: world.open())
 
     def close(self) -> None:
@@ -151,9 +152,12 @@ class Pair:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def compare_all(self, request_ids: Sequence[str], conversations: Sequence[str]) -> None:
-        """Compare all that can be asked."""
+        """Compare all that can be asked; what is final already, only at each eighth look."""
+        self._looks += 1
         for name in request_ids:
-            self._compare_request(name)
+            before = self.views.get(name)
+            if before is None or not before.state.final or self._looks % 8 == 0:
+                self._compare_request(name)
         for name in conversations:
             session = self.do(lambda world, of=name: world.store.session(of))  # type: ignore[misc]
             self.do(lambda world, of=name: world.store.lock(of, 5))  # type: ignore[misc]

@@ -267,7 +267,7 @@ class StoresAgree(RuleBasedStateMachine):
             self.both.do(lambda world: world.expire())
 
     @rule(
-        how=st.sampled_from(["steps", "steps", "wall", "prune", "prune", "crash", "crash", "reboot", "restart"]),
+        how=st.sampled_from(["prune", "steps", "wall", "crash", "prune", "steps", "reboot", "restart", "prune"]),
         place=places,
     )
     def upkeep(self, how: str, place: int) -> None:
@@ -278,7 +278,7 @@ class StoresAgree(RuleBasedStateMachine):
                 self.both.clock.step_wall([-100.0, -3.0, 3.0, 100.0][place % 4])
             case "prune":
                 self.both.set_watermark(place if place % 2 else None)
-                self.both.clock.forward([0.0, 60.0, 200.0][place % 3])
+                self.both.clock.forward([0.0, 60.0, 200.0, 200.0][place % 4])
                 self.both.do(lambda world: world.prune())
             case _:
                 self._begin_again(how)
@@ -305,7 +305,7 @@ class StoresAgree(RuleBasedStateMachine):
 
 TestStoresAgree = StoresAgree.TestCase
 TestStoresAgree.settings = settings(
-    max_examples=150,
+    max_examples=120,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

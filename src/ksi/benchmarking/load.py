@@ -11,6 +11,7 @@ import itertools
 import resource
 import selectors
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from ksi.benchmarking.processes import cpu_seconds
 RESULT = b'{"event":"completion:result"'
 ERROR = b'"error":{'
 SUBSCRIBE = b'{"event":"monitor:subscribe","data":{"patterns":["*"]}}\n'
-PATIENCE = 60.0
+PATIENCE = 60
 """Seconds without any answer after which the run is given up."""
 
 
@@ -42,7 +43,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What the conversations' names begin with."""
     conversations: int | None
     """In play at any moment; None: each request has one of its own."""
-    turns: int | None = 20
+    turns: int | None = 50
     """How many a conversation gets before another takes its place, so that histories stay as long; None: no end."""
 
 
@@ -105,7 +106,10 @@ class Requests:
         if target.conversations is None:
             return f"{target.mark}-{number}"
         turn, place = divmod(number, target.conversations)
-        return str(place) if target.turns is None else f"{place}-{target.mark}-{turn // target.turns}"
+        if target.turns is None:
+            return str(place)
+        # Their ages differ, so that in each moment as many begin.
+        return f"{place}-{target.mark}-{(turn + place % target.turns) // target.turns}"
 
 
 class Pipe:
@@ -113,6 +117,8 @@ class Pipe:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # In the kernel: a timeout of Python's would cost a system call more for each piece.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
         self.socket.connect(path)
         self._buffer = bytearray(1 << 20)
         self._tail = b""
@@ -189,7 +195,7 @@ def _pump(subscriber: Pipe, submitters: Sequence[Pipe], requests: Requests, coun
         while time.monotonic() < until:
             ready = selector.select(PATIENCE)
             if not ready:
-                raise LoadError(f"no answer for {PATIENCE:g} s")
+                raise LoadError(f"no answer for {PATIENCE} s")
             for key, _ in ready:
                 pipe: Pipe = key.data
                 count = pipe.results()
@@ -263,6 +269,9 @@ def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     try:
         measured: Rate | Latency = flow(job) if isinstance(job, Flow) else loop(job)
+    except BlockingIOError:
+        sys.stderr.write(f"no answer for {PATIENCE} s\n")
+        return 1
     except (LoadError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -119,7 +119,7 @@ class Rows:
             for _ in self._turns(f"queue depth, {name} conversations", ("",)):
                 pairs.append(Pair(self._shallow(conversations), self._deep(conversations)))
             if conversations is not None:  # the other one serves the rows after this
-                shutil.rmtree(self._deep_folder(conversations))
+                shutil.rmtree(self._deep_folder(conversations) / "var" / "db")
         return found
 
     def routes(self) -> list[RoutePair]:

@@ -36,6 +36,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """As the provider knows it: the part after the slash."""
     messages: Sequence[Message]
     """The history within the token limit, and last the current prompt. No system message: see `system`."""
+    history: int = 0
+    """How many of `messages`, from the front, are earlier turns: a stateful provider has them under its session."""
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -46,6 +48,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A stateful provider's own name for the dialogue, at whose head this goes on; None begins a new one."""
     last_message: str | None = None
     """The provider's id of the last good message in that dialogue: what came behind it is not ours, or failed (F9)."""
+    fork_session: bool = False
+    """Begin a provider session of its own as a copy of `provider_session` up to `last_message`, and leave that alone."""
     mcp_config: Any = None
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """The request's `provider_options`."""

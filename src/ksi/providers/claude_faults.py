@@ -33,7 +33,12 @@ _LOST = ("No conversation found", "No message found with")
 
 def is_lost(finished: Finished) -> bool:
     """Whether the session or message that was to be resumed is not there any more."""
-    return any(error.startswith(_LOST) for error in finished.errors)
+    return any(says_lost(error) for error in finished.errors)
+
+
+def says_lost(message: str) -> bool:
+    """Whether a message of the program says so."""
+    return any(word in message for word in _LOST)
 
 
 def of_retry(retry: Retrying, limited: Limited | None, *, now: float) -> ProviderError:

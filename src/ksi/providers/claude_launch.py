@@ -108,7 +108,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def arguments(launch: Launch, place: Place, files: Path) -> list[str]:
-    """The arguments behind the program, with what is long or private in files below `files`, which must exist."""
+    """The arguments behind the program, with what is long or private in files of the new folder `files`.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    files.mkdir(parents=True, mode=0o700)
     made = ["-p", "--input-format=stream-json", "--output-format=stream-json", "--verbose"]
     made += ["--include-partial-messages", f"--model={launch.model}", "--tools", launch.tools]
     made += ["--strict-mcp-config", "--setting-sources", launch.setting_sources]

@@ -11,7 +11,7 @@ import msgspec
 
 from ksi.clock import MICROSECONDS, Clock
 from ksi.providers.claude_launch import Launch, Place, arguments
-from ksi.providers.claude_stream import Event, LineSplitter, Other, Retrying, UnreadableError, parse
+from ksi.providers.claude_stream import Event, Limited, LineSplitter, Other, UnreadableError, parse
 from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError, memory_of
 
 _GRACE = 2.0
@@ -20,7 +20,8 @@ _UNREADABLE = 50
 """Lines that are no stream-json until the program counts as broken; a few may be a library's warnings."""
 _AHEAD = 1000
 """Events that are read before somebody takes them."""
-_QUIET = (Other, Retrying)
+_QUIET = (Other, Limited)
+"""What may come between turns."""
 
 
 class ProcessFault(Exception):
@@ -89,7 +90,6 @@ class ClaudeProcess:
             ProcessStartError: the system said no.
         """
         try:
-            files.mkdir(parents=True, mode=0o700)
             child = await ChildProcess.start(
                 registry,
                 [*command, *arguments(launch, place, files)],

@@ -185,6 +185,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: int | None = None
     passing: Passing | None = None
     due: int | None = None
+    fork: Fork | None = None
+    """A fork that the provider saw, as it was recorded (L7)."""
 
 
 class CancelOutcome(StrEnum):
@@ -519,6 +521,12 @@ class Store(Protocol):
         A completed one becomes the conversation's head turn. A marked cancel wins over Retry and GiveBack: the request
         ends cancelled. Retry with the request's `hold_on_retry` keeps the place (L8), without it the lock passes on.
         A claim whose fence or token does not match changes nothing but its own attempt's trail, as `fenced`.
+
+        A completed attempt's provider session becomes another name of the conversation (L7): a request that names it
+        means this conversation. One that already names another conversation is never merged: the turn is kept without
+        session and last message, so that the next one begins a new provider session from the history. A fork that the
+        attempt saw is recorded: `new_session` from the session before to the one after, `foreign_turn` from the
+        conversation to the session that holds the foreign messages.
         """
         ...
 

@@ -82,10 +82,10 @@ class MemoryStore(MemoryReads):
         kept = self._kept(new)
         if kept is not None:
             return kept
-        if new.fork_of is not None and new.fork_of not in self._data.conversations:
+        if new.fork_of is not None and self._data.find(new.fork_of) is None:
             raise NotFound(f"no conversation {new.fork_of!r} to fork; leave `fork` out to begin a new one")
         delayed = new.due is not None and new.due > now.wall
-        conversation = self._data.conversations.get(new.conversation)
+        conversation = self._data.find(new.conversation)
         holder = None if conversation is None else conversation.holder
         head = None if conversation is None else self._data.head_of_line(conversation)
         interrupted = None if delayed else self._interrupted(new, conversation, holder, head)
@@ -160,8 +160,12 @@ class MemoryStore(MemoryReads):
             return Settled(state=request.state, fenced=True)
         if request.cancelling and not isinstance(verdict, Finish):
             verdict = Finish(state=State.CANCELLED, error=_CANCELLED)
-        request.attempts.append(attempt)
         conversation = request.conversation
+        fork: Fork | None = None
+        if isinstance(verdict, Finish) and verdict.state is State.COMPLETED:
+            attempt = self._bind(conversation, attempt)
+            fork = self._fork_seen(request, attempt, now)
+        request.attempts.append(attempt)
         conversation.active_at = now.wall
         passing: Passing | None = None
         match verdict:
@@ -183,6 +187,7 @@ class MemoryStore(MemoryReads):
             finished_at=request.finished_at,
             passing=passing,
             due=request.due,
+            fork=fork,
         )
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
@@ -208,7 +213,7 @@ class MemoryStore(MemoryReads):
         known = self._data.ids.get(lock.request_id)
         if known is not None:
             return self._acquire_again(lock, known, now)
-        conversation = self._data.conversations.get(lock.conversation)
+        conversation = self._data.find(lock.conversation)
         holder = None if conversation is None else conversation.holder
         head = None if conversation is None else self._data.head_of_line(conversation)
         free = holder is None and (head is None or lock.rank < head.rank)
@@ -319,25 +324,52 @@ class MemoryStore(MemoryReads):
         self, name: str, now: Moment, fork_of: str | None = None, request_id: str | None = None
     ) -> Conversation:
         """The conversation of this name; begun if it is new, where `fork_of` stands if that is given."""
-        found = self._data.conversations.get(name)
+        found = self._data.find(name)
         if found is None:
             number = self._data.number("conversation")
             found = Conversation(number=number, name=name, created_at=now.wall, active_at=now.wall)
             self._data.conversations[name] = self._data.numbered[number] = found
-            if fork_of is not None and request_id is not None:
-                self._fork(self._data.conversations[fork_of], found, request_id, now)
+            parent = self._data.find(fork_of) if fork_of is not None else None
+            if parent is not None and request_id is not None:
+                self._fork(parent, found, request_id, now)
         return found
 
     def _fork(self, parent: Conversation, child: Conversation, request_id: str, now: Moment) -> None:
         child.parent, child.head = parent, parent.head
         parent.children += 1
-        number = self._data.number("fork")
-        self._data.forks[number] = Fork(
-            parent=parent.name, child=child.name, request_id=request_id, at=now.wall, kind="requested"
-        )
-        self._data.fork_order.add((number,))
-        self._data.trees.add((child.root, number))
+        fork = Fork(parent=parent.name, child=child.name, request_id=request_id, at=now.wall, kind="requested")
+        self._data.record_fork(child, fork)
         self._data.reindex(parent)
+
+    def _bind(self, conversation: Conversation, attempt: Attempt) -> Attempt:
+        """Make a provider session a name of this conversation; one that names another is let go (L7)."""
+        if attempt.provider_session is None:
+            return attempt
+        owner = self._data.find(attempt.provider_session)
+        if owner is None:
+            self._data.aliases[attempt.provider_session] = conversation
+            conversation.aliases.append(attempt.provider_session)
+        elif owner is not conversation:
+            return msgspec.structs.replace(attempt, provider_session=None, last_message=None)
+        return attempt
+
+    def _fork_seen(self, request: Request, attempt: Attempt, now: Moment) -> Fork | None:
+        """Record a fork that the provider saw (L7)."""
+        conversation = request.conversation
+        if attempt.fork is None or attempt.provider_session is None:
+            return None
+        head = None if conversation.head is None else self._data.turns[conversation.head].turn
+        before = None if head is None else head.provider_session
+        parent = before if attempt.fork == "new_session" and before is not None else conversation.name
+        fork = Fork(
+            parent=parent,
+            child=attempt.provider_session,
+            request_id=request.request_id,
+            at=now.wall,
+            kind=attempt.fork,
+        )
+        self._data.record_fork(conversation, fork)
+        return fork
 
     def _new_request(self, new: NewRequest, conversation: Conversation, state: State, now: Moment) -> Request:
         return Request(
@@ -419,6 +451,7 @@ class MemoryStore(MemoryReads):
             provider_session=attempt.provider_session,
             finished_at=attempt.finished_at,
             previous=conversation.head,
+            last_message=attempt.last_message,
         )
         self._data.turns[number] = TurnRecord(
             turn=turn,

@@ -31,6 +31,10 @@ class Conversation:
     provider: str | None = None
     provider_session: str | None = None
     agents: list[str] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+    """Provider sessions that mean this conversation."""
+    forks: list[int] = field(default_factory=list)
+    """Forks that go with it: the one it came from, and those that its provider made."""
     holder: Member | None = None
     since: int | None = None
     """When the holder took the lock, by wall time."""
@@ -132,6 +136,7 @@ class MemoryData:
         self.conversations: dict[str, Conversation] = {}
         self.numbered: dict[int, Conversation] = {}
         self.turns: dict[int, TurnRecord] = {}
+        self.aliases: dict[str, Conversation] = {}
         self.forks: dict[int, Fork] = {}
         self.states: Counter[State] = Counter()
         """Present figures of the states that pass, and all there ever were of the final ones."""
@@ -190,6 +195,18 @@ class MemoryData:
         if not isinstance(member, ExternalLock):
             raise InternalError(f"{member.request_id!r} is a request, a lock was expected")
         return member
+
+    def find(self, name: str) -> Conversation | None:
+        """A conversation by its own name, or by a provider session that means it."""
+        return self.conversations.get(name) or self.aliases.get(name)
+
+    def record_fork(self, conversation: Conversation, fork: Fork) -> None:
+        """Keep a fork as long as this conversation."""
+        number = self.number("fork")
+        self.forks[number] = fork
+        self.fork_order.add((number,))
+        self.trees.add((conversation.root, number))
+        conversation.forks.append(number)
 
     def head_of_line(self, conversation: Conversation) -> Member | None:
         """Who comes next in a conversation."""

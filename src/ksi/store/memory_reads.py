@@ -49,7 +49,7 @@ class MemoryReads:
 
     async def session(self, conversation: str) -> SessionView | None:
         """See the protocol."""
-        found = self._data.conversations.get(conversation)
+        found = self._data.find(conversation)
         return None if found is None else _session_view(found)
 
     async def sessions(self, limit: int, cursor: str | None = None, agent_id: str | None = None) -> Page[SessionView]:
@@ -68,7 +68,7 @@ class MemoryReads:
 
     async def lock(self, conversation: str, line_limit: int) -> LockView | None:
         """See the protocol."""
-        found = self._data.conversations.get(conversation)
+        found = self._data.find(conversation)
         return None if found is None else self._lock_view(found, line_limit)
 
     async def locks(self, limit: int, cursor: str | None = None) -> Page[LockView]:
@@ -80,7 +80,7 @@ class MemoryReads:
         """See the protocol."""
         listed = Listed(name="forks", index=self._data.fork_order, shape=(int,))
         if conversation is not None:
-            found = self._data.conversations.get(conversation)
+            found = self._data.find(conversation)
             root = 0 if found is None else found.root
             listed = Listed(name="tree", index=self._data.trees, shape=(int, int), prefix=(root,))
         return listed.page(limit, cursor, lambda key: self._data.forks[key[-1]])

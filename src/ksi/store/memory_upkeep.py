@@ -150,13 +150,13 @@ class Upkeep:
             del self._data.turns[turn]
         del self._data.conversations[conversation.name]
         del self._data.numbered[conversation.number]
+        for alias in conversation.aliases:
+            del self._data.aliases[alias]
+        for number in conversation.forks:
+            self._data.trees.remove((conversation.root, number))
+            self._data.fork_order.remove((number,))
+            del self._data.forks[number]
         parent = conversation.parent
         if parent is not None:
-            root = parent.root
-            for key in list(self._data.trees.walk((root,))):
-                if self._data.forks[key[-1]].child == conversation.name:
-                    self._data.trees.remove(key)
-                    self._data.fork_order.remove(key[1:])
-                    del self._data.forks[key[-1]]
             parent.children -= 1
             self._data.reindex(parent)

@@ -167,7 +167,7 @@ class Reads:
             LineEntry(request_id=name, priority=Priority(priority), external=bool(external), enqueued_at=at)
             for name, priority, external, at in self._all("line", row[0], line_limit)
         )
-        return read_lock(conversation, row[1:], self._line_length(row[0]), line)
+        return read_lock(row[1], row[2:], self._line_length(row[0]), line)
 
     def _line_length(self, conversation: int) -> int:
         return self._count("line_length", conversation, self._rules.position_limit)

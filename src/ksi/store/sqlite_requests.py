@@ -16,6 +16,7 @@ from ksi.store.base import (
     Claimed,
     Enqueued,
     Finish,
+    Fork,
     GiveBack,
     NewRequest,
     Offer,
@@ -35,6 +36,8 @@ CANCELLED = Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
 class _Arrival(msgspec.Struct, frozen=True):
     """What a new request finds: its conversation as it is before it."""
 
+    name: str
+    """The conversation's own, where the request named it by a provider session."""
     conversation: int | None
     turn: int | None
     holder: Holder | None
@@ -100,11 +103,11 @@ class Requests:
         delayed = new.due is not None and new.due > now.wall
         row = self._ledger.one("arrival", new.conversation)
         if row is None:
-            return _Arrival(None, None, None, None, delayed)
-        conversation, turn, held, waited_for = row
+            return _Arrival(new.conversation, None, None, None, None, delayed)
+        conversation, turn, held, waited_for, name = row
         holder = self._ledger.holder(conversation) if held is not None else None
         head = self._ledger.all("line_heads", conversation)[0] if waited_for is not None else None
-        return _Arrival(conversation, turn, holder, head, delayed)
+        return _Arrival(name, conversation, turn, holder, head, delayed)
 
     def _refuse_if_busy(self, new: NewRequest, arrival: _Arrival) -> None:
         """Raise ConversationBusy where `on_busy` says so (L3)."""
@@ -116,8 +119,8 @@ class Requests:
         ):
             return
         raise ConversationBusy(
-            f"conversation {new.conversation!r} is taken; wait for it with on_busy 'enqueue', or try again later",
-            conversation_id=new.conversation,
+            f"conversation {arrival.name!r} is taken; wait for it with on_busy 'enqueue', or try again later",
+            conversation_id=arrival.name,
             holder=holder.request_id if holder is not None else None,
             since=holder.since if holder is not None else None,
             position=self._ledger.position(arrival.conversation, new.rank, self._ledger.coming_key),
@@ -153,10 +156,11 @@ class Requests:
         """The arrival with its conversation, made where it is new."""
         identity = arrival.conversation
         if identity is None:
-            forked_from, turn = parent if parent is not None else (None, None)
+            forked_from, turn, parent_name = parent if parent is not None else (None, None, "")
             identity = self._ledger.add_conversation(new.conversation, now, turn, forked_from)
             if forked_from is not None:
-                self._ledger.run("add_fork", forked_from, identity, new.request_id, now.wall, "requested")
+                names = (parent_name, new.conversation)
+                self._ledger.run("add_fork", forked_from, identity, *names, new.request_id, now.wall, "requested")
             arrival = msgspec.structs.replace(arrival, conversation=identity, turn=turn)
         elif not running:
             # One that runs is settled in a moment, and touches it then.
@@ -179,7 +183,7 @@ class Requests:
         claim = Claimed(
             key=key,
             request_id=new.request_id,
-            conversation=new.conversation,
+            conversation=arrival.name,
             body=new.body,
             route=new.route,
             provider=provider,
@@ -194,7 +198,7 @@ class Requests:
         )
         return Enqueued(
             request_id=new.request_id,
-            conversation=new.conversation,
+            conversation=arrival.name,
             state=State.RUNNING,
             ready=True,
             claim=claim,
@@ -224,7 +228,7 @@ class Requests:
             self._ledger.refresh_line(conversation, now)
         return Enqueued(
             request_id=new.request_id,
-            conversation=new.conversation,
+            conversation=arrival.name,
             state=state,
             ready=arrival.free and not arrival.delayed,
             position=0 if arrival.delayed else self._ledger.position(conversation, rank, key),
@@ -342,6 +346,10 @@ class Requests:
         now: Moment,
     ) -> Settled:
         completed = verdict.state is State.COMPLETED
+        fork = None
+        if completed and attempt.provider_session is not None:
+            attempt = self._bind(claim, attempt, conversation)
+            fork = self._record_fork(claim, attempt, conversation, head, now)
         number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, head if completed else None)
         self._ledger.load(claim.provider, -1)
         if completed:
@@ -355,7 +363,37 @@ class Requests:
             turn=number if completed else None,
             finished_at=now.wall,
             passing=self._ledger.release(conversation, claim.conversation, claim.request_id, now),
+            fork=fork,
         )
+
+    def _bind(self, claim: Claimed, attempt: Attempt, conversation: int) -> Attempt:
+        """Make a provider session a name of this conversation; one that names another is let go (L7)."""
+        owner = self._ledger.one("conversation", attempt.provider_session)
+        if owner is None:
+            self._ledger.run("add_alias", attempt.provider_session, conversation)
+        elif owner[0] != conversation:
+            return msgspec.structs.replace(attempt, provider_session=None, last_message=None)
+        return attempt
+
+    def _record_fork(
+        self, claim: Claimed, attempt: Attempt, conversation: int, head: int | None, now: Moment
+    ) -> Fork | None:
+        """Write a fork that the provider saw (L7)."""
+        if attempt.fork is None or attempt.provider_session is None:
+            return None
+        before = self._ledger.scalar("session_at", head) if head is not None else None
+        parent = before if attempt.fork == "new_session" and before is not None else claim.conversation
+        fork = Fork(
+            parent=parent,
+            child=attempt.provider_session,
+            request_id=claim.request_id,
+            at=now.wall,
+            kind=attempt.fork,
+        )
+        self._ledger.run(
+            "add_fork", conversation, conversation, fork.parent, fork.child, fork.request_id, fork.at, fork.kind
+        )
+        return fork
 
     def _settle_retry(
         self, claim: Claimed, verdict: Retry, number: int, conversation: int, hold: bool, route: str, now: Moment

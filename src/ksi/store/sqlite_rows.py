@@ -58,6 +58,8 @@ def attempt_values(attempt: Attempt) -> Row:
         attempt.model,
         attempt.stop_reason,
         attempt.provider_session,
+        attempt.last_message,
+        attempt.fork,
         attempt.error,
         attempt.message,
         *tokens,
@@ -68,9 +70,24 @@ def attempt_values(attempt: Attempt) -> Row:
 
 def read_attempt(row: Row) -> Attempt:
     """An attempt from the columns of `attempt`, `earlier` taken off."""
-    (number, provider, outcome, started, finished, first, model, stop, session, error, message, *tokens, text, raw) = (
-        row
-    )
+    (
+        number,
+        provider,
+        outcome,
+        started,
+        finished,
+        first,
+        model,
+        stop,
+        session,
+        last_message,
+        fork,
+        error,
+        message,
+        *tokens,
+        text,
+        raw,
+    ) = row
     usage = None
     if tokens[0] is not None:
         usage = Usage(
@@ -91,6 +108,8 @@ def read_attempt(row: Row) -> Attempt:
         model=model,
         stop_reason=stop,
         provider_session=session,
+        last_message=last_message,
+        fork=fork,
         error=error,
         message=message,
         usage=usage,

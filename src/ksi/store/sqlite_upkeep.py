@@ -156,7 +156,7 @@ class Upkeep:
         if len(turns) >= limit and turns[-1][2] is not None:
             self._ledger.run("set_head", identity, turns[-1][2])
             return False
-        for statement in ("drop_agents", "drop_forks", "drop_conversation"):
+        for statement in ("drop_agents", "drop_aliases", "drop_forks", "drop_conversation"):
             self._ledger.run(statement, identity)
         self._ledger.count("conversations", -1)
         self._ledger.forget_conversation(identity)

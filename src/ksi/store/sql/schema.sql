@@ -22,6 +22,12 @@ CREATE TABLE conversation (
 );
 CREATE INDEX conversation_activity ON conversation (active_at);
 
+CREATE TABLE alias (
+    name         TEXT PRIMARY KEY,          -- a provider session that means this conversation
+    conversation INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX aliases_of ON alias (conversation);
+
 CREATE TABLE agent_conversation (
     id           INTEGER PRIMARY KEY,       -- the order in which agents came to a conversation
     agent        TEXT NOT NULL,
@@ -32,8 +38,10 @@ CREATE INDEX agents_of ON agent_conversation (conversation);
 
 CREATE TABLE fork (
     id         INTEGER PRIMARY KEY,
-    parent     INTEGER NOT NULL,
+    parent     INTEGER NOT NULL,            -- conversation.id; where a provider forked, of both sides the same
     child      INTEGER NOT NULL,
+    from_name  TEXT NOT NULL,
+    to_name    TEXT NOT NULL,
     request_id TEXT NOT NULL,
     at         INTEGER NOT NULL,
     kind       TEXT NOT NULL
@@ -107,6 +115,8 @@ CREATE TABLE attempt (
     model            TEXT,
     stop_reason      TEXT,
     provider_session TEXT,
+    last_message     TEXT,
+    fork             TEXT,
     error            TEXT,
     message          TEXT,
     input_tokens     INTEGER,               -- NULL: no report came

@@ -11,13 +11,22 @@ SELECT max(
     coalesce((SELECT max(id) FROM attempt), 0), coalesce((SELECT value FROM total WHERE name = 'log_watermark'), 0)
 );
 
+-- A name is a conversation's own, or a provider session that means it.
 -- name: conversation
-SELECT id, head FROM conversation WHERE name = ?;
+SELECT c.id, c.head, c.name FROM conversation c
+WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1));
+-- name: add_alias
+INSERT INTO alias (name, conversation) VALUES (?, ?);
+-- name: drop_aliases
+DELETE FROM alias WHERE conversation = ?;
+-- name: session_at
+SELECT provider_session FROM attempt WHERE id = ?;
 -- name: arrival
 SELECT id, head,
     (SELECT key FROM request WHERE conversation = c.id AND place = 1),
-    (SELECT key FROM request WHERE conversation = c.id AND place = 0 LIMIT 1)
-FROM conversation c WHERE name = ?;
+    (SELECT key FROM request WHERE conversation = c.id AND place = 0 LIMIT 1), name
+FROM conversation c
+WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1));
 -- name: conversation_name
 SELECT name FROM conversation WHERE id = ?;
 -- name: add_conversation
@@ -29,7 +38,7 @@ UPDATE conversation SET active_at = ?2 WHERE id = ?1;
 -- name: add_agent
 INSERT OR IGNORE INTO agent_conversation (agent, conversation) VALUES (?, ?);
 -- name: add_fork
-INSERT INTO fork (parent, child, request_id, at, kind) VALUES (?, ?, ?, ?, ?);
+INSERT INTO fork (parent, child, from_name, to_name, request_id, at, kind) VALUES (?, ?, ?, ?, ?, ?, ?);
 
 -- name: known
 SELECT r.external, b.data
@@ -88,9 +97,9 @@ FROM request r JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: add_attempt
 INSERT INTO attempt (
     id, request, earlier, previous, conversation, number, provider, outcome, started_at, finished_at, first_token, model,
-    stop_reason, provider_session, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost,
-    text, raw
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    stop_reason, provider_session, last_message, fork, error, message, input_tokens, output_tokens, cache_read,
+    cache_write, reasoning, cost, text, raw
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: note_attempt
 UPDATE request SET last_attempt = ?2 WHERE key = ?1;
 -- name: attempt_numbered
@@ -152,7 +161,7 @@ WHERE c.active_at <= ?1
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 0)
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 2)
-  AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id)
+  AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id AND f.child <> c.id)
   AND (c.head IS NULL OR c.head <= ?2)
 ORDER BY c.active_at, c.id LIMIT ?3;
 -- name: turns_to_drop
@@ -187,17 +196,17 @@ FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.
 WHERE r.request_id = ? AND r.external = 0;
 -- name: attempt
 SELECT earlier, number, provider, outcome, started_at, finished_at, first_token, model, stop_reason, provider_session,
-    error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
+    last_message, fork, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
 FROM attempt WHERE id = ?;
 -- name: turn
-SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous
+SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous, a.last_message
 FROM attempt a JOIN body b ON b.request = a.request WHERE a.id = ?;
 
 -- name: session
 SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,
     EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
 FROM conversation c LEFT JOIN attempt a ON a.id = c.head AND a.conversation = c.id LEFT JOIN conversation f ON f.id = c.forked_from
-WHERE c.name = ?;
+WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1));
 -- name: sessions
 SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,
     EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
@@ -213,9 +222,9 @@ WHERE g.agent = ?3 AND g.conversation < ?1 ORDER BY g.conversation DESC LIMIT ?2
 SELECT agent FROM agent_conversation WHERE conversation = ? ORDER BY id LIMIT 100;
 
 -- name: lock
-SELECT c.id, r.request_id, r.external, r.state, r.since, r.due, r.fence, b.data
+SELECT c.id, c.name, r.request_id, r.external, r.state, r.since, r.due, r.fence, b.data
 FROM conversation c LEFT JOIN request r ON r.conversation = c.id AND r.place = 1 LEFT JOIN body b ON b.request = r.key
-WHERE c.name = ?;
+WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1));
 -- name: line
 SELECT request_id, priority, external, enqueued_at FROM request
 WHERE conversation = ?1 AND place = 0 ORDER BY rank, key LIMIT ?2;
@@ -225,21 +234,18 @@ FROM request r INDEXED BY holder JOIN conversation c ON c.id = r.conversation JO
 WHERE r.place = 1 AND r.conversation > ?1 ORDER BY r.conversation LIMIT ?2;
 
 -- name: forks
-SELECT f.id, p.name, c.name, f.request_id, f.at, f.kind
-FROM fork f JOIN conversation p ON p.id = f.parent JOIN conversation c ON c.id = f.child
-WHERE f.id > ?1 ORDER BY f.id LIMIT ?2;
+SELECT id, from_name, to_name, request_id, at, kind FROM fork WHERE id > ?1 ORDER BY id LIMIT ?2;
 -- name: fork_tree
 WITH RECURSIVE
     up (id) AS (
-        SELECT id FROM conversation WHERE name = ?3
+        SELECT coalesce((SELECT id FROM conversation WHERE name = ?3), (SELECT conversation FROM alias WHERE name = ?3))
         UNION SELECT f.parent FROM fork f JOIN up ON f.child = up.id
     ),
     tree (id) AS (
         SELECT id FROM up
         UNION SELECT f.child FROM fork f JOIN tree ON f.parent = tree.id
     )
-SELECT f.id, p.name, c.name, f.request_id, f.at, f.kind
-FROM fork f JOIN conversation p ON p.id = f.parent JOIN conversation c ON c.id = f.child
+SELECT f.id, f.from_name, f.to_name, f.request_id, f.at, f.kind FROM fork f
 WHERE f.parent IN (SELECT id FROM tree) AND f.id > ?1 ORDER BY f.id LIMIT ?2;
 
 -- name: rows_active
@@ -285,8 +291,8 @@ SELECT count(*) FROM (SELECT 1 FROM request WHERE ready = 1 AND route = ?1 LIMIT
 
 -- name: logged
 SELECT a.id, r.request_id, c.name, b.agent, a.number, a.provider, a.outcome, a.started_at, a.finished_at, a.first_token,
-    a.model, a.stop_reason, a.provider_session, a.error, a.message, a.input_tokens, a.output_tokens, a.cache_read,
-    a.cache_write, a.reasoning, a.cost, a.text, a.raw
+    a.model, a.stop_reason, a.provider_session, a.last_message, a.fork, a.error, a.message, a.input_tokens,
+    a.output_tokens, a.cache_read, a.cache_write, a.reasoning, a.cost, a.text, a.raw
 FROM attempt a JOIN request r ON r.key = a.request JOIN body b ON b.request = a.request
     JOIN conversation c ON c.id = a.conversation
 WHERE a.id > ?1 AND a.outcome = 'completed' ORDER BY a.id LIMIT ?2;

@@ -1,0 +1,119 @@
+"""The warm Claude Code processes: one for each conversation that was just active, bounded by number and age."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+
+from ksi.clock import MICROSECONDS, Clock, microseconds
+from ksi.providers.claude_process import ClaudeProcess
+
+
+class ClaudePool:
+    """Holds processes between turns. What it lets go of is ended in the background, and by `close` at the latest."""
+
+    def __init__(self, clock: Clock, *, limit: int, age: float) -> None:
+        """At most `limit` processes, none longer than `age` seconds without a turn."""
+        self._clock = clock
+        self._limit = limit
+        self._age = age
+        self._idle: OrderedDict[str, ClaudeProcess] = OrderedDict()
+        self._working: set[ClaudeProcess] = set()
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._timer: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("ksi.claude")
+
+    async def take(self, session: str) -> ClaudeProcess | None:
+        """A session's process, which from now on works for the caller. Where there is none, none is left that ends."""
+        process = self._idle.pop(session, None)
+        if process is not None:
+            self._working.add(process)
+        elif session in self._ending:
+            await asyncio.shield(self._ending[session])
+        return process
+
+    def working(self, process: ClaudeProcess) -> None:
+        """A process was started and works."""
+        self._working.add(process)
+
+    def put(self, process: ClaudeProcess) -> None:
+        """Keep a process for its session's next turn; of too many let the one go that waited longest."""
+        self._working.discard(process)
+        before = self._idle.pop(process.session, None)
+        if before is not None:
+            self._let_go(before)
+        self._idle[process.session] = process
+        while len(self._idle) > self._limit:
+            self._let_go(self._idle.popitem(last=False)[1])
+        if self._idle and (self._timer is None or self._timer.done()):
+            self._timer = asyncio.create_task(self._keep_time(), name="claude pool")
+
+    async def discard(self, process: ClaudeProcess) -> None:
+        """End a process that must not go on, with all that it started; returns when that is done."""
+        self._idle.pop(process.session, None)
+        try:
+            await process.stop()
+        finally:
+            self._working.discard(process)
+
+    async def close(self) -> None:
+        """End all: what waits politely, what works at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._idle:
+            self._let_go(self._idle.popitem()[1])
+        await asyncio.gather(*(process.stop() for process in self._working), *self._ending.values())
+        self._working.clear()
+
+    def report(self) -> dict[str, Any]:
+        """Size, limits and memory, and each process."""
+        now = self._clock.now().mono
+        listed = [
+            *(_row(process, "working", now) for process in self._working),
+            *(_row(process, "warm", now) for process in self._idle.values()),
+        ]
+        return {
+            "warm": len(self._idle),
+            "warm_limit": self._limit,
+            "warm_age": self._age,
+            "working": len(self._working),
+            "memory_bytes": sum(row["memory_bytes"] or 0 for row in listed),
+            "processes": listed,
+        }
+
+    def processes(self) -> Iterable[ClaudeProcess]:
+        """All that live here."""
+        return [*self._working, *self._idle.values()]
+
+    def _let_go(self, process: ClaudeProcess) -> None:
+        session = process.session
+        task = asyncio.create_task(process.finish(), name=f"end of claude {process.pid}")
+        self._ending[session] = task
+        task.add_done_callback(lambda _: self._ending.pop(session, None))
+
+    async def _keep_time(self) -> None:
+        """Let go of what got too old, for as long as there is anything."""
+        while self._idle:
+            oldest = next(iter(self._idle.values()))
+            left = oldest.used_at + microseconds(self._age) - self._clock.now().mono
+            if left > 0:
+                await self._clock.sleep(left / MICROSECONDS)
+            elif self._idle.pop(oldest.session, None) is not None:
+                self._log.debug("warm process let go", session=oldest.session, pid=oldest.pid)
+                self._let_go(oldest)
+
+
+def _row(process: ClaudeProcess, state: str, now: int) -> dict[str, Any]:
+    return {
+        "pid": process.pid,
+        "session": process.session,
+        "model": process.launch.model,
+        "state": state,
+        "turns": process.turns,
+        "idle_seconds": (now - process.used_at) / MICROSECONDS if state == "warm" else 0.0,
+        "memory_bytes": process.memory,
+    }

@@ -1,0 +1,132 @@
+"""Whether Claude Code is there, new enough and logged in, and what to do where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from ksi.errors import FailureClass, ProviderError
+from ksi.providers.claude_faults import LOG_IN
+from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError
+
+OLDEST = (2, 1, 100)
+"""The oldest version that is known to work."""
+_PATIENCE = 20.0
+_USUAL_PLACES = (".local/bin/claude", ".claude/local/claude")
+"""Where Claude Code's own installers put it below the user's home, which services often do not have in their PATH."""
+
+
+class _AuthStatus(msgspec.Struct, rename="camel"):
+    logged_in: bool
+
+
+class Installation:
+    """The program that the configuration names, looked at once and again whenever the file changes."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Callable[[], Mapping[str, str]],
+        registry: ProcessRegistry,
+        folder: Path,
+    ) -> None:
+        """`folder` is where it is run."""
+        self._command = command
+        self._environment = environment
+        self._registry = registry
+        self._folder = folder
+        self._looked_at: tuple[str, int] | None = None
+        self._options = ""
+        self.version: str | None = None
+        self.logged_in: bool | None = None
+        """None while nothing is known."""
+
+    def program(self) -> list[str] | None:
+        """The command with the program's path; None where there is no such program."""
+        name, *rest = self._command
+        environment = self._environment()
+        path = shutil.which(name, path=environment.get("PATH"))
+        if path is None and name == "claude" and "HOME" in environment:
+            places = (Path(environment["HOME"]) / place for place in _USUAL_PLACES)
+            path = next((str(place) for place in places if place.is_file()), None)
+        return None if path is None else [path, *rest]
+
+    def problem(self) -> str | None:
+        """What keeps it from working, and what to do."""
+        if self.program() is None:
+            return (
+                f"Claude Code is not installed: there is no program {self._command[0]!r}; install it with "
+                "`npm install -g @anthropic-ai/claude-code`, or set `command` to where it is"
+            )
+        if self.too_old:
+            oldest = ".".join(map(str, OLDEST))
+            return f"Claude Code {self.version} is too old: {oldest} or later is needed; run `claude update`"
+        if self.logged_in is False:
+            return f"Claude Code is not logged in: {LOG_IN}"
+        return None
+
+    @property
+    def too_old(self) -> bool:
+        """Whether its version is known, and below `OLDEST`."""
+        found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version or "")
+        return found is not None and tuple(int(part) for part in found.groups()) < OLDEST
+
+    async def ready(self) -> list[str]:
+        """The command to run.
+
+        Raises:
+            ProviderError: it is not installed, or too old.
+        """
+        program = self.program()
+        if program is not None and (file := _identity(program[0])) != self._looked_at:
+            version, self._options = await asyncio.gather(self._ask(program, "--version"), self._ask(program, "--help"))
+            self.version = version.strip().partition(" ")[0] or None
+            self._looked_at = file
+        if program is None or self.too_old:
+            raise ProviderError(FailureClass.PROVIDER_ERROR, self.problem() or "it cannot be run")
+        return program
+
+    def has_option(self, name: str) -> bool:
+        """Whether this version's help lists an option; known when it is `ready`."""
+        return name in self._options
+
+    async def look(self) -> None:
+        """Find out all that `problem` tells. What cannot be found out is left open: the calls will say."""
+        with suppress(ProviderError):
+            program = await self.ready()
+            answer = await self._ask(program, "auth", "status")
+            with suppress(msgspec.DecodeError):
+                self.logged_in = msgspec.json.decode(answer, type=_AuthStatus).logged_in
+
+    async def _ask(self, program: Sequence[str], *arguments: str) -> str:
+        """What a short command prints; empty where it does not end."""
+        try:
+            child = await ChildProcess.start(
+                self._registry,
+                [*program, *arguments],
+                name=" ".join(arguments),
+                environment=self._environment(),
+                folder=self._folder,
+            )
+        except ProcessStartError:
+            return ""
+        printed = bytearray()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while data := await child.read():
+                    printed += data
+        except TimeoutError:
+            printed.clear()
+        finally:
+            await child.kill()
+        return printed.decode("utf-8", "replace")
+
+
+def _identity(path: str) -> tuple[str, int]:
+    return path, Path(path).stat().st_mtime_ns
