@@ -56,10 +56,11 @@ def command(
         QUICK if quick else Plan(), **{name: value for name, value in given.items() if value is not None}
     )
     report = measure(plan, settings.config.path("var"), [row for row in ROWS if not rows or row in rows], keep, note)
-    _print(report, as_json)
+    show(report, as_json=as_json)
 
 
-def _print(report: Report, as_json: bool) -> None:
+def show(report: Report, *, as_json: bool) -> None:
+    """Print a report: a table for people, one object for programs."""
     from ksi.benchmarking.report import lines
     from ksi.cli.render import json_line, table
 

@@ -255,3 +255,5 @@ class Turn(msgspec.Struct, frozen=True):
     """The turn before it; None at the conversation's beginning."""
     last_message: str | None = None
     """The provider's id of its last message."""
+    conversation: str = ""
+    """Where it was made: a fork's history begins in its parent."""

@@ -141,6 +141,9 @@ async def test_an_equal_rank_waits_behind_who_came_first(world: World) -> None:
     await world.enqueue("a", rank=5)
     acquired = await world.acquire("lock", rank=5)
     assert (acquired.queued, acquired.position, acquired.holder) == (True, 1, None)
+    acquired = await world.acquire("impatient", rank=5, wait=False)
+    assert (acquired.queued, acquired.position, acquired.grant) == (False, 2, None)
+    assert await world.line() == ["a", "lock"]
 
 
 @pytest.mark.promise("L5")

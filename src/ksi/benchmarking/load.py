@@ -112,6 +112,27 @@ class Requests:
         return f"{place}-{target.mark}-{(turn + place % target.turns) // target.turns}"
 
 
+class ResultCounter:
+    """Counts the results in a stream of lines, wherever it was cut into pieces."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, piece: bytes | bytearray) -> int:
+        """How many results this piece brought.
+
+        Raises:
+            LoadError: it has an error.
+        """
+        data = self._tail + piece
+        if ERROR in data:
+            at = data.index(ERROR)
+            raise LoadError(f"the daemon refused: {data[max(0, at - 100) : at + 300].decode('utf-8', 'replace')}")
+        # What may be the beginning of a word is looked at again with what follows; a whole word is longer.
+        self._tail = data[-(len(RESULT) - 1) :]
+        return data.count(RESULT)
+
+
 class Pipe:
     """One connection: sends lines, counts results."""
 
@@ -121,7 +142,7 @@ class Pipe:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", PATIENCE, 0))
         self.socket.connect(path)
         self._buffer = bytearray(1 << 20)
-        self._tail = b""
+        self._counter = ResultCounter()
 
     def send(self, data: bytes) -> None:
         """Send lines; the daemon always reads on, so this never waits for long."""
@@ -136,13 +157,7 @@ class Pipe:
         size = self.socket.recv_into(self._buffer)
         if not size:
             raise LoadError("the daemon closed the connection")
-        data = self._tail + self._buffer[:size]
-        if ERROR in data:
-            at = data.index(ERROR)
-            raise LoadError(f"the daemon refused: {data[max(0, at - 100) : at + 300].decode('utf-8', 'replace')}")
-        # What may be the beginning of a word is looked at again with what follows.
-        self._tail = data[-(len(RESULT) - 1) :]
-        return data.count(RESULT)
+        return self._counter.feed(self._buffer[:size])
 
 
 class _Counts(msgspec.Struct):

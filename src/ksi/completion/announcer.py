@@ -45,6 +45,8 @@ class Announcer:
         """An attempt was settled."""
         if settled.fenced:
             return
+        if settled.fork is not None:
+            self._locks.forked(claim.conversation, settled.fork)
         if settled.passing is not None:
             self._locks.passed(settled.passing)
         if not settled.state.final:

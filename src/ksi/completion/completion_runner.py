@@ -174,9 +174,7 @@ class CompletionRunner:
     async def _call(self, run: Run, answer: _Answer, *, shrink: int) -> None:
         provider = self._providers[run.claim.provider]
         model = model_at(run.claim.route, run.claim.provider, run.asked)
-        call = await self._sessions.prepare(
-            run.claim, run.body, model, provider.capabilities, stream=run.stream, shrink=shrink
-        )
+        call = await self._sessions.prepare(run.claim, run.body, model, provider, stream=run.stream, shrink=shrink)
         async with aclosing(provider.complete(call)) as stream:
             async for item in stream:
                 if isinstance(item, Chunk):
@@ -218,6 +216,8 @@ class CompletionRunner:
                 usage=completion.usage,
                 stop_reason=completion.stop_reason,
                 provider_session=completion.provider_session,
+                last_message=completion.last_message,
+                fork=completion.fork,
                 raw=completion.raw,
             )
         text = "".join(run.pieces) or None

@@ -127,13 +127,14 @@ class CompletionService:
             return enqueued
         if new.fork_of is not None:
             self._locks.forked(
+                new.conversation,
                 Fork(
                     parent=new.fork_of,
                     child=new.conversation,
                     request_id=new.request_id,
                     at=now.wall,
                     kind="requested",
-                )
+                ),
             )
         if enqueued.claim is not None:
             self._queue.launch(enqueued.claim)

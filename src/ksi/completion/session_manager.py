@@ -9,7 +9,7 @@ import msgspec
 
 from ksi.clock import Moment, microseconds
 from ksi.config import Session
-from ksi.providers.base import Call, Capabilities, Message, bare_model
+from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
 from ksi.request import RequestBody, Turn, decode_body
 from ksi.store.base import Claimed, SessionView, Store
 
@@ -59,6 +59,14 @@ class Past(msgspec.Struct, frozen=True):
         )
 
 
+class _Place(msgspec.Struct, frozen=True):
+    """A provider session, the last good message in it, and whether it is another conversation's."""
+
+    session: str | None = None
+    message: str | None = None
+    foreign: bool = False
+
+
 _NOTHING = Past(None, (), (), 0, 0, True)
 
 
@@ -72,28 +80,46 @@ class SessionManager:
         self._cached_bytes = 0
 
     async def prepare(
-        self, claim: Claimed, body: RequestBody, model: str, can: Capabilities, *, stream: bool, shrink: int = 1
+        self, claim: Claimed, body: RequestBody, model: str, provider: Provider, *, stream: bool, shrink: int = 1
     ) -> Call:
-        """The call for a claim: history within the limit, then what is said now.
+        """The call for a claim: at a stateful provider's head what is said now, elsewhere the history before it.
 
-        `shrink` divides the limit: 2 after the provider found the context too long.
+        `shrink` divides the history's limit: 2 after the provider found the context too long.
         """
         now = tuple(Message(m.role, m.content) for m in body.dialogue())
-        limit = self._limit(body, now, can) // shrink
-        past = await self._past(claim, limit)
+        place = await self._place(claim, provider)
+        past: Sequence[Message] = ()
+        if place.session is None:
+            limit = self._limit(body, now, provider.capabilities) // shrink
+            past = fit(await self._past(claim, limit), limit)
         return Call(
             request_id=claim.request_id,
             attempt=claim.attempt,
             conversation=claim.conversation,
             model=bare_model(model),
-            messages=(*fit(past, limit), *now),
+            messages=(*past, *now),
             system=body.system,
             max_tokens=body.max_tokens,
             temperature=body.temperature,
             stop=body.stop,
             stream=stream,
+            provider_session=place.session,
+            last_message=place.message,
+            fork_session=place.foreign,
             options=body.provider_options or {},
         )
+
+    async def _place(self, claim: Claimed, provider: Provider) -> _Place:
+        """Where in a stateful provider the conversation stands: at its head, or in a dialogue that it adopts (L9)."""
+        if not isinstance(provider, StatefulProvider):
+            return _Place()
+        if claim.head is None:
+            return _Place(session=claim.conversation) if provider.knows(claim.conversation) else _Place()
+        turns = await self._store.history(claim.head, 0)
+        if not turns or turns[0].provider != provider.name or turns[0].provider_session is None:
+            return _Place()
+        head = turns[0]
+        return _Place(head.provider_session, head.last_message, head.conversation != claim.conversation)
 
     def _limit(self, body: RequestBody, now: Sequence[Message], can: Capabilities) -> int:
         """Tokens that are left for history; what is said now and the system text are always kept."""

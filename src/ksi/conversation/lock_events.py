@@ -35,12 +35,12 @@ class LockEvents:
                 ),
             )
 
-    def forked(self, fork: Fork) -> None:
+    def forked(self, conversation: str, fork: Fork) -> None:
         """A conversation went on in another place (L7)."""
         self._bus.publish(
             "conversation:forked",
             ForkPush(
-                conversation_id=fork.child,
+                conversation_id=conversation,
                 parent=fork.parent,
                 child=fork.child,
                 request_id=fork.request_id,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -133,6 +133,15 @@ class Provider(Protocol):
 
     def problem(self) -> str | None:
         """What keeps it from working, with what to do about it, in one sentence; None when nothing is known."""
+        ...
+
+
+@runtime_checkable
+class StatefulProvider(Provider, Protocol):
+    """A provider that keeps dialogues itself."""
+
+    def knows(self, session: str) -> bool:
+        """Whether it keeps a dialogue under this name, so that a conversation of that name can adopt it (L9)."""
         ...
 
 

@@ -3,18 +3,20 @@
 A conversation is a session of Claude Code. Its process is kept warm for the next turn; a turn that was not good ends
 it, and the next one begins in a new process at the last good message (F9). Before a turn and after it the session's
 transcript is looked at: what others wrote there is told, and left aside (L7).
+
+`temperature` and `stop` are not Claude Code's to set and are left out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import os
+import secrets
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
 import msgspec
 import structlog
@@ -22,20 +24,160 @@ import structlog
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
 from ksi.providers.claude_faults import is_lost, says_lost
-from ksi.providers.claude_launch import (
-    OWN_SYSTEM,
-    PLAIN_SYSTEM,
-    Launch,
-    Place,
-    environment,
-    inert,
-    mcp_text,
-    quoted,
-)
+from ksi.providers.claude_launch import environment, inert, quoted
+from ksi.providers.claude_options import WORK, Options, launch_of, wishes_of
 from ksi.providers.claude_pool import ClaudePool
-from ksi.providers.claude_process import ClaudeProcess, EndedError, ProcessFault, SilentError, Spot
+from ksi.providers.claude_process import EndedError, ProcessFault, SilentError
+from ksi.providers.claude_sessions import Opened, Sessions, Start
 from ksi.providers.claude_setup import Installation
-from ksi.providers.claude_stream import Event, Finished
-from ksi.providers.claude_transcript import Seal, Tail, find, look_back, look_on, projects_folder
+from ksi.providers.claude_stream import Finished
+from ksi.providers.claude_transcript import Seal, projects_folder
 from ksi.providers.claude_turn import Turn
-from ksi.providers.process import ProcessRegistry, ProcessStartError
+from ksi.providers.process import ProcessRegistry
+
+__all__ = ["ClaudeProvider", "Options", "build"]
+
+_TAKEN = 10.0
+"""Seconds in which a warm process takes up a turn; else it hangs, and has asked nobody."""
+_ONE_CALL = 3600.0
+"""Seconds that one call of Claude Code's API may take; silence is noticed here, and the queue limits a whole turn."""
+_KEY_BYTES = 32
+_SNAPSHOT = "--system-prompt-snapshot"
+
+
+class _LostError(Exception):
+    """The session that was to be resumed is not there."""
+
+
+class _NotTakenError(Exception):
+    """A warm process did not take up its turn."""
+
+
+class ClaudeProvider:
+    """See the module."""
+
+    def __init__(self, setting: Setting, options: Options) -> None:
+        self.name = setting.name
+        self.capabilities = Capabilities(stateful=True, mcp=True, process=True, context_tokens=options.context_tokens)
+        self._setting = setting
+        self._options = options
+        self._idle_timeout = options.idle_timeout or setting.idle_timeout
+        run = setting.home / "var" / "run" / setting.name
+        self._files = run / "files"
+        self._registry = ProcessRegistry(run / "processes")
+        self._installation = Installation(options.command, self._base_environment, self._registry, setting.home)
+        self._pool = ClaudePool(setting.clock, limit=options.warm, age=options.warm_age)
+        self._sessions: Sessions | None = None
+        self._look: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("ksi.claude")
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Kill what a daemon before this one left running, and begin to find out about the program."""
+        for entry in await self._registry.reap(self._setting.clock):
+            self._log.warning("killed what an earlier daemon left running", pid=entry.pid, session=entry.name)
+        self._sessions = Sessions(
+            self._pool,
+            self._registry,
+            Seal(await asyncio.to_thread(self._make_folders)),
+            projects=lambda: projects_folder(self._base_environment()),
+            files=self._files,
+            clock=self._setting.clock,
+        )
+        self._look = asyncio.create_task(self._installation.look(), name=f"look at {self.name}")
+
+    async def stop(self) -> None:
+        """End all processes."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
+        await self._pool.close()
+
+    def problem(self) -> str | None:
+        """That it is not installed, too old, or not logged in."""
+        return self._installation.problem()
+
+    def report(self) -> dict[str, Any]:
+        """The program's version, and the processes with their memory."""
+        return {"version": self._installation.version, **self._pool.report()}
+
+    async def adopt(self, session: str) -> str | None:
+        """The last message of a session of Claude Code's own that KSI does not know yet, for the `last_message` of a
+        call that goes on in it (L9); None where there is no such session."""
+        return await self._sessions.head(session) if self._sessions is not None else None
+
+    # -- a call ---------------------------------------------------------------------------------------------------
+
+    async def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
+        """See the protocol."""
+        try:
+            sessions, start = await self._prepared(call)
+            lost = False
+            while True:
+                try:
+                    opened = await (sessions.begin(call, start) if lost else sessions.open(call, start))
+                    async with aclosing(self._turn(call, sessions, opened)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                    return
+                except _LostError:
+                    lost = True
+                except _NotTakenError:
+                    self._log.warning("a warm process hung; a new one goes on", session=call.provider_session)
+        except ProviderError as error:
+            if error.failure is FailureClass.AUTHENTICATION:
+                self._installation.logged_in = False
+            raise ProviderError(
+                error.failure,
+                f"{self.name}: {error.message}",
+                retry_after=error.retry_after,
+                status=error.details.get("status"),
+                provider=self.name,
+            ) from None
+
+    async def _prepared(self, call: Call) -> tuple[Sessions, Start]:
+        if self._sessions is None:
+            raise ProviderError(FailureClass.PROVIDER_ERROR, "it was not started")
+        wishes = wishes_of(self._options, call)
+        launch = launch_of(wishes, call, self._setting.home)
+        command = await self._installation.ready()
+        if self._installation.has_option(_SNAPSHOT):
+            command = [*command, _SNAPSHOT, "off"]  # a request's `system` counts for it, not the conversation's first
+        variables = environment(
+            self._setting.environ,
+            launch,
+            own=self._options.env,
+            passed=self._options.pass_env,
+            timeout=_ONE_CALL,
+        )
+        return self._sessions, Start(launch=launch, command=command, environment=variables)
+
+    async def _turn(
+        self, call: Call, sessions: Sessions, opened: Opened
+    ) -> AsyncGenerator[Chunk | Completion, None]:
+        """One turn in a process, which is kept if the turn was good and ended if not."""
+        process, turn, prompt_id = opened.process, Turn(call.model), sessions.new_id()
+        kept = False
+        try:
+            prompt = self._prompt(call, fresh=opened.fresh)
+            async with aclosing(self._events(call, opened, turn, prompt, prompt_id)) as texts:
+                async for text in texts:
+                    if call.stream:
+                        yield Chunk(text)
+            completion = self._completion(opened, turn)
+            spot, fork = await sessions.look_after(
+                opened, completion.provider_session or process.session, prompt_id, completion.last_message or ""
+            )
+            process.session = completion.provider_session or process.session
+            if fork is None and not turn.stopped:
+                process.rest(spot)
+                self._pool.put(process)
+                kept = True
+            self._installation.logged_in = True
+        except ProcessFault as fault:
+            raise _as_error(fault) from None
+        finally:
+            if not kept:
+                await self._pool.discard(process)
+        yield msgspec.structs.replace(completion, fork=fork or opened.fork)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,6 +22,7 @@ LOOK_LIMIT = 16 * 1024 * 1024
 """Bytes of a transcript's end that are read at most."""
 _BLOCK = 64 * 1024
 _USER = b'"type":"user"'
+_ASSISTANT = b'"type":"assistant"'
 _INTERRUPTED = "[Request interrupted by user"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -68,6 +70,16 @@ class _Prompt(msgspec.Struct, rename="camel"):
     message: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
+class _Answer(msgspec.Struct, rename="camel"):
+    """A line of type `assistant`."""
+
+    type: str
+    uuid: str = ""
+    is_sidechain: bool | None = None
+    is_fault: bool | None = msgspec.field(default=None, name="isApiErrorMessage")
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
 _PROMPT = msgspec.json.Decoder(_Prompt)
 
 
@@ -130,6 +142,21 @@ def look_on(path: Path, start: int, last_message: str, is_ours: Callable[[str], 
         file.seek(start)
         data = file.read(size - start)
     return Tail(last_message.encode() in data, _foreign(data, is_ours), size)
+
+
+def last_answer(path: Path) -> str | None:
+    """The uuid of the last message of the model in a transcript's end, sub-agents and told faults aside."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - LOOK_LIMIT))
+        data = file.read()
+    for line in reversed(data.split(b"\n")):
+        if _ASSISTANT in line:
+            with suppress(msgspec.DecodeError):
+                answer = _ANSWER.decode(line)
+                if answer.type == "assistant" and answer.uuid and not (answer.is_sidechain or answer.is_fault):
+                    return answer.uuid
+    return None
 
 
 def _foreign(data: bytes, is_ours: Callable[[str], bool]) -> int:

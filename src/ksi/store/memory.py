@@ -452,6 +452,7 @@ class MemoryStore(MemoryReads):
             finished_at=attempt.finished_at,
             previous=conversation.head,
             last_message=attempt.last_message,
+            conversation=conversation.name,
         )
         self._data.turns[number] = TurnRecord(
             turn=turn,

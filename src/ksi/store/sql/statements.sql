@@ -199,8 +199,9 @@ SELECT earlier, number, provider, outcome, started_at, finished_at, first_token,
     last_message, fork, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
 FROM attempt WHERE id = ?;
 -- name: turn
-SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous, a.last_message
-FROM attempt a JOIN body b ON b.request = a.request WHERE a.id = ?;
+SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous, a.last_message,
+    c.name
+FROM attempt a JOIN body b ON b.request = a.request JOIN conversation c ON c.id = a.conversation WHERE a.id = ?;
 
 -- name: session
 SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, a.provider, a.provider_session, f.name,

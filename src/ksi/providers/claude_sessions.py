@@ -1,0 +1,194 @@
+"""Sessions of Claude Code: opened for a turn in the right place, and looked at before and after it (L7, F9)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ksi.clock import Clock
+from ksi.errors import FailureClass, ProviderError
+from ksi.providers.base import Call
+from ksi.providers.claude_launch import Launch, Place
+from ksi.providers.claude_pool import ClaudePool
+from ksi.providers.claude_process import ClaudeProcess, Spot
+from ksi.providers.claude_transcript import Seal, Tail, find, last_answer, look_back, look_on
+from ksi.providers.process import ProcessRegistry, ProcessStartError
+
+FOREIGN = "foreign_turn"
+NEW = "new_session"
+
+_WRITTEN = 2.0
+"""Seconds within which a turn's last message must be in the transcript; it always was there before its `result`."""
+_LOOK_PAUSE = 0.02
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How processes are started for a call."""
+
+    launch: Launch
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, ready for its prompt."""
+
+    process: ClaudeProcess
+    warm: bool = False
+    fresh: bool = False
+    """Whether its session has no past: the prompt must bring the history along."""
+    fork: str | None = None
+    """What was found on the way, in the words of `Completion.fork`."""
+    seen: int | None = None
+    """The transcript's bytes that were looked at; None where all before the prompt is somebody else's business."""
+
+
+class Sessions:
+    """Finds or starts the process for a call."""
+
+    def __init__(
+        self,
+        pool: ClaudePool,
+        registry: ProcessRegistry,
+        seal: Seal,
+        *,
+        projects: Callable[[], Path | None],
+        files: Path,
+        clock: Clock,
+    ) -> None:
+        """`projects` is where transcripts are; `files` is for the processes' private files."""
+        self._pool = pool
+        self._registry = registry
+        self._seal = seal
+        self._projects = projects
+        self._files = files
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    async def find(self, session: str) -> Path | None:
+        """A session's transcript."""
+        return await asyncio.to_thread(find, self._projects(), session)
+
+    async def head(self, session: str) -> str | None:
+        """The last message of a session's transcript that another turn can go on from; None where there is none."""
+        path = await self.find(session)
+        return await asyncio.to_thread(last_answer, path) if path is not None else None
+
+    # -- before a turn --------------------------------------------------------------------------------------------
+
+    async def open(self, call: Call, start: Start) -> Opened:
+        """The process that makes the call's turn: a warm one, or a new one at the last good message.
+
+        Raises:
+            ProviderError: no process can be started.
+        """
+        session = call.provider_session
+        if session is None:
+            return await self.begin(call, start)
+        if call.fork_session:
+            return await self._resume(call, start, session, self._seal.new())
+        warm = await self._pool.take(session)
+        if warm is None:
+            return await self._resume(call, start, session, session)
+        tail = await self._since(warm)
+        if tail is not None and not tail.foreign and _can_go_on(warm, start.launch, call.last_message):
+            return Opened(process=warm, warm=True, seen=tail.size)
+        await self._pool.discard(warm)
+        opened = await self._resume(call, start, session, session)
+        foreign = tail is not None and tail.foreign > 0
+        return msgspec.structs.replace(opened, fork=opened.fork or (FOREIGN if foreign else None))
+
+    async def begin(self, call: Call, start: Start) -> Opened:
+        """A process on a new session; a fork where the call names another one, which is not there any more.
+
+        Raises:
+            ProviderError: as for `open`.
+        """
+        process = await self._start(start, Place(session=self._seal.new()))
+        return Opened(process=process, fresh=True, fork=NEW if call.provider_session is not None else None, seen=0)
+
+    async def _resume(self, call: Call, start: Start, session: str, becomes: str) -> Opened:
+        """A process that goes on in a session, or as a branch of it; on a new one where it is not there any more."""
+        path = await self.find(session)
+        tail = None
+        if path is not None and call.last_message is not None:
+            tail = await asyncio.to_thread(look_back, path, call.last_message, self._seal.is_ours)
+        if path is None or (tail is not None and not tail.found):
+            return await self.begin(call, start)
+        process = await self._start(start, Place(session=becomes, resumed=str(path), at=call.last_message))
+        if tail is None or becomes != session:
+            return Opened(process=process)
+        return Opened(process=process, fork=FOREIGN if tail.foreign else None, seen=tail.size)
+
+    async def _since(self, warm: ClaudeProcess) -> Tail | None:
+        """What came to a warm process's transcript since its turn; None where it cannot be read any more."""
+        if warm.spot is None or warm.spot.transcript is None:
+            return None
+        return await self._look(warm.spot.transcript, warm.spot.size, warm.spot.last_message)
+
+    async def _look(self, path: Path, seen: int, last_message: str) -> Tail | None:
+        try:
+            return await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
+        except OSError:
+            return None
+
+    async def _start(self, start: Start, place: Place) -> ClaudeProcess:
+        try:
+            process = await ClaudeProcess.start(
+                self._registry,
+                start.command,
+                start.launch,
+                place,
+                environment=start.environment,
+                files=self._files / f"{place.session}-{next(self._numbers)}",
+                clock=self._clock,
+            )
+        except ProcessStartError as error:
+            raise ProviderError(
+                FailureClass.PROVIDER_ERROR, f"its process cannot be started in {start.launch.folder}: {error}"
+            ) from None
+        self._pool.working(process)
+        return process
+
+    # -- after a turn ---------------------------------------------------------------------------------------------
+
+    async def look_after(self, opened: Opened, session: str, prompt: str, last_message: str) -> tuple[Spot, str | None]:
+        """Where a good turn's session stands, and the fork that the turn shows.
+
+        `session` is what came back, `prompt` and `last_message` are the turn's first and last message. Where no
+        transcript is written, the session can only go on in its warm process.
+        """
+        process = opened.process
+        fork = NEW if session != process.session else None
+        path = await self.find(session)
+        if path is None:
+            return Spot(last_message=last_message, transcript=None, size=0), fork
+        seen = None if fork is not None else opened.seen
+        waited = 0.0
+        tail = await self._turn_in(path, seen, prompt, last_message)
+        while not tail.found and waited < _WRITTEN:
+            await self._clock.sleep(_LOOK_PAUSE)
+            waited += _LOOK_PAUSE
+            tail = await self._turn_in(path, seen, prompt, last_message)
+        if tail.foreign:
+            fork = fork or FOREIGN
+        return Spot(last_message=last_message, transcript=path, size=tail.size), fork
+
+    async def _turn_in(self, path: Path, seen: int | None, prompt: str, last_message: str) -> Tail:
+        """What a transcript holds of a turn: since `seen`, or where that is None, since its prompt."""
+        if seen is not None:
+            return await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
+        tail = await asyncio.to_thread(look_back, path, prompt, self._seal.is_ours)
+        written = await asyncio.to_thread(look_back, path, last_message, self._seal.is_ours)
+        return Tail(written.found, tail.foreign if tail.found else 0, tail.size)
+
+
+def _can_go_on(warm: ClaudeProcess, launch: Launch, last_message: str | None) -> bool:
+    """Whether a warm process stands where the next turn begins, and was started as the turn wants it."""
+    return (
+        warm.fit and warm.launch == launch and warm.spot is not None and warm.spot.last_message == last_message is not None
+    )
