@@ -23,5 +23,6 @@ def test_every_row_is_measured(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    measure(MOMENT, tmp_path / "var", [], keep=False, say=[].append)
+    said: list[str] = []
+    measure(MOMENT, tmp_path / "var", [], keep=False, say=said.append)
     assert list((tmp_path / "var").iterdir()) == []

@@ -224,6 +224,23 @@ async def test_a_waiter_goes_with_its_connection_and_a_holder_stays(wire: Wire, 
     await wire.pushed("conversation:locked", request_id="last")
 
 
+@pytest.mark.promise("L5", "S4")
+async def test_a_half_closed_waiter_that_vanishes_waits_no_longer(wire: Wire, connect: Connect) -> None:
+    waiting = await connect()
+    await acquire(wire, "a")
+    await acquire(waiting, "gone")
+    waiting.shut()
+    await acquire(wire, "b")
+    await waiting.leave()
+
+    async def alone() -> bool:
+        status = await wire.ask("conversation:lock_status", conversation_id="c")
+        return [one["request_id"] for one in status["queue"]] == ["b"]
+
+    await until(alone)
+    assert (await wire.ask("system:health"))["connections"] == 1
+
+
 @pytest.mark.promise("L5")
 async def test_who_waits_on_two_connections_waits_until_both_are_gone(wire: Wire, connect: Connect) -> None:
     await acquire(wire, "a")

@@ -20,6 +20,8 @@ from tests.conformance.world import World
 from tests.stateful.pair import Claims, Pair
 
 CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
+SESSIONS = ["s1", "s2", "s3"]
+"""Provider sessions; a request may name one as its conversation, and then it is one."""
 LOCKS = [f"l{n}" for n in range(4)]
 ROUTES = ["x", "y"]
 
@@ -32,7 +34,7 @@ SHORT = StoreRules(
 )
 RULES = [SHORT, StoreRules(max_interruptions=2), StoreRules(fail_interrupted=True, lock_expiry=microseconds(20))]
 
-conversations = st.sampled_from(CONVERSATIONS)
+conversations = st.sampled_from([*CONVERSATIONS, *CONVERSATIONS, *CONVERSATIONS, *SESSIONS])
 priorities = st.sampled_from([Priority.NORMAL, *Priority])
 places = st.integers(0, 50)
 locks = st.sampled_from(LOCKS)
@@ -42,7 +44,7 @@ offers = st.lists(
 )
 plenty = st.just([Offer("x", "one", 9), Offer("y", "two", 9)])
 offered = plenty | plenty | offers
-seldom = st.sampled_from([None, None, None, None, None, None, "talk 0", "talk 1", "nobody"])
+seldom = st.sampled_from([None, None, None, None, None, None, "talk 0", "s1", "nobody"])
 
 usages = st.sampled_from([None, Usage(), Usage(input_tokens=3, output_tokens=2, cost_usd=0.5)])
 texts = st.sampled_from([None, "", "short", "long " * 30])
@@ -83,7 +85,9 @@ def endings(draw: st.DrawFn) -> Ending:
         st.sampled_from(["answer", "answer", "answer", "fault", "cancel", "retry", "retry", "park", "give back"])
     ):
         case "answer":
-            fields["provider_session"] = draw(st.sampled_from([None, "s1", "s2"]))
+            fields["provider_session"] = draw(st.sampled_from([None, *SESSIONS]))
+            fields["last_message"] = draw(st.sampled_from([None, "m1"]))
+            fields["fork"] = draw(st.sampled_from([None, None, None, "new_session", "foreign_turn"]))
             return Ending(Finish(state=State.COMPLETED), Outcome.COMPLETED, fields)
         case "fault":
             return Ending(Finish(state=State.FAILED, error="timeout", message="slow"), Outcome.FAILED, fields)
@@ -210,7 +214,7 @@ class StoresAgree(RuleBasedStateMachine):
 
     @rule(
         name=locks,
-        conversation=st.sampled_from(CONVERSATIONS[:2]),
+        conversation=st.sampled_from([*CONVERSATIONS[:2], *CONVERSATIONS[:2], "s1", "s2"]),
         priority=priorities,
         wait=st.sampled_from([True, True, True, False]),
         timeout=st.sampled_from([None, 0.0, 5.0, 30.0]),
@@ -299,7 +303,7 @@ class StoresAgree(RuleBasedStateMachine):
     @invariant()
     def all_is_alike(self) -> None:
         if self.pair is not None:
-            self.pair.compare_all(self.names, CONVERSATIONS)
+            self.pair.compare_all(self.names, [*CONVERSATIONS, *SESSIONS])
             self.pair.check()
 
 

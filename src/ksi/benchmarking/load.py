@@ -186,10 +186,9 @@ def flow(job: Flow) -> Rate:
     counts = _Counts()
     for pipe in submitters:
         pipe.send(requests.lines(job.window // len(submitters)))
-    begin = time.monotonic() + job.warm_up
-    _pump(subscriber, submitters, requests, counts, begin)
+    _pump(subscriber, submitters, requests, counts, job.warm_up)
     before = counts.snapshot(job.target.pid)
-    _pump(subscriber, submitters, requests, counts, begin + job.seconds)
+    _pump(subscriber, submitters, requests, counts, job.seconds)
     after = counts.snapshot(job.target.pid)
     known = before.daemon_cpu is not None and after.daemon_cpu is not None
     return Rate(
@@ -202,12 +201,13 @@ def flow(job: Flow) -> Rate:
     )
 
 
-def _pump(subscriber: Pipe, submitters: Sequence[Pipe], requests: Requests, counts: _Counts, until: float) -> None:
-    """Send a request for each result, until the time is over."""
+def _pump(subscriber: Pipe, submitters: Sequence[Pipe], requests: Requests, counts: _Counts, seconds: float) -> None:
+    """Send a request for each result, for so long and until there was one."""
+    until, least = time.monotonic() + seconds, counts.done + 1
     with selectors.DefaultSelector() as selector:
         for one in {subscriber, *submitters}:
             selector.register(one.socket, selectors.EVENT_READ, one)
-        while time.monotonic() < until:
+        while time.monotonic() < until or counts.done < least:
             ready = selector.select(PATIENCE)
             if not ready:
                 raise LoadError(f"no answer for {PATIENCE} s")

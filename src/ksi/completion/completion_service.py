@@ -407,7 +407,7 @@ def _with_age(busy: ConversationBusy, now: Moment) -> ConversationBusy:
     facts = dict(busy.facts)
     since = facts.pop("since", None)
     if since is not None:
-        facts |= {"since": since / MICROSECONDS, "age_seconds": (now.wall - since) / MICROSECONDS}
+        facts |= {"since": since / MICROSECONDS, "age": (now.wall - since) / MICROSECONDS}
     return ConversationBusy(busy.message, **facts)
 
 

@@ -71,9 +71,6 @@ class ConversationLocks:
             if first:
                 self._bus.unfollow(listener, data.request_id)
             raise
-        for bound in self._bound.values():
-            # It waits, or holds, by this connection now.
-            bound.discard(data.request_id)
         if acquired.queued:
             if deadline is None:
                 self._bound.setdefault(listener, set()).add(data.request_id)
@@ -160,6 +157,8 @@ class ConversationLocks:
     async def forget(self, listener: Listener) -> None:
         """A connection is gone: its waiters without a timeout go with it; holders stay (L5)."""
         for request_id in self._bound.pop(listener, ()):
+            if any(request_id in others for others in self._bound.values()):
+                continue  # it waits on another connection too
             passing = await self._store.withdraw(request_id, self._clock.now())
             if passing is not None:
                 self._events.passed(passing)

@@ -13,9 +13,8 @@ import asyncio
 import os
 import secrets
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,10 +26,9 @@ from ksi.providers.claude_faults import is_lost, says_lost
 from ksi.providers.claude_launch import environment, inert, quoted
 from ksi.providers.claude_options import WORK, Options, launch_of, wishes_of
 from ksi.providers.claude_pool import ClaudePool
-from ksi.providers.claude_process import EndedError, ProcessFault, SilentError
+from ksi.providers.claude_process import ProcessFault, SilentError
 from ksi.providers.claude_sessions import Opened, Sessions, Start
 from ksi.providers.claude_setup import Installation
-from ksi.providers.claude_stream import Finished
 from ksi.providers.claude_transcript import Seal, projects_folder
 from ksi.providers.claude_turn import Turn
 from ksi.providers.process import ProcessRegistry
@@ -116,7 +114,7 @@ class ClaudeProvider:
             lost = False
             while True:
                 try:
-                    opened = await (sessions.begin(call, start) if lost else sessions.open(call, start))
+                    opened = await (sessions.begin if lost else sessions.open)(call, start)
                     async with aclosing(self._turn(call, sessions, opened)) as pieces:
                         async for piece in pieces:
                             yield piece
@@ -139,8 +137,8 @@ class ClaudeProvider:
     async def _prepared(self, call: Call) -> tuple[Sessions, Start]:
         if self._sessions is None:
             raise ProviderError(FailureClass.PROVIDER_ERROR, "it was not started")
-        wishes = wishes_of(self._options, call)
-        launch = launch_of(wishes, call, self._setting.home)
+        _check(call)
+        launch = launch_of(wishes_of(self._options, call), call, self._setting.home)
         command = await self._installation.ready()
         if self._installation.has_option(_SNAPSHOT):
             command = [*command, _SNAPSHOT, "off"]  # a request's `system` counts for it, not the conversation's first
@@ -153,31 +151,116 @@ class ClaudeProvider:
         )
         return self._sessions, Start(launch=launch, command=command, environment=variables)
 
-    async def _turn(
-        self, call: Call, sessions: Sessions, opened: Opened
-    ) -> AsyncGenerator[Chunk | Completion, None]:
+    async def _turn(self, call: Call, sessions: Sessions, opened: Opened) -> AsyncGenerator[Chunk | Completion, None]:
         """One turn in a process, which is kept if the turn was good and ended if not."""
         process, turn, prompt_id = opened.process, Turn(call.model), sessions.new_id()
         kept = False
         try:
-            prompt = self._prompt(call, fresh=opened.fresh)
-            async with aclosing(self._events(call, opened, turn, prompt, prompt_id)) as texts:
+            async with aclosing(self._texts(call, opened, turn, prompt_id)) as texts:
                 async for text in texts:
-                    if call.stream:
-                        yield Chunk(text)
+                    yield Chunk(text)
             completion = self._completion(opened, turn)
-            spot, fork = await sessions.look_after(
-                opened, completion.provider_session or process.session, prompt_id, completion.last_message or ""
-            )
-            process.session = completion.provider_session or process.session
+            session = completion.provider_session or process.session
+            last_message = completion.last_message or ""
+            spot, fork = await sessions.look_after(opened, session, prompt_id, last_message)
             if fork is None and not turn.stopped:
                 process.rest(spot)
                 self._pool.put(process)
                 kept = True
             self._installation.logged_in = True
         except ProcessFault as fault:
-            raise _as_error(fault) from None
+            failure = FailureClass.TIMEOUT if isinstance(fault, SilentError) else FailureClass.PROVIDER_ERROR
+            raise ProviderError(failure, f"{fault}; the next call starts a new process") from None
         finally:
             if not kept:
                 await self._pool.discard(process)
         yield msgspec.structs.replace(completion, fork=fork or opened.fork)
+
+    async def _texts(self, call: Call, opened: Opened, turn: Turn, prompt_id: str) -> AsyncGenerator[str, None]:
+        """The turn's pieces of text, until its `result` came."""
+        process, taken = opened.process, False
+        patience = _TAKEN if opened.warm else self._options.start_timeout
+        try:
+            await process.begin(self._prompt(call, fresh=opened.fresh), prompt_id, patience)
+            event = await process.next(patience)
+            taken, patience = True, self._idle_timeout
+            while True:
+                if text := turn.take(event, now=self._setting.clock.now().unix):
+                    yield text
+                if turn.finished is not None:
+                    return
+                if turn.cut and call.max_tokens is not None and not turn.stopped:
+                    turn.stopped = True  # it would go on behind its limit, three times
+                    await process.interrupt(patience)
+                event = await process.next(patience)
+        except ProcessFault as fault:
+            if opened.warm and not taken:
+                raise _NotTakenError from None
+            if says_lost(str(fault)) and not opened.fresh:
+                raise _LostError from None
+            raise
+
+    def _prompt(self, call: Call, *, fresh: bool) -> str:
+        """What is said in this turn; in a fresh session with the history before it."""
+        *before, last = call.messages[0 if fresh else call.history :]
+        prompt = quoted([(message.role, message.content) for message in before], last.content)
+        return prompt if wishes_of(self._options, call).commands else inert(prompt)
+
+    def _completion(self, opened: Opened, turn: Turn) -> Completion:
+        """The turn's answer, and what its process had counted by then.
+
+        Raises:
+            ProviderError: the turn was not good.
+            _LostError: the session is not there.
+        """
+        finished = turn.finished
+        if finished is None:
+            raise ProviderError(FailureClass.PROVIDER_ERROR, "the turn ended without a result")
+        if is_lost(finished) and not opened.fresh:
+            raise _LostError
+        process = opened.process
+        before = 0.0 if opened.fresh else process.total_cost
+        cost = finished.turn_cost
+        if cost is None and finished.total_cost is not None and before is not None:
+            cost = finished.total_cost - before
+        process.total_cost = finished.total_cost
+        return turn.completion(finished, cost=cost, now=self._setting.clock.now().unix)
+
+    # -- the home -------------------------------------------------------------------------------------------------
+
+    def _base_environment(self) -> dict[str, str]:
+        """What is common to all processes."""
+        return {**self._setting.environ, **self._options.env}
+
+    def _make_folders(self) -> bytes:
+        """The folders that processes need, emptied of what an earlier daemon left; the key of our seal."""
+        shutil.rmtree(self._files, ignore_errors=True)
+        work = self._setting.home / WORK
+        work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = work.parent / "seal"
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return path.read_bytes()[:_KEY_BYTES]
+        key = secrets.token_bytes(_KEY_BYTES)
+        os.write(handle, key)
+        os.close(handle)
+        return key
+
+
+def _check(call: Call) -> None:
+    """See that there is something to say.
+
+    Raises:
+        ProviderError: there is not.
+    """
+    last = call.messages[-1]
+    if last.role != "user":
+        raise ProviderError(FailureClass.INVALID_REQUEST, "the last message must be the user's")
+    if not last.content.strip():
+        raise ProviderError(FailureClass.INVALID_REQUEST, "the prompt is empty; Claude Code takes none like that")
+
+
+def build(setting: Setting, options: Options) -> ClaudeProvider:
+    """The provider for a configuration."""
+    return ClaudeProvider(setting, options)

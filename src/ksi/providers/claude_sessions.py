@@ -69,6 +69,10 @@ class Sessions:
         self._clock = clock
         self._numbers = itertools.count(1)
 
+    def new_id(self) -> str:
+        """A uuid for a session or a prompt, by which it is known as ours."""
+        return self._seal.new()
+
     async def find(self, session: str) -> Path | None:
         """A session's transcript."""
         return await asyncio.to_thread(find, self._projects(), session)
@@ -126,13 +130,11 @@ class Sessions:
 
     async def _since(self, warm: ClaudeProcess) -> Tail | None:
         """What came to a warm process's transcript since its turn; None where it cannot be read any more."""
-        if warm.spot is None or warm.spot.transcript is None:
+        spot = warm.spot
+        if spot is None or spot.transcript is None:
             return None
-        return await self._look(warm.spot.transcript, warm.spot.size, warm.spot.last_message)
-
-    async def _look(self, path: Path, seen: int, last_message: str) -> Tail | None:
         try:
-            return await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
+            return await asyncio.to_thread(look_on, spot.transcript, spot.size, spot.last_message, self._seal.is_ours)
         except OSError:
             return None
 
@@ -189,6 +191,5 @@ class Sessions:
 
 def _can_go_on(warm: ClaudeProcess, launch: Launch, last_message: str | None) -> bool:
     """Whether a warm process stands where the next turn begins, and was started as the turn wants it."""
-    return (
-        warm.fit and warm.launch == launch and warm.spot is not None and warm.spot.last_message == last_message is not None
-    )
+    stands = warm.spot is not None and warm.spot.last_message == last_message
+    return stands and warm.fit and warm.launch == launch

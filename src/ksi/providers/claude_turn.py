@@ -41,6 +41,8 @@ class Turn:
         """The uuid of the model's last message in the transcript."""
         self.cut = False
         """Whether a message was cut at the limit of its tokens."""
+        self.stopped = False
+        """Whether we had the program end it there."""
         self.finished: Finished | None = None
 
     def take(self, event: Event, *, now: float) -> str:
@@ -89,24 +91,26 @@ class Turn:
             self._model = said.model or self._model
             self.last_message = said.uuid or self.last_message
 
-    def completion(self, finished: Finished, *, stopped: bool, cost: float | None, now: float) -> Completion:
-        """The answer; `stopped` says that we ended the turn at its limit of tokens, `cost` is in US dollars.
+    def completion(self, finished: Finished, *, cost: float | None, now: float) -> Completion:
+        """The answer; `cost` is in US dollars.
 
         Raises:
             ProviderError: the turn was not good.
         """
-        good = stopped or (not finished.is_error and finished.turns >= 1)
+        good = self.stopped or (not finished.is_error and finished.turns >= 1)
         if not good and (finished.is_error or finished.turns >= 1):
             raise of_result(finished, self._word, self._limited, now=now)
         if not good:
-            raise ProviderError(FailureClass.INVALID_REQUEST, f"it asked no model: {finished.text or 'no reason given'}")
+            raise ProviderError(
+                FailureClass.INVALID_REQUEST, f"it asked no model: {finished.text or 'no reason given'}"
+            )
         if self.last_message is None:
             raise ProviderError(FailureClass.PROVIDER_ERROR, "the model answered nothing")
         return Completion(
             text="".join(self._pieces) if self._is_one else finished.text,
             model=self._model,
             usage=_with_cost(finished.usage, cost),
-            stop_reason=CUT if stopped else finished.stop_reason,
+            stop_reason=CUT if self.stopped else finished.stop_reason,
             provider_session=finished.session,
             last_message=self.last_message,
             raw=finished.raw,

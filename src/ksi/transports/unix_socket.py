@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import stat
 import struct
@@ -24,6 +25,9 @@ IN_FLIGHT = 1_000
 
 BURST = 1024 * 1024
 """Bytes that are collected in one turn of the loop before they are sent."""
+
+HALF_CLOSED_LOOK = 1.0
+"""Seconds between looks at clients that send no more, whether they are still there."""
 
 LAST_WORD = 5.0
 """Seconds that a client which was let go has to read why."""
@@ -72,8 +76,29 @@ class SocketConnection(asyncio.Protocol):
         if rest is not None and rest.strip():
             self._serve(rest)
         self._half_closed = True
-        self._close_if_done()
+        if self.is_gone():
+            self._abort()
+        else:
+            self._server.half_closed.add(self)
+            self._close_if_done()
         return True
+
+    def is_gone(self) -> bool:
+        """Whether the client closed both ways. Its end of file alone does not tell: the kernel does."""
+        if self._transport is None:
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(happened & (select.POLLHUP | select.POLLERR) for _, happened in poll.poll(0))
+
+    def abort_if_gone(self) -> None:
+        """After its end of file nothing is read any more, so a client that leaves then must be asked after."""
+        if self.is_gone():
+            self._abort()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def _close_if_done(self) -> None:
         if (
@@ -202,6 +227,8 @@ class UnixSocket:
         self._on_gone = on_gone
         self._connections: set[SocketConnection] = set()
         self._leaving: set[asyncio.Task[None]] = set()
+        self.half_closed: set[SocketConnection] = set()
+        self._watch: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -226,12 +253,15 @@ class UnixSocket:
         finally:
             os.umask(mask)
         loop = asyncio.get_running_loop()
+        self._watch = loop.create_task(self._watch_half_closed(), name="ksi-half-closed")
         self._server = await loop.create_unix_server(lambda: SocketConnection(self), sock=listener, backlog=1024)
 
     async def stop(self) -> None:
         """Take no more connections; close those that are there once they have what was sent."""
         if self._server is not None:
             self._server.close()
+        if self._watch is not None:
+            self._watch.cancel()
         self._path.unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.close()
@@ -259,8 +289,16 @@ class UnixSocket:
         self._connections.add(connection)
         return True
 
+    async def _watch_half_closed(self) -> None:
+        """One look at all of them, so that none has a timer of its own."""
+        while True:
+            await self.clock.sleep(HALF_CLOSED_LOOK)
+            for connection in list(self.half_closed):
+                connection.abort_if_gone()
+
     def forget(self, connection: SocketConnection) -> None:
         """A client is gone."""
+        self.half_closed.discard(connection)
         if connection in self._connections:
             self._connections.discard(connection)
             task = asyncio.ensure_future(self._on_gone(connection))
