@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -16,6 +16,9 @@ from ksi.protocol import field_names, nearest, split_path
 HOUR = 3600.0
 DAY = 24 * HOUR
 CONFIG_FILE = "ksi.toml"
+
+LONGEST = 1e9
+"""No time is longer, in seconds: clocks count microseconds, and a store keeps them in 64 bits."""
 
 T = TypeVar("T")
 
@@ -219,7 +222,37 @@ _SECTIONS: dict[str, type[_Section]] = {
     "limits": Limits,
     "log": Log,
 }
+_MAY_BE_ZERO = frozenset(
+    {
+        "service.shutdown_grace",
+        "breaker.rate",
+        "session.idle_after",
+        "session.expire_after",
+        "session.history_tokens",
+        "session.cache_bytes",
+        "retention.finished",
+        "retention.sessions",
+    }
+)
 _COMMON_PROVIDER_KEYS = field_names(ProviderConfig) - {"options"}
+
+
+class _Origin:
+    """Says where a wrong setting stands: in the file, or in which variable."""
+
+    def __init__(self, file: str, environ: Mapping[str, str]) -> None:
+        self._file = file
+        self._variables = {
+            name.removeprefix("KSI_").lower().replace("__", ".").replace("-", "_"): name
+            for name in environ
+            if name.startswith("KSI_") and "__" in name
+        }
+
+    def error(self, reason: str, place: str, *, named: bool = False) -> ConfigError:
+        """The error for a place; `named` where the reason names it already."""
+        variable = self._variables.get(place.replace("-", "_"))
+        where = f"variable {variable}" if variable is not None else self._file
+        return ConfigError(f"{where}: {reason}" if named else f"{where}: {place}: {reason}", place=place)
 
 
 def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
@@ -244,26 +277,48 @@ def load(
     `flags` has sections of keys, as a TOML file would; they win over all else.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest known one), or wrong value; `place` says where.
+        ConfigError: unreadable file, unknown key (with the nearest known one), or wrong value; `place` says where, and
+            the message whether the file, a variable or a flag said it.
     """
     tree = _read_file(home / CONFIG_FILE)
-    origin = str(home / CONFIG_FILE)
+    origins = _Origins(str(home / CONFIG_FILE))
     tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
-    _merge(tree, _from_environ(os.environ if environ is None else environ), "environment")
-    _merge(tree, {k: dict(v) for k, v in (flags or {}).items()}, "flags")
+    for variable, setting in _from_environ(os.environ if environ is None else environ):
+        _merge(tree, setting, variable, origins)
+    _merge(tree, flags or {}, "flags", origins)
     known = {*_SECTIONS, "providers", "models"}
     for name in tree:
         if name not in known:
-            raise _unknown(name, known, origin)
-    parts: dict[str, Any] = {name: _section(kind, tree.get(name, {}), name, origin) for name, kind in _SECTIONS.items()}
-    providers = {name: _provider(name, value, origin) for name, value in _table(tree, "providers", origin).items()}
+            raise _unknown(name, known, origins)
+    parts: dict[str, Any] = {
+        name: _section(kind, tree.get(name, {}), name, origins) for name, kind in _SECTIONS.items()
+    }
+    providers = {name: _provider(name, value, origins) for name, value in _table(tree, "providers", origins).items()}
     models = {
-        name: _section(ModelConfig, value, f"models.{name}", origin)
-        for name, value in (_table(tree, "models", origin) if "models" in tree else {}).items()
+        name: _section(ModelConfig, value, f"models.{name}", origins)
+        for name, value in (_table(tree, "models", origins) if "models" in tree else {}).items()
     }
     config = Config(home=home, providers=providers, models=models, **parts)
-    _check(config, origin)
+    _check(config, origins)
     return config
+
+
+class _Origins:
+    """Who said what: the file, where neither a variable nor a flag did."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._others: dict[str, str] = {}
+
+    def note(self, place: str, source: str) -> None:
+        self._others[place] = source
+
+    def fault(self, place: str, reason: str) -> ConfigError:
+        """The error for a place, that names who said it."""
+        said = place.partition("[")[0]
+        while said and said not in self._others:
+            said = said.rpartition(".")[0]
+        return ConfigError(f"{self._others.get(said, self._file)}: {reason}", place=place)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -277,18 +332,15 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}", place=str(path)) from None
 
 
-def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """KSI_QUEUE__LEASE=20 → {"queue": {"lease": 20}}; deeper tables with more double underscores."""
-    tree: dict[str, Any] = {}
     for variable, text in sorted(environ.items()):
         if not variable.startswith("KSI_") or "__" not in variable:
             continue
-        *tables, key = variable.removeprefix("KSI_").lower().split("__")
-        node = tree
-        for table in tables:
-            node = node.setdefault(table, {})
-        node[key] = _toml_value(text)
-    return tree
+        setting = _toml_value(text)
+        for name in reversed(variable.removeprefix("KSI_").lower().split("__")):
+            setting = {name: setting}
+        yield variable, setting
 
 
 def _toml_value(text: str) -> Any:
@@ -299,123 +351,117 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _merge(base: dict[str, Any], extra: Mapping[str, Any], source: str) -> None:
+def _merge(
+    base: dict[str, Any], extra: Mapping[str, Any], source: str, origins: _Origins, within: str = ""
+) -> None:
     for key, value in extra.items():
         # A variable cannot spell "claude-cli": CLAUDE_CLI means it where it exists.
         name = next((k for k in base if k.replace("-", "_") == key.replace("-", "_")), key)
+        place = f"{within}.{name}" if within else name
         if isinstance(value, Mapping):
             node = base.setdefault(name, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{name} is a value in one place and a table in another ({source})", place=name)
-            _merge(node, value, source)
+                raise ConfigError(f"{source}: {place} is a table here and a value in another place", place=place)
+            _merge(node, value, source, origins, place)
         else:
             base[name] = value
+            origins.note(place, source)
 
 
-def _table(tree: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
+def _table(tree: Mapping[str, Any], name: str, origins: _Origins) -> dict[str, Any]:
     value = tree[name]
     if not isinstance(value, dict):
-        raise ConfigError(f"{origin}: [{name}] must be a table", place=name)
+        raise origins.fault(name, f"[{name}] must be a table")
     return value
 
 
-def _section(kind: type[S], value: Any, place: str, origin: str) -> S:
+def _section(kind: type[S], value: Any, place: str, origins: _Origins) -> S:
     if not isinstance(value, dict):
-        raise ConfigError(f"{origin}: [{place}] must be a table", place=place)
+        raise origins.fault(place, f"[{place}] must be a table")
     known = field_names(kind)
     hints = get_type_hints(kind)
     for key, inner in value.items():
         if key not in known:
-            raise _unknown(f"{place}.{key}", {f"{place}.{k}" for k in known}, origin)
+            raise _unknown(f"{place}.{key}", {f"{place}.{k}" for k in known}, origins)
         if isinstance(inner, dict) and isinstance(hints[key], type) and issubclass(hints[key], _Section):
-            _section(hints[key], inner, f"{place}.{key}", origin)
-    return _convert(value, kind, place, origin)
+            _section(hints[key], inner, f"{place}.{key}", origins)
+    return _convert(value, kind, place, origins)
 
 
-def _provider(name: str, value: Any, origin: str) -> ProviderConfig:
+def _provider(name: str, value: Any, origins: _Origins) -> ProviderConfig:
     place = f"providers.{name}"
     if not isinstance(value, dict):
-        raise ConfigError(f"{origin}: [{place}] must be a table", place=place)
+        raise origins.fault(place, f"[{place}] must be a table")
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise ConfigError(f"{origin}: a provider's name is letters, digits, - and _: {name!r}", place=place)
+        raise origins.fault(place, f"a provider's name is letters, digits, - and _: {name!r}")
     common = {k: v for k, v in value.items() if k in _COMMON_PROVIDER_KEYS}
     options = {k: v for k, v in value.items() if k not in _COMMON_PROVIDER_KEYS}
     common.setdefault("models", [f"{name}/*"])
-    return _convert({**common, "options": options}, ProviderConfig, place, origin)
+    return _convert({**common, "options": options}, ProviderConfig, place, origins)
 
 
-def options_of(config: ProviderConfig, kind: type[msgspec.Struct], name: str) -> Any:
+def options_of(
+    config: ProviderConfig, kind: type[msgspec.Struct], name: str, environ: Mapping[str, str] | None = None
+) -> Any:
     """A provider's own options as its type.
 
     Raises:
         ConfigError: as for every other part.
     """
+    origin = _Origin(CONFIG_FILE, environ or {})
     known = field_names(kind) | _COMMON_PROVIDER_KEYS
+    origins = _Origins(CONFIG_FILE)
     for key in config.options:
         if key not in known:
-            raise _unknown(f"providers.{name}.{key}", {f"providers.{name}.{k}" for k in known}, CONFIG_FILE)
-    return _convert(dict(config.options), kind, f"providers.{name}", CONFIG_FILE)
+            raise _unknown(f"providers.{name}.{key}", {f"providers.{name}.{k}" for k in known}, origins)
+    return _convert(dict(config.options), kind, f"providers.{name}", origins)
 
 
-def _convert(value: dict[str, Any], kind: type[T], place: str, origin: str) -> T:
+def _convert(value: dict[str, Any], kind: type[T], place: str, origins: _Origins) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         reason, path = split_path(str(error))
         where = f"{place}.{path}" if path else place
-        raise ConfigError(f"{origin}: {where}: {reason}", place=where) from None
+        raise origins.fault(where, f"{where}: {reason}") from None
 
 
-def _unknown(name: str, known: set[str], origin: str) -> ConfigError:
+def _unknown(name: str, known: set[str], origins: _Origins) -> ConfigError:
     guess = nearest(name, known)
     hint = f"; did you mean {guess!r}?" if guess else ""
-    return ConfigError(f"{origin}: unknown key {name!r}{hint}", place=name)
+    return origins.fault(name, f"unknown key {name!r}{hint}")
 
 
-def _check(config: Config, origin: str) -> None:
+def _check(config: Config, origins: _Origins) -> None:
     """What types cannot say."""
-    positive = {
-        "queue.max_queued": config.queue.max_queued,
-        "queue.lease": config.queue.lease,
-        "queue.max_interruptions": config.queue.max_interruptions,
-        "lock.expiry": config.lock.expiry,
-        "retry.max_attempts": config.retry.max_attempts,
-        "breaker.failures": config.breaker.failures,
-        "breaker.window": config.breaker.window,
-        "breaker.max_samples": config.breaker.max_samples,
-        "breaker.open_for": config.breaker.open_for,
-        "breaker.max_open_for": config.breaker.max_open_for,
-        "breaker.probes": config.breaker.probes,
-        "breaker.probes_to_close": config.breaker.probes_to_close,
-        "retry.initial_delay": config.retry.initial_delay,
-        "retry.max_delay": config.retry.max_delay,
-        "socket.max_line": config.socket.max_line,
-        "socket.max_backlog": config.socket.max_backlog,
-        "socket.max_connections": config.socket.max_connections,
-        "retention.clean_every": config.retention.clean_every,
-        "limits.timeout": config.limits.timeout,
-        "limits.idle_timeout": config.limits.idle_timeout,
-        **{f"providers.{n}.max_concurrency": p.max_concurrency for n, p in config.providers.items()},
-        **{f"providers.{n}.requests_per_minute": p.requests_per_minute or 1 for n, p in config.providers.items()},
-        **{f"providers.{n}.tokens_per_minute": p.tokens_per_minute or 1 for n, p in config.providers.items()},
-    }
-    for place, value in positive.items():
-        if value <= 0:
-            raise ConfigError(f"{origin}: {place} must be above zero, not {value}", place=place)
+    for place, value in _numbers(config):
+        zero = place in _MAY_BE_ZERO or place.startswith("queue.head_start.")
+        if not (0 <= value if zero else 0 < value):
+            least = "not be below zero" if zero else "be above zero"
+            raise origins.fault(place, f"{place} must {least}, not {value}")
+        if isinstance(value, float) and value > LONGEST:
+            raise origins.fault(place, f"{place} must be no more than {LONGEST:.0f}, not {value}")
+    if config.breaker.rate > 1:
+        raise origins.fault("breaker.rate", f"breaker.rate is a share of 1, not {config.breaker.rate}")
     for name, model in config.models.items():
         for fallback in (name, *model.fallbacks):
             if "/" not in fallback or "," in fallback or "=" in fallback:
-                raise ConfigError(
-                    f"{origin}: models.{name}: {fallback!r} is no model's full name, provider/model",
-                    place=f"models.{name}.fallbacks",
+                raise origins.fault(
+                    f"models.{name}.fallbacks", f"models.{name}: {fallback!r} is no model's full name, provider/model"
                 )
     start = config.queue.head_start
-    if not start.high >= start.normal >= start.low >= start.background >= 0:
-        raise ConfigError(
-            f"{origin}: queue.head_start must fall from high to background, and not below zero",
-            place="queue.head_start",
-        )
+    if not start.high >= start.normal >= start.low >= start.background:
+        raise origins.fault("queue.head_start", "queue.head_start must fall from high to background")
     if config.retention.sessions < config.retention.finished:
-        raise ConfigError(
-            f"{origin}: retention.sessions must not be shorter than retention.finished", place="retention.sessions"
-        )
+        raise origins.fault("retention.sessions", "retention.sessions must not be shorter than retention.finished")
+
+
+def _numbers(config: Config) -> Iterator[tuple[str, float]]:
+    """Every number that is set, with its place; a provider's priority may be any."""
+    sections: dict[str, msgspec.Struct] = {name: getattr(config, name) for name in _SECTIONS}
+    sections["queue.head_start"] = config.queue.head_start
+    sections |= {f"providers.{name}": provider for name, provider in config.providers.items()}
+    for section, values in sections.items():
+        for key, value in msgspec.structs.asdict(values).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "priority":
+                yield f"{section}.{key}", value

@@ -123,6 +123,11 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     reasoning_tokens: int = 0
     cost_usd: float | None = None
 
+    @property
+    def input_size(self) -> int:
+        """All input, what came from a cache or went into one included."""
+        return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
+
     def plus(self, other: Usage) -> Usage:
         """The sum of two reports; a cost is known only where both are."""
         known = self.cost_usd is not None and other.cost_usd is not None
@@ -175,8 +180,14 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ttl: float | None = None
     timeout: float | None = None
     retry: RetryBody | None = None
+    mcp_config: Json | str | None = None
     metadata: Json | None = None
     provider_options: Json | None = None
+
+    @property
+    def mcp(self) -> bool:
+        """Whether it asks for MCP servers; an empty configuration names none."""
+        return bool(self.mcp_config)
 
     def dialogue(self) -> tuple[MessageBody, ...]:
         """What is said in this turn: the messages, or the prompt as one."""
@@ -225,6 +236,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     started_at: int
     finished_at: int
     model: str | None = None
+    """The model that answered, as the provider names it."""
+    asked: str | None = None
+    """The full name of the model that was asked for at this provider: a fallback's where one was asked (F4)."""
+    mcp: bool = False
+    """Whether it had MCP servers."""
     text: str | None = None
     usage: Usage | None = None
     stop_reason: str | None = None

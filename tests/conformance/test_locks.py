@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ksi.clock import microseconds
-from ksi.errors import NotLockHolder, QueueFull, RequestIdConflict
+from ksi.errors import ConversationBusy, NotLockHolder, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
 from ksi.store.base import LineEntry
 from tests.conformance.conftest import StoreFactory
@@ -275,6 +275,24 @@ async def test_the_line_of_waiters_is_bounded_and_holders_are_not_counted(store_
     assert not (await world.acquire("w3", "talk 3", wait=False)).queued
     assert (await world.acquire("free", "talk 5")).grant is not None
     assert (await world.enqueue("a", "talk 1")).state is State.QUEUED
+
+
+@pytest.mark.promise("L5", "L7")
+async def test_a_lock_is_one_lock_under_both_names_of_its_conversation(world: World) -> None:
+    await world.complete(await world.run("a"), provider_session="uuid")
+    grant = (await world.acquire("lock")).grant
+    again = await world.acquire("lock", "uuid")
+    assert grant is not None
+    assert again.grant is not None
+    assert (again.renewed, again.grant.fence, again.grant.conversation) == (True, grant.fence, "talk")
+    assert (await world.acquire("waiter", "uuid")).holder == "lock"
+    assert (await world.acquire("waiter")).position == 0
+    with pytest.raises(ConversationBusy) as refused:
+        await world.enqueue("b", "uuid", on_busy=OnBusy.REJECT)
+    assert refused.value.details["conversation_id"] == "talk"
+    passing = await world.release("lock")
+    assert passing.granted is not None
+    assert (passing.conversation, passing.granted.conversation) == ("talk", "talk")
 
 
 # -- a connection that is gone ----------------------------------------------------------------------------------------

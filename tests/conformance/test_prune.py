@@ -179,6 +179,26 @@ async def test_a_forks_record_goes_with_its_child(store_factory: StoreFactory) -
     assert [fork.child for fork in (await world.store.forks(10, conversation="parent")).items] == ["two"]
 
 
+@pytest.mark.promise("L7", "R7")
+async def test_a_conversations_other_names_and_the_forks_that_its_provider_made_go_with_it(world: World) -> None:
+    claim = await world.run("a")
+    await world.complete(claim, provider_session="one")
+    await world.complete(await world.run("b", "one"), provider_session="two", fork="new_session")
+    await world.complete(await world.run("c", "child", fork_of="two"))
+    await log_all(world)
+    assert [(fork.parent, fork.child) for fork in (await world.store.forks(10, None, "one")).items] == [
+        ("one", "two"),
+        ("talk", "child"),
+    ]
+    world.clock.forward(365 * DAY)
+    assert await world.prune() == (3, 2)
+    assert (await world.store.forks(10)).items == ()
+    for name in ("one", "two"):
+        assert await world.store.session(name) is None
+        again = await world.run(f"again {name}", name)
+        assert (again.conversation, again.head) == (name, None)
+
+
 @pytest.mark.promise("R3", "R7")
 async def test_an_answer_that_is_not_in_the_log_yet_keeps_its_request_and_conversation(world: World) -> None:
     await finish(world, "a", "talk", State.COMPLETED)

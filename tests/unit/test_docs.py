@@ -23,6 +23,7 @@ from ksi.errors import FailureClass, KsiError
 from ksi.events import SPECS, CompletionData, RequestReply
 from ksi.protocol import Envelope, convert, field_names
 from ksi.request import FINAL_STATES, FIRST_STATES, TRANSITIONS
+from ksi.store.base import Store
 from ksi.testing import SimulatedClock
 
 ROOT = Path(__file__).parents[2]
@@ -422,6 +423,25 @@ def test_the_house_is_drawn_as_it_stands() -> None:
     there = {p.name for p in (ROOT / "src" / "ksi").iterdir() if p.name != "__pycache__"}
     assert drawn - there == set()
     assert there - drawn == {"py.typed"}
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    checked = [set(re.findall(r"\w+", layer)) for layer in contract["layers"]]
+    drawn = [set(line.split(", ")) for line in blocks(ARCHITECTURE, "")[1].splitlines()]
+    there = {path.stem for path in (ROOT / "src" / "ksi").iterdir()}
+    assert drawn == [layer & there for layer in checked]
+
+
+def test_the_store_s_verbs_and_tables_are_named() -> None:
+    store = sections(ARCHITECTURE, 2)["The store"]
+    told = {word for row in rows(store) for word in re.findall(r"`(\w+)`", row[0])}
+    schema = (ROOT / "src" / "ksi" / "store" / "sql" / "schema.sql").read_text("utf-8")
+    tables = set(re.findall(r"CREATE TABLE (\w+)", schema))
+    assert {name for name in vars(Store) if not name.startswith("_")} | tables <= told
+    indexes = re.findall(r"CREATE (?:UNIQUE )?INDEX (\w+) ON request ", schema)
+    assert set(indexes) <= told
 
 
 # The rest.

@@ -145,7 +145,8 @@ class CompletionRunner:
                 raise
             if run.task is not None:
                 run.task.uncancel()
-            answer = _Answer(first_token=answer.first_token)
+            # An answer that was whole when the stop came is kept, and paid for.
+            answer.error = None
         except ProviderError as error:
             answer.error = error
         except Exception as error:  # noqa: BLE001 - a provider's defect is a failed attempt, not the daemon's end
@@ -253,6 +254,7 @@ class CompletionRunner:
             self._chance,
             others=others is not None,
             route_length=len(parse_route(whole)),
+            back=self._providers.back(whole, now),
         )
         if isinstance(decision, FailOver):
             return Retry(at=now.wall, route=others, error=code, message=error.message)

@@ -5,6 +5,9 @@
     half_open --(a probe failed)--> open, for twice as long
     half_open --(enough probes succeeded)--> closed
 
+A call belongs to the era in which it began; an era ends when the breaker opens. What a call of an earlier era brings is
+old news: a hundred calls that hung before the opening do not judge the provider that is being tried again.
+
 A provider that names the time of its return is parked until then, whatever state it is in. All times are monotonic
 microseconds; nothing here reads a clock.
 """
@@ -18,6 +21,12 @@ import msgspec
 
 from ksi.clock import microseconds
 from ksi.config import BreakerConfig
+
+_DOUBLINGS = 32
+"""After so many the configured maximum has long been reached."""
+
+SHORTEST_PARK = 0.1
+"""Seconds that a provider is parked at least, twice as long each time that it says so again, up to `open_for`."""
 
 
 class BreakerState(StrEnum):
@@ -37,7 +46,8 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class ProviderBreaker:
-    """Counts what calls bring and says how many may run."""
+    """Counts what calls bring and says how many may run. Each call that `began` is ended by exactly one of `succeeded`,
+    `failed` and `dropped`, with the era that `began` gave it."""
 
     def __init__(self, config: BreakerConfig) -> None:
         self._config = config
@@ -46,8 +56,14 @@ class ProviderBreaker:
         self._failures = 0
         self._reopens = 0
         self._until = 0
-        self._parked_until = 0
         self._probes_passed = 0
+        self._era = 0
+        self._running = 0
+        self._stragglers = 0
+        self._parked_until = 0
+        self._parks = 0
+
+    # -- what may run ---------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> BreakerState:
@@ -58,15 +74,16 @@ class ProviderBreaker:
         """When the provider comes back by its own word; None where it is not away."""
         return self._parked_until if self._parked_until > now else None
 
-    def limit(self, now: int, limit: int) -> int:
-        """How many calls may run at once of the `limit` that the provider has: 0 while it is left alone."""
-        if self._parked_until > now:
-            return 0
-        if self._state is BreakerState.OPEN:
+    def limit(self, now: int, slots: int) -> int:
+        """How many calls may run at once of the `slots` that the provider has: 0 while it is left alone.
+
+        While it is tried again these are the probes, beside calls that still hang from before.
+        """
+        if self._parked_until > now or self._state is BreakerState.OPEN:
             return 0
         if self._state is BreakerState.HALF_OPEN:
-            return min(limit, self._config.probes)
-        return limit
+            return min(slots, self._stragglers + self._config.probes)
+        return slots
 
     def next_change(self, now: int) -> int | None:
         """When calls may go out again, where they may not now."""
@@ -75,6 +92,54 @@ class ProviderBreaker:
             times.append(self._until)
         return max(times, default=None)
 
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def began(self) -> int:
+        """A call goes out; its era."""
+        self._running += 1
+        return self._era
+
+    def succeeded(self, now: int, era: int) -> Change | None:
+        """A call brought an answer."""
+        if not self._take(era):
+            return None
+        self._parks = 0
+        if self._state is not BreakerState.HALF_OPEN:
+            self._note(now, failed=False)
+            return None
+        self._probes_passed += 1
+        if self._probes_passed < self._config.probes_to_close:
+            return None
+        self._reopens = 0
+        return self._become(BreakerState.CLOSED, f"{self._probes_passed} probes in a row succeeded")
+
+    def failed(self, now: int, era: int, reason: str) -> Change | None:
+        """A call failed by the provider's fault."""
+        if not self._take(era):
+            return None
+        if self._state is BreakerState.HALF_OPEN:
+            self._reopens += 1
+            return self._open(now, f"a probe failed: {reason}")
+        self._note(now, failed=True)
+        calls = len(self._outcomes)
+        if self._failures >= self._config.failures and self._failures >= self._config.rate * calls:
+            return self._open(now, f"{self._failures} of {calls} calls failed, the last: {reason}")
+        return None
+
+    def dropped(self, era: int) -> None:
+        """A call ended that says nothing about the provider: it was stopped, or the request was at fault."""
+        self._take(era)
+
+    def _take(self, era: int) -> bool:
+        """Count a call off; whether it belongs to this era."""
+        if era == self._era:
+            self._running -= 1
+            return True
+        self._stragglers -= 1
+        return False
+
+    # -- time and words from outside ------------------------------------------------------------------------------
+
     def tick(self, now: int) -> Change | None:
         """Go on to half-open when the time alone is over."""
         if self._state is BreakerState.OPEN and now >= self._until:
@@ -82,47 +147,40 @@ class ProviderBreaker:
             return self._become(BreakerState.HALF_OPEN, "its time alone is over")
         return None
 
-    def park(self, until: int) -> None:
-        """The provider said when it comes back: no call goes out before."""
+    def park(self, now: int, until: int) -> bool:
+        """The provider said when it comes back: no call goes out before. Whether it was not parked already."""
+        again = self._parked_until > now
+        if not again:
+            shortest = min(SHORTEST_PARK * 2.0 ** min(self._parks, _DOUBLINGS), self._config.open_for)
+            self._parks += 1
+            until = max(until, now + microseconds(shortest))
         self._parked_until = max(self._parked_until, until)
-
-    def succeeded(self, now: int) -> Change | None:
-        """A call brought an answer."""
-        if self._state is BreakerState.HALF_OPEN:
-            self._probes_passed += 1
-            if self._probes_passed < self._config.probes_to_close:
-                return None
-            self._reopens = 0
-            self._forget()
-            return self._become(BreakerState.CLOSED, f"{self._probes_passed} probes in a row succeeded")
-        self._note(now, failed=False)
-        return None
-
-    def failed(self, now: int, reason: str) -> Change | None:
-        """A call failed by the provider's fault. One that was sent before the breaker opened changes nothing."""
-        if self._state is BreakerState.HALF_OPEN:
-            self._reopens += 1
-            return self._open(now, f"a probe failed: {reason}")
-        self._note(now, failed=True)
-        enough = self._failures >= self._config.failures
-        if self._state is BreakerState.CLOSED and enough and self._failures >= self._config.rate * len(self._outcomes):
-            return self._open(now, f"{self._failures} of {len(self._outcomes)} calls failed, the last: {reason}")
-        return None
+        return not again
 
     def reset(self) -> Change | None:
         """An operator says that it is well."""
-        self._forget()
+        self._next_era()
         self._reopens = 0
         self._parked_until = 0
+        self._parks = 0
         if self._state is BreakerState.CLOSED:
             return None
         return self._become(BreakerState.CLOSED, "reset by an operator")
 
+    # -- within ---------------------------------------------------------------------------------------------------
+
     def _open(self, now: int, reason: str) -> Change:
-        alone = min(self._config.open_for * 2.0**self._reopens, self._config.max_open_for)
+        alone = min(self._config.open_for * 2.0 ** min(self._reopens, _DOUBLINGS), self._config.max_open_for)
         self._until = now + microseconds(alone)
-        self._forget()
+        self._next_era()
         return self._become(BreakerState.OPEN, reason)
+
+    def _next_era(self) -> None:
+        self._era += 1
+        self._stragglers += self._running
+        self._running = 0
+        self._outcomes.clear()
+        self._failures = 0
 
     def _note(self, now: int, *, failed: bool) -> None:
         self._outcomes.append((now, failed))
@@ -131,10 +189,6 @@ class ProviderBreaker:
         while self._outcomes[0][0] < oldest or len(self._outcomes) > self._config.max_samples:
             _, was_failure = self._outcomes.popleft()
             self._failures -= was_failure
-
-    def _forget(self) -> None:
-        self._outcomes.clear()
-        self._failures = 0
 
     def _become(self, after: BreakerState, reason: str) -> Change:
         change = Change(self._state, after, reason)

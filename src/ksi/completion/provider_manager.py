@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -13,8 +13,8 @@ import structlog
 from ksi.clock import MICROSECONDS, Clock, Moment
 from ksi.completion.provider_breaker import BreakerState, Change, ProviderBreaker
 from ksi.completion.rate_limit import Bucket
-from ksi.completion.retry_manager import is_providers_fault, is_quota
-from ksi.completion.routes import Router, parse_route, without
+from ksi.completion.retry_manager import is_providers_fault, is_quota, told_wait
+from ksi.completion.routes import Router, Step, parse_route, tried
 from ksi.config import BreakerConfig, Config, ProviderConfig, options_of
 from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus
@@ -86,6 +86,10 @@ class _Member:
         self.provider = provider
         self.health = Health()
         self.breaker = ProviderBreaker(breaker)
+        self.parked = False
+        """Whether it was told that it is away."""
+        self.eras: dict[int, int] = {}
+        """Of the calls that run, by fence: when each began, as the breaker counts time."""
         self.enabled = True
         self.requests = Bucket(config.requests_per_minute, now) if config.requests_per_minute else None
         self.tokens = Bucket(config.tokens_per_minute, now) if config.tokens_per_minute else None
@@ -131,7 +135,7 @@ class ProviderManager:
         self._router = router
         self._bus = bus
         self._clock = clock
-        self._routes: dict[str, None] = {}
+        self._routes: dict[str, tuple[Step, ...]] = {}
         self._orphans: set[str] = set()
         self._offers: tuple[Offer, ...] | None = None
         self._offers_until = 0
@@ -176,39 +180,55 @@ class ProviderManager:
     def know(self, routes: Iterable[str]) -> None:
         """Offer these routes from now on: those in the store, and each new one."""
         for route in routes:
-            if any(step.provider in self._members for step in parse_route(route)):
-                self._routes[route] = None
+            steps = parse_route(route)
+            if any(step.provider in self._members for step in steps):
+                self._routes[route] = steps
             else:
                 self._orphans.add(route)
         self._offers = None
 
     def offers(self, now: Moment) -> tuple[Offer, ...]:
-        """What may be claimed now: each route with the first of its providers that can be asked."""
+        """What may be claimed now: each route with the first of its providers that can be asked.
+
+        One that is only being tried again takes its probes and holds up nobody: the next one is offered with it.
+        """
         if self._offers is None or self._timed or now.mono >= self._offers_until:
             self._tick(now)
             self._offers_until = self.next_change(now) or _NEVER
-            found = (self._offer(route, now.mono) for route in self._routes)
-            self._offers = tuple(offer for offer in found if offer is not None)
+            self._offers = tuple(
+                offer for route, steps in self._routes.items() for offer in self._offers_of(route, steps, now.mono)
+            )
         return self._offers
 
-    def _offer(self, route: str, now: int) -> Offer | None:
-        for step in parse_route(route):
+    def _offers_of(self, route: str, steps: Sequence[Step], now: int) -> Iterator[Offer]:
+        offered: set[str] = set()
+        for step in steps:
             member = self._members.get(step.provider)
-            if member is not None and member.usable(now):
-                return Offer(route, step.provider, member.limit(now))
-        return None
+            if member is None or step.provider in offered or not member.usable(now):
+                continue
+            yield Offer(route, step.provider, member.limit(now))
+            offered.add(step.provider)
+            if member.breaker.state is BreakerState.CLOSED:
+                return
 
     def others(self, route: str, provider: str, now: Moment) -> str | None:
-        """The rest of a route behind a provider that failed, where somebody in it can be asked."""
-        rest = without(route, provider)
-        if rest is None:
-            return None
-        steps = (self._members.get(step.provider) for step in parse_route(rest))
-        if not any(member is not None and member.usable(now.mono) for member in steps):
+        """A route whose `provider` failed, where one that was not tried since the last wait can be asked."""
+        rest = tried(route, provider)
+        fresh = (self._members.get(step.provider) for step in parse_route(rest) if not step.tried)
+        if not any(member is not None and member.usable(now.mono) for member in fresh):
             return None
         if rest not in self._routes:
             self.know([rest])
         return rest
+
+    def back(self, route: str, now: Moment) -> int | None:
+        """When the first provider of a route can be asked again, as wall time; None where no time is known."""
+        times = []
+        for step in parse_route(route):
+            member = self._members.get(step.provider)
+            if member is not None and member.enabled:
+                times.append(member.breaker.next_change(now.mono) or now.mono)
+        return now.wall + min(times) - now.mono if times else None
 
     def orphans(self, waiting: Mapping[str, int]) -> list[str]:
         """Routes with waiting requests that no configured provider serves any more."""
@@ -220,6 +240,7 @@ class ProviderManager:
         """A call goes out."""
         member = self._members[claim.provider]
         member.health.running += 1
+        member.eras[claim.fence] = member.breaker.began()
         if member.requests is not None or member.tokens is not None:
             now = self._clock.now().mono
             if member.requests is not None:
@@ -229,7 +250,8 @@ class ProviderManager:
 
     def ended(self, claim: Claimed, attempt: Attempt, error: ProviderError | None, now: Moment) -> None:
         """A call is over: count it, and let the breaker judge. Faults of the request are none of the provider's."""
-        member = self._members[claim.provider]
+        name, member = claim.provider, self._members[claim.provider]
+        era = member.eras.pop(claim.fence)
         member.health.running -= 1
         member.health.ended(attempt)
         if member.tokens is not None and attempt.usage is not None:
@@ -237,22 +259,34 @@ class ProviderManager:
             member.tokens.take(used - _guess(claim), now.mono)
         change = None
         if attempt.outcome is Outcome.COMPLETED:
-            change = member.breaker.succeeded(now.mono)
-        elif error is not None and is_quota(error):
-            until = now.after(error.retry_after or 0.0)
-            member.breaker.park(until.mono)
-            self._changed(claim.provider, "closed", "parked", error.message, until.unix)
+            change = member.breaker.succeeded(now.mono, era)
         elif error is not None and is_providers_fault(error) and error.failure is not FailureClass.RATE_LIMITED:
-            change = member.breaker.failed(now.mono, error.message)
+            change = member.breaker.failed(now.mono, era, error.message)
+        else:
+            member.breaker.dropped(era)
+        if error is not None and is_quota(error):
+            self._park(name, error, now)
         if change is not None:
-            self._stepped(claim.provider, change)
+            self._stepped(name, change, now)
+
+    def _park(self, name: str, error: ProviderError, now: Moment) -> None:
+        """A provider said when its quota is back: it is not asked before (F5)."""
+        member = self._members[name]
+        self._offers = None
+        if member.breaker.park(now.mono, now.after(told_wait(error)).mono) and not member.parked:
+            member.parked = True
+            back = member.breaker.parked_until(now.mono)
+            self._changed(name, member.breaker.state.value, "parked", error.message, _wall(back, now))
 
     def _tick(self, now: Moment) -> None:
-        """Let breakers whose time alone is over try again."""
+        """Let breakers whose time alone is over try again, and ask those whose quota is back."""
         for name, member in self._members.items():
             change = member.breaker.tick(now.mono)
             if change is not None:
-                self._stepped(name, change)
+                self._stepped(name, change, now)
+            if member.parked and member.breaker.parked_until(now.mono) is None:
+                member.parked = False
+                self._changed(name, "parked", member.breaker.state.value, "its quota should be back", None)
 
     def next_change(self, now: Moment) -> int | None:
         """When time alone lets more run, as a monotonic time."""
@@ -280,10 +314,14 @@ class ProviderManager:
         Raises:
             NotFound: no provider of this name.
         """
-        change = self._member(name).breaker.reset()
+        member, now = self._member(name), self._clock.now()
+        change = member.breaker.reset()
         self._offers = None
         if change is not None:
-            self._stepped(name, change)
+            self._stepped(name, change, now)
+        if member.parked:
+            member.parked = False
+            self._changed(name, "parked", member.breaker.state.value, "reset by an operator", None)
         return self._report(name)
 
     def _member(self, name: str) -> _Member:
@@ -318,7 +356,6 @@ class ProviderManager:
 
     def _report(self, name: str) -> dict[str, Any]:
         member, now = self._members[name], self._clock.now()
-        parked = member.breaker.parked_until(now.mono)
         return {
             "kind": member.config.kind,
             "models": list(member.config.models),
@@ -326,13 +363,19 @@ class ProviderManager:
             "enabled": member.enabled,
             "max_concurrency": member.config.max_concurrency,
             "breaker": member.breaker.state.value,
-            "parked_until": now.unix + (parked - now.mono) / MICROSECONDS if parked is not None else None,
+            "open_until": self._open_until(member, now),
+            "parked_until": _wall(member.breaker.parked_until(now.mono), now),
             "problem": member.provider.problem(),
             **member.health.report(),
         }
 
-    def _stepped(self, name: str, change: Change) -> None:
-        self._changed(name, change.before.value, change.after.value, change.reason, None)
+    def _open_until(self, member: _Member, now: Moment) -> float | None:
+        is_open = member.breaker.state is BreakerState.OPEN
+        return _wall(member.breaker.next_change(now.mono), now) if is_open else None
+
+    def _stepped(self, name: str, change: Change, now: Moment) -> None:
+        until = self._open_until(self._members[name], now)
+        self._changed(name, change.before.value, change.after.value, change.reason, until)
 
     def _changed(self, name: str, before: str, after: str, reason: str, until: float | None) -> None:
         self._offers = None
@@ -345,6 +388,11 @@ class ProviderManager:
 
 def _guess(claim: Claimed) -> float:
     return len(claim.body) / BYTES_PER_TOKEN
+
+
+def _wall(mono: int | None, now: Moment) -> float | None:
+    """A monotonic time as seconds of wall time, for the eye."""
+    return None if mono is None else (now.wall + mono - now.mono) / MICROSECONDS
 
 
 def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) -> dict[str, Provider]:
@@ -373,7 +421,7 @@ def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) ->
             timeout=config.limits.timeout,
             idle_timeout=config.limits.idle_timeout,
         )
-        built[name] = kind.build(setting, options_of(entry, kind.Options, name))
+        built[name] = kind.build(setting, options_of(entry, kind.Options, name, environ))
     return built
 
 

@@ -1,8 +1,9 @@
 """The response log: a line per answer in `var/logs/responses/<session>.jsonl`, as V1 wrote it (R3).
 
 It follows the store: what was committed is read from a stored watermark on, appended in a thread, and then the
-watermark moves. After a crash between the two, a session's file is asked which answers it has already. The store is
-the truth; these files are for people and their tools.
+watermark moves. Before a batch is appended a journal notes how long its files are; whoever finds a journal whose batch
+is not behind the watermark cuts the files back to that and writes the batch again. So no line is lost, none is there
+twice, and none is half. The store is the truth; these files are for people and their tools.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ _BATCH = 5_000
 """Answers that are held in memory at once; those of one session share its file's opening."""
 _PAUSE = 1.0
 """Seconds between looks."""
-_TAIL = 1024 * 1024
 
 
 def log_name(session: str) -> str:
@@ -43,7 +43,7 @@ class ResponseLog:
 
     def __init__(self, store: Store, folder: Path, clock: Clock, *, enabled: bool) -> None:
         self._store = store
-        self._folder = folder
+        self._files = _Files(folder)
         self._clock = clock
         self._enabled = enabled
         self._watermark = 0
@@ -56,12 +56,9 @@ class ResponseLog:
         return self._task is not None and not self._task.done()
 
     async def start(self) -> None:
-        """Begin where the last daemon stopped; answers that it wrote without saying so are not written again."""
+        """Begin where the last daemon stopped."""
         self._watermark = await self._store.log_watermark()
-        if self._enabled:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        while await self._write_some(look_first=True):
-            pass
+        await self._write_all()
         self._task = asyncio.create_task(self._follow(), name="ksi-responses")
 
     async def stop(self) -> None:
@@ -69,40 +66,85 @@ class ResponseLog:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        while await self._write_some(look_first=False):
-            pass
+        await self._write_all()
 
     async def _follow(self) -> None:
         while True:
             await self._clock.sleep(_PAUSE)
-            try:
-                while await self._write_some(look_first=False):
-                    pass
-            except (OSError, StoreError) as error:
-                # The watermark stands still, so nothing is lost: the next look tries again.
-                self._log.error("response log not written", error=str(error))
+            await self._write_all()
 
-    async def _write_some(self, *, look_first: bool) -> bool:
+    async def _write_all(self) -> None:
+        """Everything that is there now. What cannot be written stays behind the watermark for the next time."""
+        try:
+            while await self._write_some():
+                pass
+        except (OSError, StoreError) as error:
+            self._log.error("response log not written", error=str(error))
+
+    async def _write_some(self) -> bool:
         """One batch; whether there may be more."""
         turns = await self._store.log_after(self._watermark, _BATCH)
         if not turns:
             return False
         if self._enabled:
-            await asyncio.to_thread(self._write, turns, look_first)
+            await asyncio.to_thread(self._files.write, turns, self._watermark)
         self._watermark = turns[-1].id
         await self._store.set_log_watermark(self._watermark)
         return len(turns) == _BATCH
 
-    def _write(self, turns: Sequence[LoggedTurn], look_first: bool) -> None:
-        files: dict[str, list[LoggedTurn]] = defaultdict(list)
+
+class _Journal(msgspec.Struct):
+    """How long the files of a batch were before it; `last` is the batch's last answer."""
+
+    last: int
+    sizes: dict[str, int]
+
+
+class _Files:
+    """The folder of session files, and its journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._journal = folder.with_name(f"{folder.name}.journal")
+
+    def write(self, turns: Sequence[LoggedTurn], watermark: int) -> None:
+        """Append a batch, whole."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._cut_back(watermark)
+        lines: dict[str, list[bytes]] = defaultdict(list)
         for turn in turns:
-            files[log_name(turn.conversation)].append(turn)
-        for name, its_turns in files.items():
-            path = self._folder / name
-            known = _known_requests(path) if look_first else frozenset()
-            data = b"".join(_line(turn) for turn in its_turns if turn.request_id not in known)
-            if data:
-                _append(path, data)
+            lines[log_name(turn.conversation)].append(_line(turn))
+        sizes = {name: self._size(name) for name in lines}
+        _replace(self._journal, msgspec.json.encode(_Journal(turns[-1].id, sizes)))
+        for name, its_lines in lines.items():
+            _append(self._folder / name, b"".join(its_lines))
+
+    def _cut_back(self, watermark: int) -> None:
+        """Undo a batch that is not behind the watermark."""
+        try:
+            journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
+        except FileNotFoundError:
+            return
+        except msgspec.MsgspecError as error:
+            raise OSError(f"{self._journal} is damaged ({error}); remove it to go on") from None
+        if journal.last > watermark:
+            for name, size in journal.sizes.items():
+                if self._size(name) > size:
+                    os.truncate(self._folder / name, size)
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self._folder / name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or as it was."""
+    beside = path.with_name(path.name + ".new")
+    beside.unlink(missing_ok=True)
+    _append(beside, data)
+    beside.replace(path)
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -113,37 +155,6 @@ def _append(path: Path, data: bytes) -> None:
             view = view[os.write(descriptor, view) :]
     finally:
         os.close(descriptor)
-
-
-def _known_requests(path: Path) -> frozenset[str]:
-    """The requests in the last lines of a file; a line that a crash cut off is taken away."""
-    try:
-        with path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL))
-            tail = file.read()
-            if tail and not tail.endswith(b"\n"):
-                cut = len(tail) - (tail.rfind(b"\n") + 1)
-                file.truncate(size - cut)
-                tail = tail[: len(tail) - cut]
-    except FileNotFoundError:
-        return frozenset()
-    known = set()
-    for line in tail.splitlines():
-        try:
-            entry = msgspec.json.decode(line, type=_Entry)
-        except msgspec.MsgspecError:
-            continue
-        known.add(entry.ksi.request_id)
-    return frozenset(known)
-
-
-class _Ksi(msgspec.Struct):
-    request_id: str
-
-
-class _Entry(msgspec.Struct):
-    ksi: _Ksi
 
 
 def _line(turn: LoggedTurn) -> bytes:
@@ -163,7 +174,7 @@ def _response(turn: LoggedTurn) -> Any:
     """What the provider sent, untouched where it came in one piece."""
     attempt = turn.attempt
     if attempt.raw is not None:
-        return msgspec.Raw(attempt.raw)
+        return msgspec.Raw(msgspec.json.format(attempt.raw, indent=-1))
     usage = None
     if attempt.usage is not None:
         usage = {k: v for k, v in msgspec.structs.asdict(attempt.usage).items() if k != "cost_usd"}

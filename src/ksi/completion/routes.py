@@ -1,7 +1,8 @@
 """Routes: the ordered providers that can serve a model, as one word that the store keeps.
 
-A route is its steps joined by commas; a step is a provider's name, or `name=model` where a fallback model answers
-instead of the one asked for (F4).
+A route is its steps joined by commas. A step is a provider's name, or `name=model` where a fallback model answers
+instead of the one asked for (F4). `~` before a step says that it failed since the last wait: it stands behind the
+others and is asked only while none of them can be.
 """
 
 from __future__ import annotations
@@ -18,36 +19,41 @@ from ksi.protocol import nearest
 KEPT_MODELS = 10_000
 """Model names whose route is remembered."""
 
+_TRIED = "~"
+
 
 class Step(msgspec.Struct, frozen=True):
     """One provider of a route; `model` where it is not the one asked for."""
 
     provider: str
     model: str | None = None
+    tried: bool = False
+    """It failed since the last wait."""
 
     @property
     def word(self) -> str:
         """As it stands in the route."""
-        return self.provider if self.model is None else f"{self.provider}={self.model}"
+        name = self.provider if self.model is None else f"{self.provider}={self.model}"
+        return _TRIED + name if self.tried else name
 
 
 def parse_route(route: str) -> tuple[Step, ...]:
     """A route's steps, in order."""
     steps = []
     for word in route.split(","):
-        provider, _, model = word.partition("=")
-        steps.append(Step(provider, model or None))
+        provider, _, model = word.removeprefix(_TRIED).partition("=")
+        steps.append(Step(provider, model or None, word.startswith(_TRIED)))
     return tuple(steps)
 
 
-def without(route: str, provider: str) -> str | None:
-    """A route without its first step at `provider`; None where nothing is left."""
+def tried(route: str, provider: str) -> str:
+    """A route whose first step at `provider` was tried in vain."""
     steps = list(parse_route(route))
-    for step in steps:
-        if step.provider == provider:
-            steps.remove(step)
-            break
-    return ",".join(step.word for step in steps) or None
+    failed = next((step for step in steps if step.provider == provider), None)
+    if failed is not None:
+        steps.remove(failed)
+        steps.append(Step(failed.provider, failed.model, tried=True))
+    return ",".join(step.word for step in steps)
 
 
 def model_at(route: str, provider: str, asked: str) -> str:
@@ -80,12 +86,12 @@ class Router:
 
     def _find(self, model: str) -> str:
         steps = [Step(name) for name in self._serving(model)]
-        if not steps:
-            raise self._unknown(model)
         settings = self._models.get(model)
         for fallback in settings.fallbacks if settings is not None else ():
             steps += [Step(name, fallback) for name in self._serving(fallback)]
-        return ",".join(step.word for step in steps)
+        if not steps:
+            raise self._unknown(model)
+        return ",".join(dict.fromkeys(step.word for step in steps))
 
     def _serving(self, model: str) -> list[str]:
         serving = [

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from ksi.providers.claude_pool import ClaudePool
 from ksi.providers.claude_process import ProcessFault, SilentError
 from ksi.providers.claude_sessions import Opened, Sessions, Start
 from ksi.providers.claude_setup import Installation
-from ksi.providers.claude_transcript import Seal, projects_folder
+from ksi.providers.claude_transcript import Seal, find, projects_folder
 from ksi.providers.claude_turn import Turn
 from ksi.providers.process import ProcessRegistry
 
@@ -79,7 +80,7 @@ class ClaudeProvider:
             self._pool,
             self._registry,
             Seal(await asyncio.to_thread(self._make_folders)),
-            projects=lambda: projects_folder(self._base_environment()),
+            projects=self._projects,
             files=self._files,
             clock=self._setting.clock,
         )
@@ -100,10 +101,9 @@ class ClaudeProvider:
         """The program's version, and the processes with their memory."""
         return {"version": self._installation.version, **self._pool.report()}
 
-    async def adopt(self, session: str) -> str | None:
-        """The last message of a session of Claude Code's own that KSI does not know yet, for the `last_message` of a
-        call that goes on in it (L9); None where there is no such session."""
-        return await self._sessions.head(session) if self._sessions is not None else None
+    def knows(self, session: str) -> bool:
+        """Whether Claude Code has a session of this name, be it one of a terminal: its transcript is there."""
+        return find(self._projects(), session) is not None
 
     # -- a call ---------------------------------------------------------------------------------------------------
 
@@ -231,6 +231,9 @@ class ClaudeProvider:
     def _base_environment(self) -> dict[str, str]:
         """What is common to all processes."""
         return {**self._setting.environ, **self._options.env}
+
+    def _projects(self) -> Path | None:
+        return projects_folder(self._base_environment())
 
     def _make_folders(self) -> bytes:
         """The folders that processes need, emptied of what an earlier daemon left; the key of our seal."""

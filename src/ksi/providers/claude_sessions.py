@@ -77,11 +77,6 @@ class Sessions:
         """A session's transcript."""
         return await asyncio.to_thread(find, self._projects(), session)
 
-    async def head(self, session: str) -> str | None:
-        """The last message of a session's transcript that another turn can go on from; None where there is none."""
-        path = await self.find(session)
-        return await asyncio.to_thread(last_answer, path) if path is not None else None
-
     # -- before a turn --------------------------------------------------------------------------------------------
 
     async def open(self, call: Call, start: Start) -> Opened:
@@ -116,15 +111,22 @@ class Sessions:
         return Opened(process=process, fresh=True, fork=NEW if call.provider_session is not None else None, seen=0)
 
     async def _resume(self, call: Call, start: Start, session: str, becomes: str) -> Opened:
-        """A process that goes on in a session, or as a branch of it; on a new one where it is not there any more."""
+        """A process that goes on in a session, or as a branch of it; on a new one where it is not there any more.
+
+        A session that is adopted has no message of ours yet: it goes on behind the last whole answer.
+        """
         path = await self.find(session)
-        tail = None
-        if path is not None and call.last_message is not None:
-            tail = await asyncio.to_thread(look_back, path, call.last_message, self._seal.is_ours)
-        if path is None or (tail is not None and not tail.found):
+        if path is None:
+            return await self.begin(call, start)
+        if call.last_message is None:
+            answer = await asyncio.to_thread(last_answer, path)
+            process = await self._start(start, Place(session=becomes, resumed=str(path), at=answer))
+            return Opened(process=process)
+        tail = await asyncio.to_thread(look_back, path, call.last_message, self._seal.is_ours)
+        if not tail.found:
             return await self.begin(call, start)
         process = await self._start(start, Place(session=becomes, resumed=str(path), at=call.last_message))
-        if tail is None or becomes != session:
+        if becomes != session:
             return Opened(process=process)
         return Opened(process=process, fork=FOREIGN if tail.foreign else None, seen=tail.size)
 

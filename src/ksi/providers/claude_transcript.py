@@ -77,6 +77,13 @@ class _Answer(msgspec.Struct, rename="camel"):
     uuid: str = ""
     is_sidechain: bool | None = None
     is_fault: bool | None = msgspec.field(default=None, name="isApiErrorMessage")
+    message: Mapping[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it ends a turn: no sub-agent's, no told fault, and not on the way to a tool."""
+        aside = self.is_sidechain or self.is_fault or self.message.get("stop_reason") in (None, "tool_use")
+        return self.type == "assistant" and bool(self.uuid) and not aside
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
@@ -145,7 +152,7 @@ def look_on(path: Path, start: int, last_message: str, is_ours: Callable[[str], 
 
 
 def last_answer(path: Path) -> str | None:
-    """The uuid of the last message of the model in a transcript's end, sub-agents and told faults aside."""
+    """The uuid of the last whole answer in a transcript's end: what was cut off or failed behind it is left out."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - LOOK_LIMIT))
@@ -154,7 +161,7 @@ def last_answer(path: Path) -> str | None:
         if _ASSISTANT in line:
             with suppress(msgspec.DecodeError):
                 answer = _ANSWER.decode(line)
-                if answer.type == "assistant" and answer.uuid and not (answer.is_sidechain or answer.is_fault):
+                if answer.is_whole:
                     return answer.uuid
     return None
 

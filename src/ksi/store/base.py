@@ -28,6 +28,7 @@ import msgspec
 
 from ksi.clock import Moment
 from ksi.request import Attempt, OnBusy, Priority, State, Turn, Usage
+from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 
 class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -620,6 +621,13 @@ class Store(Protocol):
 
     async def waiting_by_route(self) -> Mapping[str, int]:
         """Ready requests of every route that was ever enqueued, exact up to `StoreRules.position_limit`."""
+        ...
+
+    async def usage(self, query: UsageQuery, pricing: Pricing) -> UsageReport:
+        """What ended attempts used and cost; see `ksi.store.usage`. It may take its time, and holds nobody up.
+
+        Attempts that ended within `StoreRules.keep_sessions` are all in it, older ones may have been pruned.
+        """
         ...
 
     async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:

@@ -165,7 +165,7 @@ class MemoryStore(MemoryReads):
         if isinstance(verdict, Finish) and verdict.state is State.COMPLETED:
             attempt = self._bind(conversation, attempt)
             fork = self._fork_seen(request, attempt, now)
-        request.attempts.append(attempt)
+        self._data.ended(request, attempt, previous=conversation.head)
         conversation.active_at = now.wall
         passing: Passing | None = None
         match verdict:
@@ -472,7 +472,7 @@ class MemoryStore(MemoryReads):
         """Keep what a late run brought, unless its own end is there already: usage counts once (T1)."""
         ends = (kept for kept in request.attempts if kept.number == attempt.number)
         if all(kept.outcome is Outcome.INTERRUPTED for kept in ends):
-            request.attempts.append(msgspec.structs.replace(attempt, outcome=Outcome.FENCED))
+            self._data.ended(request, msgspec.structs.replace(attempt, outcome=Outcome.FENCED))
 
     def _put_off(self, request: Request, retry: Retry, now: Moment) -> Passing | None:
         self._data.routes.add(retry.route or request.route)
@@ -513,7 +513,7 @@ class MemoryStore(MemoryReads):
                 f"{lock.request_id!r} is a request's id; choose another", request_id=lock.request_id
             )
         conversation = known.conversation
-        if conversation.name != lock.conversation:
+        if self._data.find(lock.conversation) is not conversation:
             raise RequestIdConflict(
                 f"{lock.request_id!r} holds or awaits the lock of another conversation; choose another id",
                 request_id=lock.request_id,

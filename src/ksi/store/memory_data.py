@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ksi.errors import InternalError
-from ksi.request import FIRST_STATES, WAITING_STATES, Attempt, Priority, State, Turn, may_become
+from ksi.request import FIRST_STATES, WAITING_STATES, Attempt, Outcome, Priority, State, Turn, may_become
 from ksi.store.base import Fork
 from ksi.store.memory_index import Key, Ordered
 
@@ -126,6 +126,18 @@ class TurnRecord:
     attempt: Attempt
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Spent:
+    """An ended attempt as the account of usage has it: it stays when its request is pruned."""
+
+    request: int
+    conversation: str
+    agent_id: str | None
+    attempt: Attempt
+    first: bool
+    """The first turn of its conversation, completed."""
+
+
 class MemoryData:
     """All a memory store knows. It outlives the store: a new store over the same data finds what a crash left."""
 
@@ -143,6 +155,8 @@ class MemoryData:
         self.routes: set[str] = set()
         """All that a request ever had."""
         self.watermark = 0
+        self.spent: list[Spent] = []
+        """In the order in which they ended."""
 
         self.active = Ordered()
         self.running = Ordered()
@@ -207,6 +221,19 @@ class MemoryData:
         self.fork_order.add((number,))
         self.trees.add((conversation.root, number))
         conversation.forks.append(number)
+
+    def ended(self, request: Request, attempt: Attempt, previous: int | None = None) -> None:
+        """Put an ended attempt into its request's trail and into the account."""
+        request.attempts.append(attempt)
+        self.spent.append(
+            Spent(
+                request=request.key,
+                conversation=request.conversation.name,
+                agent_id=request.agent_id,
+                attempt=attempt,
+                first=attempt.outcome is Outcome.COMPLETED and previous is None,
+            )
+        )
 
     def head_of_line(self, conversation: Conversation) -> Member | None:
         """Who comes next in a conversation."""

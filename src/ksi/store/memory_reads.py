@@ -20,6 +20,8 @@ from ksi.store.base import (
 )
 from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
 from ksi.store.memory_index import Listed
+from ksi.store.memory_usage import report
+from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 
 class MemoryReads:
@@ -103,6 +105,10 @@ class MemoryReads:
         """See the protocol."""
         ready = self._data.ready
         return {route: min(ready.count((route,)), self._rules.position_limit) for route in self._data.routes}
+
+    async def usage(self, query: UsageQuery, pricing: Pricing) -> UsageReport:
+        """See the protocol."""
+        return report(self._data, query, pricing)
 
     async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
         """See the protocol."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ksi.clock import Moment
 from ksi.errors import FailureClass
-from ksi.request import Attempt, Outcome, State
+from ksi.request import Attempt, Outcome, State, decode_body
 from ksi.store.base import Ended, Expiry, Lapsed, Pruned, Recovery, StoreRules
 from ksi.store.memory_data import Conversation, Member, MemoryData, Request
 from ksi.store.memory_index import Key
@@ -40,15 +40,18 @@ class Upkeep:
     def _recover(self, request: Request, now: Moment) -> Ended | None:
         """Put back, or end, what ran when the daemon died (Q3)."""
         request.interruptions += 1
-        request.attempts.append(
+        self._data.ended(
+            request,
             Attempt(
                 number=request.attempt,
                 provider=request.provider or "",
                 outcome=Outcome.INTERRUPTED,
                 started_at=request.started_at or 0,
                 finished_at=now.wall,
+                asked=request.model,
+                mcp=decode_body(request.body).mcp,
                 error=FailureClass.DAEMON_RESTART.value,
-            )
+            ),
         )
         if request.cancelling:
             return self._lines.ended(request, State.CANCELLED, now, FailureClass.CANCELLED.value)
@@ -123,6 +126,7 @@ class Upkeep:
             if request.turn is not None:
                 self._data.log.remove((request.turn,))
             self._data.reindex(request.conversation)
+        self._forget_spent(now.wall - self._rules.keep_sessions)
         conversations = 0
         idle = self._first_idle(now)
         while idle is not None and conversations < limit - len(old):
@@ -132,6 +136,11 @@ class Upkeep:
         return Pruned(
             requests=min(len(old), limit), conversations=conversations, more=len(old) > limit or idle is not None
         )
+
+    def _forget_spent(self, oldest: int) -> None:
+        """The account goes back as far as conversations are kept."""
+        kept = next((n for n, spent in enumerate(self._data.spent) if spent.attempt.finished_at > oldest), None)
+        del self._data.spent[:kept]
 
     def _first_idle(self, now: Moment) -> Conversation | None:
         """The conversation that has been idle longest, if it is past its retention and its head is in the log."""

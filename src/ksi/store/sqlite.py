@@ -41,13 +41,15 @@ from ksi.store.base import (
     Verdict,
 )
 from ksi.store.sqlite_checkpoint import Checkpointer
-from ksi.store.sqlite_commit import Committer
+from ksi.store.sqlite_commit import Committer, as_ksi_error
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_locks import Locks
 from ksi.store.sqlite_reads import Reads
 from ksi.store.sqlite_requests import Requests
 from ksi.store.sqlite_upkeep import Upkeep
+from ksi.store.sqlite_usage import UsageReader
 from ksi.store.statements import read_sql
+from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 LAYOUT = 1
 """The layout's version, kept in `user_version`."""
@@ -96,6 +98,7 @@ class SqliteStore:
         self._reads = Reads(self._reader_connection, self._rules)
         self._log_connection = self._connect()
         self._log_reads = Reads(self._log_connection, self._rules)
+        self._usage = UsageReader(self._connect)
         self._checkpointer = Checkpointer(writer, str(self._path))
         self._committer = Committer(writer, self._ledger, between=self._checkpointer.reset_if_long)
         recovery = await self._committer.submit(lambda: self._upkeep.recover(now))
@@ -106,6 +109,7 @@ class SqliteStore:
         """See `Store.close`."""
         await self._committer.close()
         self._checkpointer.close()
+        self._usage.close()
         self._log_connection.close()
         self._reader_connection.close()
         self._writer.close()
@@ -230,6 +234,13 @@ class SqliteStore:
     async def waiting_by_route(self) -> Mapping[str, int]:
         """See `Store.waiting_by_route`."""
         return self._reads.waiting_by_route()
+
+    async def usage(self, query: UsageQuery, pricing: Pricing) -> UsageReport:
+        """See `Store.usage`. On a connection and thread of its own, as `log_after`."""
+        try:
+            return await asyncio.to_thread(self._usage.report, query, pricing)
+        except apsw.Error as error:
+            raise as_ksi_error(error) from None
 
     async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
         """See `Store.log_after`. On a connection and thread of its own: nobody waits for it."""

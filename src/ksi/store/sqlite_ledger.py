@@ -238,12 +238,18 @@ class Ledger:
     # -- ends -----------------------------------------------------------------------------------------------------
 
     def add_attempt(
-        self, key: int, conversation: int, attempt: Attempt, earlier: int | None, previous: int | None
+        self,
+        key: int,
+        conversation: int,
+        agent: str | None,
+        attempt: Attempt,
+        earlier: int | None,
+        previous: int | None,
     ) -> int:
         """Write an ended attempt; returns its id."""
         identity = self._next_attempt
         self._next_attempt += 1
-        self.run("add_attempt", identity, key, earlier, previous, conversation, *attempt_values(attempt))
+        self.run("add_attempt", identity, key, earlier, previous, conversation, agent, *attempt_values(attempt))
         return identity
 
     def finish(

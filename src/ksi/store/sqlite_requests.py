@@ -318,7 +318,7 @@ class Requests:
             verdict = CANCELLED
         if isinstance(verdict, Finish):
             return self._settle_finish(claim, attempt, verdict, conversation, earlier, head, now)
-        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, None)
+        number = self._ledger.add_attempt(claim.key, conversation, claim.agent_id, attempt, earlier, None)
         self._ledger.load(claim.provider, -1)
         self._ledger.run("touch_conversation", conversation, now.wall)
         if isinstance(verdict, GiveBack):
@@ -332,7 +332,7 @@ class Requests:
         if earlier is not None and self._ledger.one("attempt_numbered", earlier, attempt.number) is not None:
             return
         fenced = msgspec.structs.replace(attempt, outcome=Outcome.FENCED)
-        number = self._ledger.add_attempt(claim.key, conversation, fenced, earlier, None)
+        number = self._ledger.add_attempt(claim.key, conversation, claim.agent_id, fenced, earlier, None)
         self._ledger.run("note_attempt", claim.key, number)
 
     def _settle_finish(
@@ -350,7 +350,8 @@ class Requests:
         if completed and attempt.provider_session is not None:
             attempt = self._bind(claim, attempt, conversation)
             fork = self._record_fork(claim, attempt, conversation, head, now)
-        number = self._ledger.add_attempt(claim.key, conversation, attempt, earlier, head if completed else None)
+        previous = head if completed else None
+        number = self._ledger.add_attempt(claim.key, conversation, claim.agent_id, attempt, earlier, previous)
         self._ledger.load(claim.provider, -1)
         if completed:
             self._ledger.run("advance_conversation", conversation, number, now.wall)

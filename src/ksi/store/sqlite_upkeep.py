@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ksi.clock import Moment
 from ksi.errors import FailureClass
-from ksi.request import Attempt, Outcome, State
+from ksi.request import Attempt, Outcome, State, decode_body
 from ksi.store.base import Ended, Expiry, Finish, Lapsed, Pruned, Recovery
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_requests import CANCELLED
@@ -94,16 +94,21 @@ class Upkeep:
         return Recovery(requeued=tuple(requeued), ended=tuple(ended))
 
     def _recover_run(self, row: Row, now: Moment) -> str | Ended:
-        key, request_id, conversation, provider, number, interruptions, started_at, cancelling, earlier = row
+        (
+            key, request_id, conversation, provider, number, interruptions, started_at, cancelling, earlier, agent,
+            model, body,
+        ) = row  # fmt: skip
         attempt = Attempt(
             number=number,
             provider=provider,
             outcome=Outcome.INTERRUPTED,
             started_at=started_at,
             finished_at=now.wall,
+            asked=model,
+            mcp=decode_body(body).mcp,
             error=FailureClass.DAEMON_RESTART.value,
         )
-        last = self._ledger.add_attempt(key, conversation, attempt, earlier, None)
+        last = self._ledger.add_attempt(key, conversation, agent, attempt, earlier, None)
         self._ledger.run("requeue", key, last, 1)
         rules = self._ledger.rules
         if cancelling:

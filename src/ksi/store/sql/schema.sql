@@ -106,6 +106,7 @@ CREATE TABLE attempt (
     earlier          INTEGER,               -- the same request's attempt before this one
     previous         INTEGER,               -- the conversation's turn before this one, where this is a turn
     conversation     INTEGER NOT NULL,
+    agent            TEXT,                  -- the request's, kept for the account of usage
     number           INTEGER NOT NULL,
     provider         TEXT NOT NULL,
     outcome          TEXT NOT NULL,
@@ -113,6 +114,8 @@ CREATE TABLE attempt (
     finished_at      INTEGER NOT NULL,
     first_token      INTEGER,
     model            TEXT,
+    asked            TEXT,                  -- the full name of the model that was asked for
+    mcp              INTEGER NOT NULL,      -- 1 with MCP servers
     stop_reason      TEXT,
     provider_session TEXT,
     last_message     TEXT,

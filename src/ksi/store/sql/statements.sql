@@ -96,10 +96,10 @@ SELECT r.request_id, r.state, r.fence, r.token, r.conversation, r.hold, r.route,
 FROM request r JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: add_attempt
 INSERT INTO attempt (
-    id, request, earlier, previous, conversation, number, provider, outcome, started_at, finished_at, first_token, model,
-    stop_reason, provider_session, last_message, fork, error, message, input_tokens, output_tokens, cache_read,
-    cache_write, reasoning, cost, text, raw
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    id, request, earlier, previous, conversation, agent, number, provider, outcome, started_at, finished_at, first_token,
+    model, asked, mcp, stop_reason, provider_session, last_message, fork, error, message, input_tokens, output_tokens,
+    cache_read, cache_write, reasoning, cost, text, raw
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: note_attempt
 UPDATE request SET last_attempt = ?2 WHERE key = ?1;
 -- name: attempt_numbered
@@ -147,8 +147,9 @@ SELECT min(expires) FROM request WHERE expires IS NOT NULL AND state IN (0, 1);
 SELECT min(deadline) FROM request WHERE deadline IS NOT NULL;
 
 -- name: left_running
-SELECT key, request_id, conversation, provider, attempt, interruptions, started_at, cancelling, last_attempt
-FROM request WHERE state = 2 AND external = 0 AND place = 1 ORDER BY key;
+SELECT r.key, r.request_id, r.conversation, r.provider, r.attempt, r.interruptions, r.started_at, r.cancelling,
+    r.last_attempt, b.agent, b.model, b.data
+FROM request r JOIN body b ON b.request = r.key WHERE r.state = 2 AND r.external = 0 AND r.place = 1 ORDER BY r.key;
 -- name: external_locks
 SELECT key, request_id, conversation, place, term FROM request WHERE external = 1 AND state IN (1, 2) ORDER BY key;
 
@@ -195,8 +196,9 @@ SELECT r.key, r.request_id, r.conversation, c.name, r.state, r.priority, r.route
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.request_id = ? AND r.external = 0;
 -- name: attempt
-SELECT earlier, number, provider, outcome, started_at, finished_at, first_token, model, stop_reason, provider_session,
-    last_message, fork, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning, cost, text, raw
+SELECT earlier, number, provider, outcome, started_at, finished_at, first_token, model, asked, mcp, stop_reason,
+    provider_session, last_message, fork, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning,
+    cost, text, raw
 FROM attempt WHERE id = ?;
 -- name: turn
 SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous, a.last_message,
@@ -292,8 +294,8 @@ SELECT count(*) FROM (SELECT 1 FROM request WHERE ready = 1 AND route = ?1 LIMIT
 
 -- name: logged
 SELECT a.id, r.request_id, c.name, b.agent, a.number, a.provider, a.outcome, a.started_at, a.finished_at, a.first_token,
-    a.model, a.stop_reason, a.provider_session, a.last_message, a.fork, a.error, a.message, a.input_tokens,
-    a.output_tokens, a.cache_read, a.cache_write, a.reasoning, a.cost, a.text, a.raw
+    a.model, a.asked, a.mcp, a.stop_reason, a.provider_session, a.last_message, a.fork, a.error, a.message,
+    a.input_tokens, a.output_tokens, a.cache_read, a.cache_write, a.reasoning, a.cost, a.text, a.raw
 FROM attempt a JOIN request r ON r.key = a.request JOIN body b ON b.request = a.request
     JOIN conversation c ON c.id = a.conversation
 WHERE a.id > ?1 AND a.outcome = 'completed' ORDER BY a.id LIMIT ?2;

@@ -1,0 +1,214 @@
+"""The real Claude Code for tests, a scripted one in its place, and a conversation led as the daemon leads it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ksi.clock import Clock, SystemClock
+from ksi.providers.base import Call, Chunk, Completion, Message, Setting
+from ksi.providers.claude_cli import ClaudeProvider, Options, build
+
+NAMED_BY = "KSI_TEST_CLAUDE"
+"""The variable that names another Claude Code than the one of the test environment."""
+WHEEL = "claude_agent_sdk"
+SCRIPTED = Path(__file__).with_name("scripted_claude.py")
+
+
+def real_claude() -> str:
+    """The program. That there is none is a fault of the test environment, not a reason to test less.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says how to get it.
+    """
+    named = os.environ.get(NAMED_BY) or shutil.which("claude")
+    spec = importlib.util.find_spec(WHEEL)
+    folders = (spec.submodule_search_locations if spec is not None else None) or ()
+    bundled = [str(Path(folder) / "_bundled" / "claude") for folder in folders]
+    found = next((path for path in (*bundled, named) if path and Path(path).is_file()), None)
+    found = os.environ.get(NAMED_BY) or found
+    if found is None:
+        raise FileNotFoundError(
+            "no Claude Code to test with: pip install --no-deps claude-agent-sdk, or npm install -g "
+            f"@anthropic-ai/claude-code, or name one by {NAMED_BY}"
+        )
+    return found
+
+
+def environment(home: Path, url: str) -> dict[str, str]:
+    """Variables for a Claude Code that has a home of its own and asks only this endpoint."""
+    home.mkdir(parents=True, exist_ok=True)
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "CLAUDE_CONFIG_DIR": str(home / "claude"),
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": "any",
+    }
+
+
+def scripted(*answers: str) -> list[str]:
+    """The command of a scripted Claude Code; see `scripted_claude.py` for the words."""
+    return [sys.executable, "-I", str(SCRIPTED), *answers]
+
+
+class House:
+    """A home with Claude Code in it; makes providers, and ends them at the end."""
+
+    def __init__(self, folder: Path, url: str = "http://127.0.0.1:9", clock: Clock | None = None) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.variables = environment(folder / "user", url)
+        self.clock = clock or SystemClock()
+        self.providers: list[ClaudeProvider] = []
+
+    def options(self, **options: Any) -> dict[str, Any]:
+        """The configuration keys of a provider here."""
+        return {"command": [real_claude()], "env": self.variables, **options}
+
+    async def provider(self, *, idle_timeout: float = 60.0, **options: Any) -> ClaudeProvider:
+        """A provider that is started."""
+        setting = Setting(
+            name="claude-cli",
+            clock=self.clock,
+            home=self.home,
+            log_dir=self.home / "var" / "logs",
+            environ={},
+            idle_timeout=idle_timeout,
+        )
+        provider = build(setting, msgspec.convert(self.options(**options), Options))
+        await provider.start()
+        self.providers.append(provider)
+        return provider
+
+    async def close(self) -> None:
+        """Stop the providers."""
+        for provider in self.providers:
+            await provider.stop()
+
+    @property
+    def projects(self) -> Path:
+        """Where the transcripts are."""
+        return Path(self.variables["CLAUDE_CONFIG_DIR"]) / "projects"
+
+    def transcript(self, session: str | None) -> Path:
+        """A session's transcript."""
+        (path,) = self.projects.glob(f"*/{session}.jsonl")
+        return path
+
+    async def run(self, *arguments: str, prompt: str, model: str = "haiku", folder: Path | None = None) -> Any:
+        """Claude Code as its user runs it, without KSI; its result."""
+        process = await asyncio.create_subprocess_exec(
+            real_claude(),
+            "-p",
+            "--output-format=json",
+            f"--model={model}",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**self.variables, "DISABLE_TELEMETRY": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"},
+            cwd=folder or self.folder,
+        )
+        try:
+            async with asyncio.timeout(60):
+                printed, _ = await process.communicate(prompt.encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return json.loads(printed)
+
+
+class Talk:
+    """A conversation: what is kept of each turn is what the next one is given."""
+
+    def __init__(self, provider: ClaudeProvider, session: str | None = None, last_message: str | None = None) -> None:
+        self.provider = provider
+        self.session = session
+        self.last_message = last_message
+        self.history: list[Message] = []
+        self.requests = 0
+        self.pieces: list[str] = []
+        """Of the last call, what came before its end."""
+
+    def call(self, prompt: str, **fields: Any) -> Call:
+        """The next call."""
+        self.requests += 1
+        given: dict[str, Any] = {
+            "request_id": f"r{self.requests}",
+            "attempt": 1,
+            "conversation": "talk",
+            "model": "haiku",
+            "messages": [*self.history, Message("user", prompt)],
+            "history": len(self.history),
+            "provider_session": self.session,
+            "last_message": self.last_message,
+            "stream": True,
+        }
+        return Call(**{**given, **fields})
+
+    async def say(self, prompt: str, **fields: Any) -> Completion:
+        """A turn, kept if it was good."""
+        completion = await self.attempt(self.call(prompt, **fields))
+        self.session, self.last_message = completion.provider_session, completion.last_message
+        self.history += [Message("user", prompt), Message("assistant", completion.text)]
+        return completion
+
+    async def attempt(self, call: Call) -> Completion:
+        """A call's completion, not kept."""
+        self.pieces = []
+        completion: Completion | None = None
+        async with aclosing(self.provider.complete(call)) as answer:
+            async for item in answer:
+                if isinstance(item, Chunk):
+                    self.pieces.append(item.text)
+                else:
+                    completion = item
+        assert completion is not None
+        return completion
+
+    async def begin(self, call: Call) -> Any:
+        """A call's iterator, after its first piece came; the caller closes it."""
+        answer = self.provider.complete(call)
+        async with asyncio.timeout(30):
+            assert isinstance(await anext(answer), Chunk)
+        return answer
+
+
+def said(request: Any) -> list[tuple[str, str]]:
+    """What an endpoint was sent, in pairs of role and text, without what Claude Code adds about its surroundings."""
+    return [(m["role"], _text(m["content"])) for m in request.json["messages"] if m["role"] != "system"]
+
+
+def system_of(request: Any) -> str:
+    """The system prompt that an endpoint was sent, without what Claude Code always puts before it."""
+    blocks = [block["text"] for block in request.json["system"]]
+    return str(blocks[-1])
+
+
+def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    return content if isinstance(content, str) else "".join(str(block.get("text", "")) for block in content)
+
+
+def living(pids: Sequence[int]) -> list[int]:
+    """Those that run, zombies aside."""
+    alive: list[int] = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in b"ZX":
+            alive.append(pid)
+    return alive
