@@ -107,12 +107,15 @@ class House:
         return path
 
     async def run(self, *arguments: str, prompt: str, model: str = "haiku", folder: Path | None = None) -> Any:
-        """Claude Code as its user runs it, without KSI; its result."""
+        """Claude Code as its user runs it, with nothing of KSI; its result."""
         process = await asyncio.create_subprocess_exec(
             real_claude(),
             "-p",
             "--output-format=json",
             f"--model={model}",
+            "--tools",
+            "",
+            "--system-prompt=You help.",
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

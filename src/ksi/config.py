@@ -18,7 +18,7 @@ DAY = 24 * HOUR
 CONFIG_FILE = "ksi.toml"
 
 LONGEST = 1e9
-"""No time is longer, in seconds: clocks count microseconds, and a store keeps them in 64 bits."""
+"""No time is longer, in seconds: a store keeps microseconds in 64 bits."""
 
 T = TypeVar("T")
 
@@ -225,6 +225,10 @@ _SECTIONS: dict[str, type[_Section]] = {
 _MAY_BE_ZERO = frozenset(
     {
         "service.shutdown_grace",
+        "queue.head_start.high",
+        "queue.head_start.normal",
+        "queue.head_start.low",
+        "queue.head_start.background",
         "breaker.rate",
         "session.idle_after",
         "session.expire_after",
@@ -238,21 +242,32 @@ _COMMON_PROVIDER_KEYS = field_names(ProviderConfig) - {"options"}
 
 
 class _Origin:
-    """Says where a wrong setting stands: in the file, or in which variable."""
+    """Says where a wrong setting stands: in the file, in which variable, or among the flags."""
 
-    def __init__(self, file: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, file: str, environ: Mapping[str, str], flags: Mapping[str, Any] | None = None) -> None:
         self._file = file
-        self._variables = {
-            name.removeprefix("KSI_").lower().replace("__", ".").replace("-", "_"): name
+        self._others = {
+            name.removeprefix("KSI_").lower().replace("__", ".").replace("-", "_"): f"variable {name}"
             for name in environ
             if name.startswith("KSI_") and "__" in name
         }
+        self._others |= {place.replace("-", "_"): "flags" for place in _places(flags or {})}
 
     def error(self, reason: str, place: str, *, named: bool = False) -> ConfigError:
         """The error for a place; `named` where the reason names it already."""
-        variable = self._variables.get(place.replace("-", "_"))
-        where = f"variable {variable}" if variable is not None else self._file
+        setting = place.replace("-", "_").partition("[")[0]
+        while setting and setting not in self._others:
+            setting = setting.rpartition(".")[0]
+        where = self._others.get(setting, self._file)
         return ConfigError(f"{where}: {reason}" if named else f"{where}: {place}: {reason}", place=place)
+
+
+def _places(tree: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}"
 
 
 def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
@@ -277,48 +292,29 @@ def load(
     `flags` has sections of keys, as a TOML file would; they win over all else.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest known one), or wrong value; `place` says where, and
-            the message whether the file, a variable or a flag said it.
+        ConfigError: unreadable file, unknown key (with the nearest known one), or wrong value; `place` says where,
+            and the message whether the file, a variable or a flag has it.
     """
+    environ = os.environ if environ is None else environ
     tree = _read_file(home / CONFIG_FILE)
-    origins = _Origins(str(home / CONFIG_FILE))
+    origin = _Origin(str(home / CONFIG_FILE), environ, flags)
     tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
-    for variable, setting in _from_environ(os.environ if environ is None else environ):
-        _merge(tree, setting, variable, origins)
-    _merge(tree, flags or {}, "flags", origins)
+    for variable, setting in _from_environ(environ):
+        _merge(tree, setting, f"variable {variable}")
+    _merge(tree, flags or {}, "flags")
     known = {*_SECTIONS, "providers", "models"}
     for name in tree:
         if name not in known:
-            raise _unknown(name, known, origins)
-    parts: dict[str, Any] = {
-        name: _section(kind, tree.get(name, {}), name, origins) for name, kind in _SECTIONS.items()
-    }
-    providers = {name: _provider(name, value, origins) for name, value in _table(tree, "providers", origins).items()}
+            raise _unknown(name, known, origin)
+    parts: dict[str, Any] = {name: _section(kind, tree.get(name, {}), name, origin) for name, kind in _SECTIONS.items()}
+    providers = {name: _provider(name, value, origin) for name, value in _table(tree, "providers", origin).items()}
     models = {
-        name: _section(ModelConfig, value, f"models.{name}", origins)
-        for name, value in (_table(tree, "models", origins) if "models" in tree else {}).items()
+        name: _section(ModelConfig, value, f"models.{name}", origin)
+        for name, value in (_table(tree, "models", origin) if "models" in tree else {}).items()
     }
     config = Config(home=home, providers=providers, models=models, **parts)
-    _check(config, origins)
+    _check(config, origin)
     return config
-
-
-class _Origins:
-    """Who said what: the file, where neither a variable nor a flag did."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._others: dict[str, str] = {}
-
-    def note(self, place: str, source: str) -> None:
-        self._others[place] = source
-
-    def fault(self, place: str, reason: str) -> ConfigError:
-        """The error for a place, that names who said it."""
-        said = place.partition("[")[0]
-        while said and said not in self._others:
-            said = said.rpartition(".")[0]
-        return ConfigError(f"{self._others.get(said, self._file)}: {reason}", place=place)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -335,12 +331,11 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """KSI_QUEUE__LEASE=20 → {"queue": {"lease": 20}}; deeper tables with more double underscores."""
     for variable, text in sorted(environ.items()):
-        if not variable.startswith("KSI_") or "__" not in variable:
-            continue
-        setting = _toml_value(text)
-        for name in reversed(variable.removeprefix("KSI_").lower().split("__")):
-            setting = {name: setting}
-        yield variable, setting
+        if variable.startswith("KSI_") and "__" in variable:
+            setting = _toml_value(text)
+            for name in reversed(variable.removeprefix("KSI_").lower().split("__")):
+                setting = {name: setting}
+            yield variable, setting
 
 
 def _toml_value(text: str) -> Any:
@@ -351,53 +346,50 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _merge(
-    base: dict[str, Any], extra: Mapping[str, Any], source: str, origins: _Origins, within: str = ""
-) -> None:
+def _merge(base: dict[str, Any], extra: Mapping[str, Any], source: str, within: str = "") -> None:
     for key, value in extra.items():
         # A variable cannot spell "claude-cli": CLAUDE_CLI means it where it exists.
         name = next((k for k in base if k.replace("-", "_") == key.replace("-", "_")), key)
-        place = f"{within}.{name}" if within else name
         if isinstance(value, Mapping):
             node = base.setdefault(name, {})
             if not isinstance(node, dict):
+                place = f"{within}{name}"
                 raise ConfigError(f"{source}: {place} is a table here and a value in another place", place=place)
-            _merge(node, value, source, origins, place)
+            _merge(node, value, source, f"{within}{name}.")
         else:
             base[name] = value
-            origins.note(place, source)
 
 
-def _table(tree: Mapping[str, Any], name: str, origins: _Origins) -> dict[str, Any]:
+def _table(tree: Mapping[str, Any], name: str, origin: _Origin) -> dict[str, Any]:
     value = tree[name]
     if not isinstance(value, dict):
-        raise origins.fault(name, f"[{name}] must be a table")
+        raise origin.error("must be a table", name)
     return value
 
 
-def _section(kind: type[S], value: Any, place: str, origins: _Origins) -> S:
+def _section(kind: type[S], value: Any, place: str, origin: _Origin) -> S:
     if not isinstance(value, dict):
-        raise origins.fault(place, f"[{place}] must be a table")
+        raise origin.error("must be a table", place)
     known = field_names(kind)
     hints = get_type_hints(kind)
     for key, inner in value.items():
         if key not in known:
-            raise _unknown(f"{place}.{key}", {f"{place}.{k}" for k in known}, origins)
+            raise _unknown(f"{place}.{key}", {f"{place}.{k}" for k in known}, origin)
         if isinstance(inner, dict) and isinstance(hints[key], type) and issubclass(hints[key], _Section):
-            _section(hints[key], inner, f"{place}.{key}", origins)
-    return _convert(value, kind, place, origins)
+            _section(hints[key], inner, f"{place}.{key}", origin)
+    return _convert(value, kind, place, origin)
 
 
-def _provider(name: str, value: Any, origins: _Origins) -> ProviderConfig:
+def _provider(name: str, value: Any, origin: _Origin) -> ProviderConfig:
     place = f"providers.{name}"
     if not isinstance(value, dict):
-        raise origins.fault(place, f"[{place}] must be a table")
+        raise origin.error("must be a table", place)
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise origins.fault(place, f"a provider's name is letters, digits, - and _: {name!r}")
+        raise origin.error("a provider's name is letters, digits, - and _", place)
     common = {k: v for k, v in value.items() if k in _COMMON_PROVIDER_KEYS}
     options = {k: v for k, v in value.items() if k not in _COMMON_PROVIDER_KEYS}
     common.setdefault("models", [f"{name}/*"])
-    return _convert({**common, "options": options}, ProviderConfig, place, origins)
+    return _convert({**common, "options": options}, ProviderConfig, place, origin)
 
 
 def options_of(
@@ -410,55 +402,52 @@ def options_of(
     """
     origin = _Origin(CONFIG_FILE, environ or {})
     known = field_names(kind) | _COMMON_PROVIDER_KEYS
-    origins = _Origins(CONFIG_FILE)
     for key in config.options:
         if key not in known:
-            raise _unknown(f"providers.{name}.{key}", {f"providers.{name}.{k}" for k in known}, origins)
-    return _convert(dict(config.options), kind, f"providers.{name}", origins)
+            raise _unknown(f"providers.{name}.{key}", {f"providers.{name}.{k}" for k in known}, origin)
+    return _convert(dict(config.options), kind, f"providers.{name}", origin)
 
 
-def _convert(value: dict[str, Any], kind: type[T], place: str, origins: _Origins) -> T:
+def _convert(value: dict[str, Any], kind: type[T], place: str, origin: _Origin) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         reason, path = split_path(str(error))
         where = f"{place}.{path}" if path else place
-        raise origins.fault(where, f"{where}: {reason}") from None
+        raise origin.error(reason, where) from None
 
 
-def _unknown(name: str, known: set[str], origins: _Origins) -> ConfigError:
+def _unknown(name: str, known: set[str], origin: _Origin) -> ConfigError:
     guess = nearest(name, known)
     hint = f"; did you mean {guess!r}?" if guess else ""
-    return origins.fault(name, f"unknown key {name!r}{hint}")
+    return origin.error(f"unknown key {name!r}{hint}", name, named=True)
 
 
-def _check(config: Config, origins: _Origins) -> None:
+def _check(config: Config, origin: _Origin) -> None:
     """What types cannot say."""
     for place, value in _numbers(config):
-        zero = place in _MAY_BE_ZERO or place.startswith("queue.head_start.")
-        if not (0 <= value if zero else 0 < value):
-            least = "not be below zero" if zero else "be above zero"
-            raise origins.fault(place, f"{place} must {least}, not {value}")
+        if place in _MAY_BE_ZERO and not value >= 0:
+            raise origin.error(f"must be zero or more, not {value}", place)
+        if place not in _MAY_BE_ZERO and not value > 0:
+            raise origin.error(f"must be above zero, not {value}", place)
         if isinstance(value, float) and value > LONGEST:
-            raise origins.fault(place, f"{place} must be no more than {LONGEST:.0f}, not {value}")
+            raise origin.error(f"must be no more than {LONGEST:.0f}, not {value}", place)
     if config.breaker.rate > 1:
-        raise origins.fault("breaker.rate", f"breaker.rate is a share of 1, not {config.breaker.rate}")
+        raise origin.error(f"is a share of 1, not {config.breaker.rate}", "breaker.rate")
     for name, model in config.models.items():
         for fallback in (name, *model.fallbacks):
             if "/" not in fallback or "," in fallback or "=" in fallback:
-                raise origins.fault(
-                    f"models.{name}.fallbacks", f"models.{name}: {fallback!r} is no model's full name, provider/model"
-                )
+                raise origin.error(f"{fallback!r} is no model's full name, provider/model", f"models.{name}.fallbacks")
     start = config.queue.head_start
     if not start.high >= start.normal >= start.low >= start.background:
-        raise origins.fault("queue.head_start", "queue.head_start must fall from high to background")
+        raise origin.error("must fall from high to background", "queue.head_start")
     if config.retention.sessions < config.retention.finished:
-        raise origins.fault("retention.sessions", "retention.sessions must not be shorter than retention.finished")
+        raise origin.error("must not be shorter than retention.finished", "retention.sessions")
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:
     """Every number that is set, with its place; a provider's priority may be any."""
-    sections: dict[str, msgspec.Struct] = {name: getattr(config, name) for name in _SECTIONS}
+    sections: dict[str, Any] = {name: getattr(config, name) for name in _SECTIONS}
     sections["queue.head_start"] = config.queue.head_start
     sections |= {f"providers.{name}": provider for name, provider in config.providers.items()}
     for section, values in sections.items():

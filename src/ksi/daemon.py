@@ -107,7 +107,7 @@ class Daemon:
             KsiError: what could not be started, undone as far as it went.
         """
         async with AsyncExitStack() as undo:
-            _claim_run_dir(self.config.run_dir)
+            _claim_run_dir(self.config.run_dir, self.config.home)
             recovery = await self.store.open(self._clock.now(), self.queue.on_work)
             undo.push_async_callback(self.store.close)
             await self._responses.start()
@@ -252,11 +252,14 @@ def _head_starts(config: Config) -> HeadStarts:
     )
 
 
-def _claim_run_dir(folder: Path) -> None:
+def _claim_run_dir(folder: Path, home: Path) -> None:
     """Make the folder of socket and pid file, for this user only (S2)."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        made = not folder.exists()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if made or folder.is_relative_to(home):
+            # A folder that others share stays as it is: the socket's own mode and the peer's user are checked anyhow.
+            folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be used: {error.strerror}; make it writable or choose another home", place=str(folder)
@@ -313,7 +316,7 @@ class PidFile:
 def run(config: Config, *, say: Callable[[str], None] = print) -> int:
     """Serve until SIGTERM, SIGINT or `system:shutdown`; returns the exit code. Says one line when ready."""
     try:
-        _claim_run_dir(config.run_dir)
+        _claim_run_dir(config.run_dir, config.home)
         open_log(config.log_dir / "daemon.log", config.log.level)
         pid_file = PidFile(config.pid_path)
         pid_file.take()

@@ -119,12 +119,13 @@ async def test_an_empty_prompt_is_refused(scene: Scene, prompt: str) -> None:
 @pytest.mark.promise("C6")
 async def test_an_answer_ends_at_its_limit_of_tokens_and_the_next_turn_goes_on_behind_it(scene: Scene) -> None:
     talk = await scene.talk()
-    scene.endpoint._script = lambda _: Answer(pieces=("One, ", "two"), stop_reason="max_tokens", usage=USAGE)
+    answers = iter([Answer(pieces=("One, ", "two"), stop_reason="max_tokens", usage=USAGE)])
+    scene.endpoint._script = lambda _: next(answers, Answer(silent=True))  # by itself it would ask for the rest
     completion = await talk.say("Count.", max_tokens=50)
     assert completion.text == "One, two"
     assert completion.stop_reason == "max_tokens"
     assert completion.usage is not None and completion.usage.output_tokens == USAGE.output_tokens
-    assert [request.json["max_tokens"] for request in scene.endpoint.requests] == [50]
+    assert scene.endpoint.requests[0].json["max_tokens"] == 50
     scene.endpoint._script = echo
     await talk.say("Go on.")
     assert scene.last_said == [("user", "Count."), ("assistant", "One, two"), ("user", "Go on.")]
@@ -395,18 +396,26 @@ async def test_an_error_of_the_api_has_its_class_and_is_not_tried_again(
     scene: Scene, answer: Answer, failure: FailureClass
 ) -> None:
     talk = await scene.talk()
-    await talk.say("one")
-    before = len(scene.endpoint.requests)
     scene.endpoint._script = lambda _: answer
-    error = await failed(talk, "two")
+    error = await failed(talk)
     assert error.failure is failure
     assert error.provider == "claude-cli"
     assert error.retry_after is None
     assert talk.provider.report()["processes"] == []
     if answer.status not in (400, 404):  # there it asks again without what a gateway may not know
-        assert len(scene.endpoint.requests) == before + 1
+        assert len(scene.endpoint.requests) == 1
+
+
+@pytest.mark.promise("F9")
+@pytest.mark.parametrize("answer", [Answer(status=529), Answer(status=400), Answer(cut_after=1)])
+async def test_a_failed_turn_leaves_no_trace(scene: Scene, answer: Answer) -> None:
+    talk = await scene.talk()
+    await talk.say("one")
+    scene.endpoint._script = lambda _: answer
+    await failed(talk, "two")
     scene.endpoint._script = echo
-    await talk.say("three")
+    completion = await talk.say("three")
+    assert completion.fork is None
     assert scene.last_said == [("user", "one"), ("assistant", "You said: one"), ("user", "three")]
 
 

@@ -127,7 +127,9 @@ def test_a_file_that_names_providers_has_only_those(tmp_path: Path) -> None:
 
 
 def test_a_providers_priority_may_be_any_whole_number(tmp_path: Path) -> None:
-    home = home_with(tmp_path, '[providers.a]\nkind = "stub"\npriority = 0\n[providers.b]\nkind = "stub"\npriority = -3\n')
+    home = home_with(
+        tmp_path, '[providers.a]\nkind = "stub"\npriority = 0\n[providers.b]\nkind = "stub"\npriority = -3\n'
+    )
     assert [provider.priority for provider in load(home, {}).providers.values()] == [0, -3]
 
 
@@ -205,7 +207,7 @@ def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         ('[models."a/b"]\nfallbacks = ["small"]\n', "models.a/b.fallbacks"),
         ('[models.big]\nfallbacks = ["a/b"]\n', "models.big.fallbacks"),
         ("[queue.head_start]\nnormal = 30000\n", "queue.head_start"),
-        ("[queue.head_start]\nbackground = -1\n", "queue.head_start"),
+        ("[queue.head_start]\nbackground = -1\n", "queue.head_start.background"),
         ("[queue]\nhead_start = 5\n", "queue.head_start"),
         ("[retention]\nfinished = 100\nsessions = 99\n", "retention.sessions"),
         ("[breaker]\nrate = 1.5\n", "breaker.rate"),
@@ -239,7 +241,7 @@ def test_no_time_may_be_without_end(section: str, key: str, value: str) -> None:
 
 def test_a_variable_that_is_a_value_and_a_table_at_once_is_refused() -> None:
     environ = {"KSI_QUEUE__HEAD_START": "5", "KSI_QUEUE__HEAD_START__HIGH": "6"}
-    with pytest.raises(ConfigError, match="KSI_QUEUE__HEAD_START__HIGH: queue.head_start is a table"):
+    with pytest.raises(ConfigError, match="KSI_QUEUE__HEAD_START__HIGH"):
         load(NOWHERE, environ)
 
 
@@ -279,20 +281,26 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
 
 def test_a_providers_own_options_become_its_type() -> None:
     config = ProviderConfig(kind="own", models=("own/*",), options={"base_url": "http://127.0.0.1", "retries": 2})
-    assert options_of(config, Own, "team") == Own(base_url="http://127.0.0.1", retries=2)
+    assert options_of(config, Own, "team", {}) == Own(base_url="http://127.0.0.1", retries=2)
 
 
 def test_a_misspelt_option_is_refused_with_the_nearest_of_its_kind_or_of_all_providers() -> None:
     for wrong, right in (("base_ulr", "base_url"), ("max_concurency", "max_concurrency")):
         with pytest.raises(ConfigError, match=f"did you mean 'providers.team.{right}'") as caught:
-            options_of(ProviderConfig(kind="own", models=(), options={wrong: 1}), Own, "team")
+            options_of(ProviderConfig(kind="own", models=(), options={wrong: 1}), Own, "team", {})
         assert caught.value.place == f"providers.team.{wrong}"
 
 
 def test_an_option_of_the_wrong_type_is_refused_with_its_place() -> None:
     with pytest.raises(ConfigError) as caught:
-        options_of(ProviderConfig(kind="own", models=(), options={"retries": "many"}), Own, "team")
+        options_of(ProviderConfig(kind="own", models=(), options={"retries": "many"}), Own, "team", {})
     assert caught.value.place == "providers.team.retries"
+
+
+def test_a_wrong_option_from_a_variable_names_the_variable() -> None:
+    config = ProviderConfig(kind="own", models=(), options={"retries": "many"})
+    with pytest.raises(ConfigError, match="KSI_PROVIDERS__TEAM__RETRIES"):
+        options_of(config, Own, "team", {"KSI_PROVIDERS__TEAM__RETRIES": "many"})
 
 
 # -- the home ---------------------------------------------------------------------------------------------------------

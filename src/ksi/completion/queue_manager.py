@@ -81,22 +81,28 @@ class QueueManager:
     async def stop(self, grace: float) -> None:
         """Claim no more; give what runs its grace, then give the rest back to the queue (R6)."""
         self._claiming = False
-        for task in self._tasks:
+        claiming, *others = self._tasks
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
+        # Not cancelled: what a claim under way brings runs here, and must be given back by us.
+        self._work.set()
+        await asyncio.gather(claiming, *others, return_exceptions=True)
+        if self._live and not await self._ends_within(grace):
             self._log.warning("giving back to the queue", requests=len(self._live))
             for run in list(self._live):
                 run.stop(Stop.SHUTDOWN)
             await self._abandon_after(grace + GIVE_BACK)
 
-    async def _abandon_after(self, seconds: float) -> None:
-        """Wait for what gives back. What cannot (a store that says no) is left to the next start's recovery."""
+    async def _ends_within(self, seconds: float) -> bool:
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
+            return False
+        return True
+
+    async def _abandon_after(self, seconds: float) -> None:
+        """Wait for what gives back. What cannot (a store that says no) is left to the next start's recovery."""
+        if not await self._ends_within(seconds):
             self._log.error("left running for the next start to recover", requests=sorted(self._runs)[:100])
             tasks = [run.task for run in self._live if run.task is not None]
             for task in tasks:
@@ -163,8 +169,8 @@ class QueueManager:
         return True
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step to the end of the daemon. A fault is logged, and the step tried again after a pause."""
-        while True:
+        """Repeat a step until the queue stops. A fault is logged, and the step tried again after a pause."""
+        while self._claiming:
             try:
                 await step()
             except StoreError as error:

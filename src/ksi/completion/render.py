@@ -97,6 +97,7 @@ def row_reply(row: RequestRow) -> dict[str, object]:
         "enqueued_at": to_seconds(row.enqueued_at),
         "due_at": to_seconds(row.due),
         "started_at": to_seconds(row.started_at),
+        "failed_at": to_seconds(row.failed_at),
         "finished_at": to_seconds(row.finished_at),
         "provider": row.provider,
         "error": row.error,

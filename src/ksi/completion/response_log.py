@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from ksi.clock import MICROSECONDS, Clock
-from ksi.errors import StoreError
+from ksi.errors import ConfigError, StoreError
 from ksi.store.base import LoggedTurn, Store
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
@@ -56,7 +56,13 @@ class ResponseLog:
         return self._task is not None and not self._task.done()
 
     async def start(self) -> None:
-        """Begin where the last daemon stopped."""
+        """Begin where the last daemon stopped.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        if self._enabled:
+            self._files.make_folder()
         self._watermark = await self._store.log_watermark()
         await self._write_all()
         self._task = asyncio.create_task(self._follow(), name="ksi-responses")
@@ -106,6 +112,20 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._journal = folder.with_name(f"{folder.name}.journal")
+
+    def make_folder(self) -> None:
+        """See to it that it is there.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._folder} cannot be used: {error.strerror}; move away what is there, or set log.responses = false",
+                place=str(self._folder),
+            ) from None
 
     def write(self, turns: Sequence[LoggedTurn], watermark: int) -> None:
         """Append a batch, whole."""

@@ -16,6 +16,8 @@ from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartErr
 
 _GRACE = 2.0
 """Seconds between the polite end of a process and the kill."""
+_AFTERMATH = 1.0
+"""Seconds that tools and servers of a killed process get to end in order."""
 _UNREADABLE = 50
 """Lines that are no stream-json until the program counts as broken; a few may be a library's warnings."""
 _AHEAD = 1000
@@ -216,9 +218,9 @@ class ClaudeProcess:
             await self._clear()
 
     async def stop(self) -> None:
-        """End it in the middle of what it does, and all that it started."""
+        """End it in the middle of what it does, at once, and all that it started."""
         try:
-            await self._child.stop(_GRACE)
+            await self._child.stop(_AFTERMATH)
         finally:
             await self._clear()
 

@@ -15,7 +15,7 @@ from ksi.providers.base import Call
 from ksi.providers.claude_launch import Launch, Place
 from ksi.providers.claude_pool import ClaudePool
 from ksi.providers.claude_process import ClaudeProcess, Spot
-from ksi.providers.claude_transcript import Seal, Tail, find, last_answer, look_back, look_on
+from ksi.providers.claude_transcript import Seal, Tail, find, last_answer, look_back, look_on, mend
 from ksi.providers.process import ProcessRegistry, ProcessStartError
 
 FOREIGN = "foreign_turn"
@@ -118,6 +118,7 @@ class Sessions:
         path = await self.find(session)
         if path is None:
             return await self.begin(call, start)
+        await asyncio.to_thread(mend, path)
         if call.last_message is None:
             answer = await asyncio.to_thread(last_answer, path)
             process = await self._start(start, Place(session=becomes, resumed=str(path), at=answer))

@@ -118,6 +118,15 @@ def find(projects: Path | None, session: str) -> Path | None:
     return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def mend(path: Path) -> None:
+    """End a line that a killed process left unended, so that what is written next does not become a part of it."""
+    with path.open("r+b") as file:
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
 def look_back(path: Path, last_message: str, is_ours: Callable[[str], bool], *, limit: int = LOOK_LIMIT) -> Tail:
     """Look from the end back to our last good message, whether others wrote behind it.
 

@@ -52,6 +52,8 @@ class Turn:
             ProviderError: the program is about to ask again by itself, which is not its business (F2).
         """
         match event:
+            case Piece() | Said() | MessageBegins() if self.stopped:
+                return ""  # it had begun to go on behind the limit
             case Piece(text):
                 return self._add(text)
             case MessageBegins():

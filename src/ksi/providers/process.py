@@ -23,6 +23,8 @@ STDERR_KEPT = 8 * 1024
 _READ = 256 * 1024
 _LAST_WORDS = 0.5
 """Seconds for what a process that has ended wrote to stderr."""
+_NOTHING = 0
+"""The signal that only asks whether there is somebody."""
 _REAP_PAUSE = 0.02
 _REAP_PATIENCE = 5.0
 
@@ -180,10 +182,15 @@ class ChildProcess:
         await self.kill()
 
     async def stop(self, grace: float) -> None:
-        """Ask its group to end; after `grace` seconds kill what is left of it, and of all that it started."""
+        """Kill it at once, give what it started `grace` seconds to end in order, and kill what is left of that."""
+        self._signal(signal.SIGKILL, group=False)
         self._signal(signal.SIGTERM)
+        waited = 0.0
         try:
-            await self.ends_within(grace)
+            await self._process.wait()
+            while waited < grace and self._signal(_NOTHING):
+                await asyncio.sleep(_REAP_PAUSE)
+                waited += _REAP_PAUSE
         finally:
             await self.kill()
             await asyncio.shield(asyncio.to_thread(self._sweep))
@@ -212,10 +219,15 @@ class ChildProcess:
         """Kill what it started in other groups and sessions."""
         _kill(_left(self._entry_path))
 
-    def _signal(self, number: signal.Signals) -> None:
-        """To the whole group: the leader may have ended before what it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+    def _signal(self, number: int, *, group: bool = True) -> bool:
+        """To the whole group: the leader may have ended before what it started. Whether there is anybody."""
+        if self._closing is not None:
+            return False
+        try:
+            (os.killpg if group else os.kill)(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
     async def _keep_stderr(self) -> None:
         stderr = self._process.stderr

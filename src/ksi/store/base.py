@@ -362,6 +362,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     enqueued_at: int
     due: int | None = None
     started_at: int | None = None
+    failed_at: int | None = None
+    """Since when it waits: its last attempt's end, while it is retrying or parked."""
     finished_at: int | None = None
     provider: str | None = None
     error: str | None = None

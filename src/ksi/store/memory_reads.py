@@ -223,6 +223,7 @@ def _row(member: Member) -> RequestRow | None:
         enqueued_at=member.enqueued_at,
         due=member.due,
         started_at=member.started_at,
+        failed_at=member.attempts[-1].finished_at if member.state in (State.RETRYING, State.PARKED) else None,
         finished_at=member.finished_at,
         provider=_provider(member),
         error=member.error,

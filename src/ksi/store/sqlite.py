@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,9 @@ from ksi.store.usage import Pricing, UsageQuery, UsageReport
 LAYOUT = 1
 """The layout's version, kept in `user_version`."""
 
+APPLICATION = 0x4B534931
+"""Whose database it is, kept in `application_id`: "KSI1"."""
+
 _CACHE_KIB = 64 * 1024
 
 
@@ -79,41 +83,39 @@ class SqliteStore:
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """See `Store.open`."""
         self._on_work = on_work
-        self._lock = _take_file(self._path)
-        try:
-            writer = self._connect()
-            _prepare(writer, self._path)
-            self._reader_connection = self._connect()
-        except apsw.Error as error:
-            os.close(self._lock)
-            raise StoreUnavailable(f"{self._path} cannot be used: {error}", path=str(self._path)) from None
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self._writer = writer
+        async with AsyncExitStack() as undo:
+            undo.callback(os.close, _take_file(self._path))
+            try:
+                recovery = await self._open(now, undo)
+            except apsw.Error as error:
+                raise StoreUnavailable(f"{self._path} cannot be used: {error}", path=str(self._path)) from None
+            self._parts = undo.pop_all()
+        on_work()
+        return recovery
+
+    async def _open(self, now: Moment, undo: AsyncExitStack) -> Recovery:
+        """Make each part after what it stands on; `undo` takes them down in reverse."""
+        writer, reader, log_reader = (self._connect() for _ in range(3))
+        for connection in (writer, reader, log_reader):
+            undo.callback(connection.close)
+        _prepare(writer, self._path)
         self._ledger = Ledger(writer, self._rules, self._chance)
         self._requests = Requests(self._ledger, Reads(writer, self._rules))
         self._locks = Locks(self._ledger)
         self._upkeep = Upkeep(self._ledger)
-        self._reads = Reads(self._reader_connection, self._rules)
-        self._log_connection = self._connect()
-        self._log_reads = Reads(self._log_connection, self._rules)
+        self._reads = Reads(reader, self._rules)
+        self._log_reads = Reads(log_reader, self._rules)
         self._usage = UsageReader(self._connect)
-        self._checkpointer = Checkpointer(writer, str(self._path))
-        self._committer = Committer(writer, self._ledger, between=self._checkpointer.reset_if_long)
-        recovery = await self._committer.submit(lambda: self._upkeep.recover(now))
-        on_work()
-        return recovery
+        undo.callback(self._usage.close)
+        checkpointer = Checkpointer(writer, str(self._path))
+        undo.callback(checkpointer.close)
+        self._committer = Committer(writer, self._ledger, between=checkpointer.reset_if_long)
+        undo.push_async_callback(self._committer.close)
+        return await self._committer.submit(lambda: self._upkeep.recover(now))
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._committer.close()
-        self._checkpointer.close()
-        self._usage.close()
-        self._log_connection.close()
-        self._reader_connection.close()
-        self._writer.close()
-        os.close(self._lock)
+        await self._parts.aclose()
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._path), statementcachesize=200)
@@ -195,8 +197,12 @@ class SqliteStore:
     # -- reads ----------------------------------------------------------------------------------------------------
 
     async def get(self, request_id: str) -> RequestView | None:
-        """See `Store.get`."""
-        return self._reads.get(request_id)
+        """See `Store.get`. What was sent before the question is seen by it, though its commit may still be under way."""
+        view = self._reads.get(request_id)
+        if view is None and self._committer.busy:
+            await self._committer.submit(lambda: None)
+            view = self._reads.get(request_id)
+        return view
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:
         """See `Store.history`."""
@@ -293,7 +299,12 @@ def _prepare(connection: apsw.Connection, path: Path) -> None:
             known=LAYOUT,
         )
     if found == 0:
+        if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
+            raise StoreUnavailable(f"{path} is no KSI database; use another store.url", path=str(path))
         with connection:
             connection.execute(read_sql("schema.sql"))
             connection.pragma("user_version", LAYOUT)
+            connection.pragma("application_id", APPLICATION)
+    elif int(str(connection.pragma("application_id"))) != APPLICATION:
+        raise StoreUnavailable(f"{path} is no KSI database; use another store.url", path=str(path))
     connection.pragma("wal_autocheckpoint", 0)

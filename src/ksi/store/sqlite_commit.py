@@ -51,9 +51,14 @@ class Committer:
         self._schedule()
         return future
 
+    @property
+    def busy(self) -> bool:
+        """Whether something submitted is not answered yet."""
+        return bool(self._waiting) or self._scheduled or self._committing is not None
+
     async def close(self) -> None:
         """Finish what was submitted, then take no more."""
-        while self._waiting or self._committing is not None or self._scheduled:
+        while self.busy:
             await self.submit(lambda: None)
         self._closed = True
         self._thread.shutdown(wait=False)

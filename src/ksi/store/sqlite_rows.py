@@ -141,6 +141,7 @@ def read_request_row(row: Row) -> RequestRow:
         provider=row[11],
         error=row[12],
         message=row[13],
+        failed_at=row[14],
     )
 
 

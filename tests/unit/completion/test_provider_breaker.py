@@ -326,9 +326,7 @@ class Machine(RuleBasedStateMachine):
         era = self.calls.pop(number)
         before = self.plain.state
         self.plain.end(number, self.now, good)
-        change = (
-            self.breaker.succeeded(self.now, era) if good else self.breaker.failed(self.now, era, "it failed")
-        )
+        change = self.breaker.succeeded(self.now, era) if good else self.breaker.failed(self.now, era, "it failed")
         self.compare(change, before)
 
     @precondition(lambda self: self.calls)

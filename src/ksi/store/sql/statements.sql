@@ -253,34 +253,35 @@ WHERE f.parent IN (SELECT id FROM tree) AND f.id > ?1 ORDER BY f.id LIMIT ?2;
 
 -- name: rows_active
 SELECT 0, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due, r.started_at,
-    r.finished_at, r.provider, r.error, r.message, r.key
+    r.finished_at, r.provider, r.error, r.message, NULL, r.key
 FROM (SELECT key FROM request INDEXED BY running WHERE state = 2 AND external = 0 AND key > ?3) k
     JOIN request r ON r.key = k.key JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 ORDER BY k.key LIMIT ?4;
 -- name: rows_ready
 SELECT r.rank, r.route, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
-    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+    r.started_at, r.finished_at, r.provider, r.error, r.message, NULL, r.key
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.ready = 1 AND (r.route, r.rank, r.key) > (?2, ?1, ?3) ORDER BY r.route, r.rank, r.key LIMIT ?4;
 -- name: rows_waiting
 SELECT r.rank, r.conversation, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
-    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+    r.started_at, r.finished_at, r.provider, r.error, r.message, NULL, r.key
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.place = 0 AND r.external = 0 AND (r.conversation, r.rank, r.key) > (?2, ?1, ?3)
 ORDER BY r.conversation, r.rank, r.key LIMIT ?4;
 -- name: rows_delayed
 SELECT r.due, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due, r.started_at,
-    r.finished_at, r.provider, r.error, r.message, r.key
+    r.finished_at, r.provider, r.error, r.message,
+    CASE WHEN r.state IN (3, 4) THEN (SELECT finished_at FROM attempt WHERE id = r.last_attempt) END, r.key
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.state IN (0, 3, 4) AND (r.due, r.key) > (?1, ?3) ORDER BY r.due, r.key LIMIT ?4;
 -- name: rows_failed
 SELECT r.finished_at, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
-    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+    r.started_at, r.finished_at, r.provider, r.error, r.message, NULL, r.key
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.state = 6 AND (r.finished_at, r.key) < (?1, ?3) ORDER BY r.finished_at DESC, r.key DESC LIMIT ?4;
 -- name: rows_finished
 SELECT r.finished_at, 0, r.request_id, c.name, r.state, r.priority, b.model, b.agent, r.attempt, r.enqueued_at, r.due,
-    r.started_at, r.finished_at, r.provider, r.error, r.message, r.key
+    r.started_at, r.finished_at, r.provider, r.error, r.message, NULL, r.key
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.finished_at IS NOT NULL AND (r.finished_at, r.key) < (?1, ?3)
 ORDER BY r.finished_at DESC, r.key DESC LIMIT ?4;

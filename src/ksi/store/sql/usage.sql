@@ -31,6 +31,7 @@ CREATE TEMP TABLE part (
     interrupted  INTEGER NOT NULL,
     mcp          INTEGER NOT NULL,
     first        INTEGER NOT NULL,      -- a completed first turn
+    alone        INTEGER NOT NULL,      -- the only attempt of its request
     input        INTEGER,
     output       INTEGER,
     cache_read   INTEGER,
@@ -63,7 +64,7 @@ INSERT OR IGNORE INTO temp.rate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 INSERT INTO temp.part
 SELECT a.request, a.number, a.conversation, a.agent, a.asked, a.provider, a.finished_at / ?6 * ?6,
     a.input_tokens IS NOT NULL, a.outcome = 'fenced', a.outcome = 'interrupted', a.mcp,
-    a.previous IS NULL AND a.outcome = 'completed',
+    a.previous IS NULL AND a.outcome = 'completed', a.number = 1 AND a.outcome = 'completed',
     a.input_tokens, a.output_tokens, a.cache_read, a.cache_write, a.reasoning,
     coalesce(
         a.cost,
@@ -85,8 +86,8 @@ WHERE interrupted AND (request, number) IN (SELECT request, number FROM temp.par
 
 -- {key} and {by} are what a group is named and told apart by, {where} which part is summed: the code puts them in.
 -- name: sums
-SELECT {key} AS key, count(*), count(DISTINCT request), sum(NOT known), sum(fenced), sum(known AND cost IS NULL),
-    coalesce(sum(input), 0), coalesce(sum(output), 0), coalesce(sum(cache_read), 0), coalesce(sum(cache_write), 0),
+SELECT {key} AS key, count(*), sum(alone) + count(DISTINCT iif(alone, NULL, request)), sum(NOT known), sum(fenced),
+    sum(known AND cost IS NULL), coalesce(sum(input), 0), coalesce(sum(output), 0), coalesce(sum(cache_read), 0), coalesce(sum(cache_write), 0),
     coalesce(sum(reasoning), 0), sum(cost), sum(saved), coalesce(sum(input), 0) + coalesce(sum(output), 0) AS tokens
 FROM temp.part p WHERE {where} GROUP BY {by};
 -- name: largest
