@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from ksi.clock import Clock, SystemClock
 from ksi.providers.base import Call, Chunk, Completion, Message, Setting
 from ksi.providers.claude_cli import ClaudeProvider, Options, build
+from tests import endpoint
 
 NAMED_BY = "KSI_TEST_CLAUDE"
 """The variable that names another Claude Code than the one of the test environment."""
@@ -187,6 +190,22 @@ class Talk:
         async with asyncio.timeout(30):
             assert isinstance(await anext(answer), Chunk)
         return answer
+
+
+def number_messages(patch: pytest.MonkeyPatch) -> None:
+    """Give each answer of a scripted endpoint an id of its own: Claude Code takes two of one id for one message."""
+    numbers = itertools.count(1)
+    plain = endpoint.message_answer
+
+    def numbered(answer: endpoint.Answer, model: str) -> dict[str, Any]:
+        return {**plain(answer, model), "id": f"msg_{next(numbers)}"}
+
+    patch.setattr(endpoint, "message_answer", numbered)
+
+
+def session_of(request: Any) -> str:
+    """The session that Claude Code names to its endpoint."""
+    return str(json.loads(request.json["metadata"]["user_id"])["session_id"])
 
 
 def said(request: Any) -> list[tuple[str, str]]:

@@ -430,7 +430,7 @@ def _check(config: Config, origin: _Origin) -> None:
             raise origin.error(f"must be zero or more, not {value}", place)
         if place not in _MAY_BE_ZERO and not value > 0:
             raise origin.error(f"must be above zero, not {value}", place)
-        if isinstance(value, float) and value > LONGEST:
+        if type(value) is float and value > LONGEST:
             raise origin.error(f"must be no more than {LONGEST:.0f}, not {value}", place)
     if config.breaker.rate > 1:
         raise origin.error(f"is a share of 1, not {config.breaker.rate}", "breaker.rate")
@@ -452,5 +452,5 @@ def _numbers(config: Config) -> Iterator[tuple[str, float]]:
     sections |= {f"providers.{name}": provider for name, provider in config.providers.items()}
     for section, values in sections.items():
         for key, value in msgspec.structs.asdict(values).items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and key != "priority":
+            if type(value) in (int, float) and key != "priority":
                 yield f"{section}.{key}", value

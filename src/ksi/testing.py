@@ -35,6 +35,9 @@ class SimulatedClock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait until the clock was advanced so far."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._mono + microseconds(max(0.0, seconds)), next(self._numbers), future))
         await future

@@ -119,6 +119,31 @@ async def test_a_row_tells_a_request_in_short(world: World) -> None:
     assert row.finished_at == world.clock.wall
 
 
+@pytest.mark.promise("F2")
+@pytest.mark.parametrize("parked", [False, True], ids=["retrying", "parked"])
+async def test_a_row_that_waits_for_another_try_says_since_when(world: World, parked: bool) -> None:
+    await world.enqueue("later", "other", due=world.clock.wall + microseconds(600))
+    claim = await world.run("a")
+    failed_at = world.clock.forward(3).wall
+    await world.retry(claim, after=1, parked=parked)
+    world.clock.forward(1)
+    rows = {row.request_id: row for row in (await world.store.requests(Listing.DELAYED, 10)).items}
+    assert (rows["a"].failed_at, rows["later"].failed_at) == (failed_at, None)
+    await world.expire()
+    (row,) = (await world.store.requests(Listing.READY, 10)).items
+    assert row.failed_at is None
+    claim = await world.claim_one()
+    (row,) = (await world.store.requests(Listing.ACTIVE, 10)).items
+    assert row.failed_at is None
+    failed_again_at = world.clock.forward(2).wall
+    await world.retry(claim, after=1, parked=parked)
+    (row, _) = (await world.store.requests(Listing.DELAYED, 10)).items
+    assert row.failed_at == failed_again_at
+    await world.cancel("a")
+    (row,) = (await world.store.requests(Listing.FINISHED, 10)).items
+    assert (row.failed_at, row.finished_at) == (None, world.clock.wall)
+
+
 @pytest.mark.promise("Q8")
 async def test_a_page_that_was_asked_for_stays_good_while_the_list_changes(world: World) -> None:
     for number in range(6):

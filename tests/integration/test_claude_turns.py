@@ -17,7 +17,7 @@ import pytest_asyncio
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Completion, Message
 from ksi.request import Usage
-from tests.claude import House, Talk, living, said, system_of
+from tests.claude import House, Talk, living, number_messages, said, session_of, system_of
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 
 USAGE = Usage(input_tokens=12, output_tokens=34, cache_read_tokens=56, cache_write_tokens=78)
@@ -44,7 +44,8 @@ class Scene:
 
 
 @pytest_asyncio.fixture
-async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    number_messages(monkeypatch)
     async with ScriptedEndpoint(script=echo) as endpoint:
         house = House(tmp_path, endpoint.url)
         yield Scene(house, endpoint)
@@ -210,7 +211,8 @@ async def test_a_conversation_without_a_good_turn_gets_a_fresh_session_for_each_
     scene.endpoint._script = echo
     await talk.say("two")
     assert scene.last_said == [("user", "two")]
-    assert len(list(scene.house.projects.glob("*/*.jsonl"))) == 2
+    first, second = scene.endpoint.requests
+    assert session_of(first) != session_of(second)
 
 
 @pytest.mark.promise("F7", "F9")
@@ -399,7 +401,7 @@ async def test_an_error_of_the_api_has_its_class_and_is_not_tried_again(
     scene.endpoint._script = lambda _: answer
     error = await failed(talk)
     assert error.failure is failure
-    assert error.provider == "claude-cli"
+    assert error.details["provider"] == "claude-cli"
     assert error.retry_after is None
     assert talk.provider.report()["processes"] == []
     if answer.status not in (400, 404):  # there it asks again without what a gateway may not know

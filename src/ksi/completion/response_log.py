@@ -123,7 +123,7 @@ class _Files:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigError(
-                f"{self._folder} cannot be used: {error.strerror}; move away what is there, or set log.responses = false",
+                f"{self._folder} cannot be used: {error.strerror}; move away what is there or set log.responses false",
                 place=str(self._folder),
             ) from None
 

@@ -197,7 +197,7 @@ class SqliteStore:
     # -- reads ----------------------------------------------------------------------------------------------------
 
     async def get(self, request_id: str) -> RequestView | None:
-        """See `Store.get`. What was sent before the question is seen by it, though its commit may still be under way."""
+        """See `Store.get`. What was sent before the question is seen, though its commit may still be under way."""
         view = self._reads.get(request_id)
         if view is None and self._committer.busy:
             await self._committer.submit(lambda: None)
