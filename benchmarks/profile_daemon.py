@@ -1,10 +1,11 @@
-"""Run `ksi bench`'s first row with the daemon under a profiler, and print what costs.
+"""Run a row of `ksi bench` with the daemon under a profiler, and print what costs.
 
-    python benchmarks/profile_daemon.py [--seconds 5] [--durability full] [--window 256] [--lines 40] [--sort tottime]
-        [--keep FILE]
+    python benchmarks/profile_daemon.py [--row throughput|latency] [--seconds 5] [--durability full] [--window 256]
+        [--lines 60] [--keep FILE]
 
-The profiler makes every Python call dearer, so the shares are to be read, not the rate; the run without it, printed
-first, is the figure. With --keep the profile stays in FILE, for `python -m pstats FILE` or a viewer.
+For each function: its own time, its time with what it calls, and how often it is called, all for one completion. The
+profiler makes every Python call dearer, so the shares are to be read, not the sums; the run without it, printed first,
+has the figures. With --keep the profile stays in FILE, for `python -m pstats FILE` or a viewer.
 """
 
 from __future__ import annotations
@@ -14,41 +15,42 @@ import cProfile
 import pstats
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ksi.benchmarking.daemon_under_test import DaemonUnderTest, Home, generate
-from ksi.benchmarking.figures import Rate
-from ksi.benchmarking.load import Flow, Target
+from ksi.benchmarking.figures import Latency, Rate
+from ksi.benchmarking.load import Flow, Loop, Target
 from ksi.benchmarking.processes import few_cores
+
+KSI = (sys.executable, "-m", "ksi.cli")
+ONCE = ("sqlite_requests.py", "settle")
+"""What happens once for each completion."""
 
 
 def main() -> None:
-    """Measure plain, then profiled, then print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=("throughput", "latency"), default="throughput")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
     parser.add_argument("--window", type=int, default=256)
-    parser.add_argument("--lines", type=int, default=40)
-    parser.add_argument("--sort", default="tottime")
+    parser.add_argument("--lines", type=int, default=60)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     parent = Path(__file__).parent.parent / "var"
     parent.mkdir(exist_ok=True)
     with few_cores(), tempfile.TemporaryDirectory(prefix="profile-", dir=parent) as folder:
-        profile = options.keep or Path(folder) / "profile"
-        here = [sys.executable, str(Path(__file__).absolute()), "serve", str(profile.absolute())]
-        for name, command in (("plain", (sys.executable, "-m", "ksi.cli")), ("profiled", here)):
-            rate = run(Path(folder) / name, command, options)
-            print(
-                f"{name:9} {rate.per_second:8,.0f} completions/s; CPU for each: {rate.daemon_us or 0:.0f} µs of the "
-                f"daemon's, {rate.load_us:.0f} µs of the load's"
-            )
-        pstats.Stats(str(profile)).sort_stats(options.sort).print_stats(options.lines)
+        profile = (options.keep or Path(folder) / "profile").absolute()
+        print(f"plain:    {run(Path(folder) / 'plain', KSI, options)}")
+        profiled = (sys.executable, str(Path(__file__).absolute()), "serve", str(profile))
+        print(f"profiled: {run(Path(folder) / 'profiled', profiled, options)}\n")
+        show(profile, options.lines)
 
 
-def run(home: Path, command: tuple[str, ...] | list[str], options: argparse.Namespace) -> Rate:
-    """One run on a new home."""
-    with DaemonUnderTest(Home(home, {"store": {"durability": options.durability}}), command=command) as daemon:
+def run(folder: Path, command: Sequence[str], options: argparse.Namespace) -> str:
+    """One run on a new home, in a line."""
+    home = Home(folder, {"store": {"durability": options.durability}})
+    with DaemonUnderTest(home, command=command) as daemon:
         target = Target(
             socket=str(daemon.socket),
             pid=daemon.pid,
@@ -57,8 +59,30 @@ def run(home: Path, command: tuple[str, ...] | list[str], options: argparse.Name
             sessions="talk",
             conversations=1_000,
         )
-        flow = Flow(target=target, window=options.window, warm_up=2.5, seconds=options.seconds)
-        return generate(flow, Rate)
+        if options.row == "throughput":
+            flow = Flow(target=target, window=options.window, warm_up=2.5, seconds=options.seconds)
+            rate = generate(flow, Rate)
+            return f"{rate.per_second:,.0f} completions/s, {rate.daemon_us or 0:.0f} µs of the daemon's CPU for each"
+        probe = str(folder / "probe")
+        loop = Loop(target=target, warm_up=0.5, seconds=options.seconds, probe=probe, durability=options.durability)
+        latency = generate(loop, Latency)
+        return (
+            f"p50 {latency.loop.p50:.2f} ms, p99 {latency.loop.p99:.2f} ms (one commit {latency.commit.p50:.2f} and "
+            f"{latency.commit.p99:.2f} ms), {latency.daemon_us or 0:.0f} µs of the daemon's CPU for each"
+        )
+
+
+def show(profile: Path, lines: int) -> None:
+    """The dearest functions by their own time, per completion."""
+    stats: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(str(profile)).stats  # type: ignore[attr-defined]
+    file, name = ONCE
+    completions = next(calls for key, (_, calls, *_rest) in stats.items() if key[0].endswith(file) and key[2] == name)
+    total = sum(calls for _, calls, *_rest in stats.values())
+    print(f"{completions:,} completions, {total / completions:,.0f} calls for each; µs own, µs in all, calls for each:")
+    for (path, line, what), (_, calls, own, in_all, _) in sorted(stats.items(), key=lambda item: -item[1][2])[:lines]:
+        where = f"{'/'.join(Path(path).parts[-2:])}:{line} " if line else ""
+        per = 1e6 / completions
+        print(f"{own * per:8.1f} {in_all * per:8.1f} {calls / completions:7.1f}  {where}{what}")
 
 
 def serve(profile: str, home: str) -> int:

@@ -6,9 +6,10 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from ksi.errors import ConfigError
 from ksi.protocol import field_names, nearest, split_path
@@ -166,6 +167,20 @@ class ModelConfig(_Section, frozen=True, kw_only=True):
     """Models that answer instead when no provider of this one can (F4), in order."""
 
 
+Price = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+class PriceConfig(_Section, frozen=True, kw_only=True):
+    """What a model costs, `[prices."provider/model"]`, in US dollars per million tokens. The name may be a pattern."""
+
+    input: Price
+    output: Price
+    cache_read: Price | None = None
+    """Input that came from a cache; without it as `input`."""
+    cache_write: Price | None = None
+    """Input that was written to one; without it as `input`."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set. `home` is where relative paths begin."""
 
@@ -183,6 +198,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log: Log = Log()
     providers: Mapping[str, ProviderConfig] = msgspec.field(default_factory=dict)
     models: Mapping[str, ModelConfig] = msgspec.field(default_factory=dict)
+    prices: Mapping[str, PriceConfig] = msgspec.field(default_factory=dict)
 
     def path(self, relative: str) -> Path:
         """A path of the configuration, seen from the home."""
@@ -302,7 +318,7 @@ def load(
     for variable, setting in _from_environ(environ):
         _merge(tree, setting, f"variable {variable}")
     _merge(tree, flags or {}, "flags")
-    known = {*_SECTIONS, "providers", "models"}
+    known = {*_SECTIONS, "providers", "models", "prices"}
     for name in tree:
         if name not in known:
             raise _unknown(name, known, origin)
@@ -312,7 +328,11 @@ def load(
         name: _section(ModelConfig, value, f"models.{name}", origin)
         for name, value in (_table(tree, "models", origin) if "models" in tree else {}).items()
     }
-    config = Config(home=home, providers=providers, models=models, **parts)
+    prices = {
+        name: _section(PriceConfig, value, f"prices.{name}", origin)
+        for name, value in (_table(tree, "prices", origin) if "prices" in tree else {}).items()
+    }
+    config = Config(home=home, providers=providers, models=models, prices=prices, **parts)
     _check(config, origin)
     return config
 
@@ -438,6 +458,9 @@ def _check(config: Config, origin: _Origin) -> None:
         for fallback in (name, *model.fallbacks):
             if "/" not in fallback or "," in fallback or "=" in fallback:
                 raise origin.error(f"{fallback!r} is no model's full name, provider/model", f"models.{name}.fallbacks")
+    for name in config.prices:
+        if "/" not in name:
+            raise origin.error(f"{name!r} is no model's full name, provider/model", f"prices.{name}")
     start = config.queue.head_start
     if not start.high >= start.normal >= start.low >= start.background:
         raise origin.error("must fall from high to background", "queue.head_start")

@@ -13,6 +13,7 @@ from ksi.protocol import nearest
 from ksi.request import PRIORITY_WORDS, Priority
 
 Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
+Pattern = Annotated[str, Meta(min_length=1, max_length=200)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
 Span = Annotated[float, Meta(gt=0, le=1e9)]
 Seq = Annotated[int, Meta(ge=-1)]
@@ -153,8 +154,8 @@ class LockStatusData(PageData):
 class SubscribeData(Data):
     """Patterns of event names; `*` stands for anything."""
 
-    patterns: Annotated[list[Name], Meta(min_length=1, max_length=100)] | None = None
-    pattern: Name | None = None
+    patterns: Annotated[list[Pattern], Meta(min_length=1, max_length=100)] | None = None
+    pattern: Pattern | None = None
 
 
 class DiscoverData(Data):
@@ -354,6 +355,7 @@ class FailedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: Literal["retry_scheduled", "not_retryable", "not_running", "not_found"]
     state: str | None = None
     due_at: float | None = None
+    warnings: list[str] = []
 
 
 class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -491,7 +493,8 @@ def check_depth(path: str, value: Any) -> None:
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]
         if not level:
             return
-    raise InvalidData(f"{path}: nested more than {MAX_DEPTH} deep", path=path)
+    if any(isinstance(inner, dict | list) for inner in level):
+        raise InvalidData(f"{path}: nested more than {MAX_DEPTH} deep", path=path)
 
 
 def _children(value: dict[str, Any] | list[Any]) -> list[Any]:

@@ -77,10 +77,12 @@ async def running_daemon(
     clock: Clock | None = None,
     chance: Chance | None = None,
     store: Store | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Daemon]:
     """A daemon in this process and event loop, on a home of its own, stopped at the end.
 
-    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml.
+    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml; `environ` is
+    where providers find their keys.
     """
     with tempfile.TemporaryDirectory(prefix="ksi-") as folder:
         flags: dict[str, dict[str, Any]] = {
@@ -91,7 +93,7 @@ async def running_daemon(
             flags.setdefault(section, {}).update(values)
         config = load(home or Path(folder), {}, flags)
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        daemon = Daemon(config, clock or SystemClock(), chance or Chance(random.Random(0)), {}, store)
+        daemon = Daemon(config, clock or SystemClock(), chance or Chance(random.Random(0)), environ or {}, store)
         await daemon.start()
         try:
             yield daemon

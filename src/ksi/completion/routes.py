@@ -8,12 +8,12 @@ others and is asked only while none of them can be.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import msgspec
 
 from ksi.config import ModelConfig, ProviderConfig
-from ksi.errors import UnknownModel
+from ksi.errors import InvalidData, UnknownModel
 from ksi.protocol import nearest
 
 KEPT_MODELS = 10_000
@@ -58,6 +58,8 @@ def tried(route: str, provider: str) -> str:
 
 def model_at(route: str, provider: str, asked: str) -> str:
     """The model that a provider of a route is asked for."""
+    if "=" not in route:
+        return asked
     step = next((s for s in parse_route(route) if s.provider == provider), None)
     return step.model if step is not None and step.model is not None else asked
 
@@ -65,24 +67,47 @@ def model_at(route: str, provider: str, asked: str) -> str:
 class Router:
     """Finds routes by the configured patterns, priorities and fallbacks."""
 
-    def __init__(self, providers: Mapping[str, ProviderConfig], models: Mapping[str, ModelConfig]) -> None:
+    def __init__(
+        self,
+        providers: Mapping[str, ProviderConfig],
+        models: Mapping[str, ModelConfig],
+        with_mcp: Container[str] = (),
+    ) -> None:
+        """`with_mcp` are the providers that take MCP servers."""
         self._providers = providers
         self._models = models
-        self._known: dict[str, str] = {}
+        self._with_mcp = with_mcp
+        self._known: dict[tuple[str, bool], str] = {}
 
-    def route(self, model: str) -> str:
-        """The route of a model.
+    def route(self, model: str, *, mcp: bool = False) -> str:
+        """The route of a model; with `mcp`, over providers that take MCP servers alone.
 
         Raises:
             UnknownModel: no provider serves it.
+            InvalidData: providers serve it, and none of them takes MCP servers.
         """
-        route = self._known.get(model)
+        route = self._known.get((model, mcp))
         if route is None:
             route = self._find(model)
+            if mcp:
+                route = self._over_mcp(model, route)
             if len(self._known) >= KEPT_MODELS:
                 self._known.clear()
-            self._known[model] = route
+            self._known[model, mcp] = route
         return route
+
+    def _over_mcp(self, model: str, route: str) -> str:
+        steps = parse_route(route)
+        fitting = ",".join(step.word for step in steps if step.provider in self._with_mcp)
+        if not fitting:
+            asked = ", ".join(dict.fromkeys(step.provider for step in steps))
+            able = ", ".join(name for name in self._providers if name in self._with_mcp) or "none is configured"
+            raise InvalidData(
+                f"mcp_config: {model[:100]!r} is served by {asked}, without MCP; leave it away, or ask a model of a "
+                f"provider that takes MCP servers ({able})",
+                path="mcp_config",
+            )
+        return fitting
 
     def _find(self, model: str) -> str:
         steps = [Step(name) for name in self._serving(model)]

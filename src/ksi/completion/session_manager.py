@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -111,10 +112,11 @@ class SessionManager:
 
     async def _place(self, claim: Claimed, provider: Provider) -> _Place:
         """Where in a stateful provider the conversation stands: at its head, or in a dialogue that it adopts (L9)."""
-        if not isinstance(provider, StatefulProvider):
+        if not provider.capabilities.stateful:
             return _Place()
+        keeper = cast(StatefulProvider, provider)  # asked by its class, each call would cost more than its history
         if claim.head is None:
-            return _Place(session=claim.conversation) if provider.knows(claim.conversation) else _Place()
+            return _Place(session=claim.conversation) if keeper.knows(claim.conversation) else _Place()
         turns = await self._store.history(claim.head, 0)
         if not turns or turns[0].provider != provider.name or turns[0].provider_session is None:
             return _Place()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import msgspec
 
@@ -49,7 +49,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     last_message: str | None = None
     """The provider's id of the last good message in that dialogue: what came behind it is not ours, or failed (F9)."""
     fork_session: bool = False
-    """Begin a provider session of its own as a copy of `provider_session` up to `last_message`, and leave that alone."""
+    """Begin a provider session of its own, a copy of `provider_session` up to `last_message`, and leave that alone."""
     mcp_config: Any = None
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """The request's `provider_options`."""
@@ -136,7 +136,6 @@ class Provider(Protocol):
         ...
 
 
-@runtime_checkable
 class StatefulProvider(Provider, Protocol):
     """A provider that keeps dialogues itself."""
 

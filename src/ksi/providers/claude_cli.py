@@ -111,7 +111,7 @@ class ClaudeProvider:
         """See the protocol."""
         try:
             sessions, start = await self._prepared(call)
-            lost = False
+            pointed = lost = False
             while True:
                 try:
                     opened = await (sessions.begin if lost else sessions.open)(call, start)
@@ -120,7 +120,8 @@ class ClaudeProvider:
                             yield piece
                     return
                 except _LostError:
-                    lost = True
+                    lost = pointed or not await sessions.point(call)
+                    pointed = True
                 except _NotTakenError:
                     self._log.warning("a warm process hung; a new one goes on", session=call.provider_session)
         except ProviderError as error:

@@ -15,7 +15,7 @@ from ksi.providers.base import Call
 from ksi.providers.claude_launch import Launch, Place
 from ksi.providers.claude_pool import ClaudePool
 from ksi.providers.claude_process import ClaudeProcess, Spot
-from ksi.providers.claude_transcript import Seal, Tail, find, last_answer, look_back, look_on, mend
+from ksi.providers.claude_transcript import Seal, Tail, find, last_answer, look_back, look_on, mend, point
 from ksi.providers.process import ProcessRegistry, ProcessStartError
 
 FOREIGN = "foreign_turn"
@@ -109,6 +109,18 @@ class Sessions:
         """
         process = await self._start(start, Place(session=self._seal.new()))
         return Opened(process=process, fresh=True, fork=NEW if call.provider_session is not None else None, seen=0)
+
+    async def point(self, call: Call) -> bool:
+        """Make the branch of a session that ends in the call's last message the one that goes on; False where there is
+        no such message."""
+        session, message = call.provider_session, call.last_message
+        path = await self.find(session) if session is not None else None
+        if path is None or session is None or message is None:
+            return False
+        tail = await asyncio.to_thread(look_back, path, message, self._seal.is_ours)
+        if tail.found:
+            await asyncio.to_thread(point, path, session, message)
+        return tail.found
 
     async def _resume(self, call: Call, start: Start, session: str, becomes: str) -> Opened:
         """A process that goes on in a session, or as a branch of it; on a new one where it is not there any more.

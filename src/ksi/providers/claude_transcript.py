@@ -127,6 +127,17 @@ def mend(path: Path) -> None:
                 file.write(b"\n")
 
 
+def point(path: Path, session: str, message: str) -> None:
+    """Say in a session's transcript which of its branches goes on: the one that ends in `message`.
+
+    Claude Code writes such a line itself at the end of its turns, and resumes only within the branch that the last one
+    names. It is wanted where somebody else's turn came between a prompt of ours and its answer.
+    """
+    line = {"type": "last-prompt", "leafUuid": message, "sessionId": session}
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")
+
+
 def look_back(path: Path, last_message: str, is_ours: Callable[[str], bool], *, limit: int = LOOK_LIMIT) -> Tail:
     """Look from the end back to our last good message, whether others wrote behind it.
 

@@ -1,0 +1,281 @@
+"""Who hears of what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fnmatch import fnmatchcase
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksi.event_bus import CHUNK, ENDINGS, LOCKED, RESULT, EventBus
+from ksi.testing import SimulatedClock
+
+PROGRESS = "completion:progress"
+NAMES = (RESULT, CHUNK, LOCKED, PROGRESS, "provider:state_changed")
+
+
+class Ear:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def push(self, line: bytes) -> None:
+        self.lines.append(line)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What was pushed since the last look, as JSON."""
+        found = [msgspec.json.decode(line) for line in self.lines]
+        self.lines.clear()
+        return found
+
+    def names(self) -> list[str]:
+        return [event["event"] for event in self.heard()]
+
+
+@pytest.fixture
+def bus() -> EventBus:
+    return EventBus(SimulatedClock(wall=1_800_000_000.5))
+
+
+# -- subscribers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("R4")
+def test_an_event_goes_over_the_wire_as_one_line_with_name_data_and_time(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, ["*"])
+    bus.publish(PROGRESS, {"text": "two\nlines"})
+    (line,) = ear.lines
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert ear.heard() == [{"event": PROGRESS, "data": {"text": "two\nlines"}, "timestamp": 1_800_000_000.5}]
+
+
+@pytest.mark.promise("R4")
+@given(
+    patterns=st.lists(st.sampled_from(["*", "completion:*", RESULT, "*:result", "conversation:lock*", "?", "nothing"])),
+    name=st.sampled_from(NAMES),
+)
+def test_a_listener_hears_an_event_once_exactly_where_one_of_its_patterns_fits(patterns: list[str], name: str) -> None:
+    bus, ear = EventBus(SimulatedClock()), Ear()
+    if patterns:
+        bus.subscribe(ear, patterns)
+    bus.publish(name, {})
+    wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
+    assert len(ear.lines) == (1 if wanted else 0)
+    assert bus.wanted(name) == wanted
+
+
+def test_patterns_of_two_calls_add_up_and_are_told(bus: EventBus) -> None:
+    ear = Ear()
+    assert bus.subscribe(ear, [RESULT]) == [RESULT]
+    assert bus.subscribe(ear, [CHUNK, RESULT]) == [RESULT, CHUNK]
+
+
+def test_a_pattern_that_is_added_later_counts_from_then_on(bus: EventBus) -> None:
+    ear, other = Ear(), Ear()
+    bus.subscribe(other, [RESULT])
+    bus.publish(PROGRESS, {})
+    bus.subscribe(ear, ["completion:*"])
+    bus.publish(PROGRESS, {})
+    assert (ear.names(), other.names()) == ([PROGRESS], [])
+
+
+def test_patterns_can_be_taken_away_one_by_one_or_all(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, [RESULT, CHUNK, PROGRESS])
+    assert bus.unsubscribe(ear, [CHUNK, "never:there"]) == [RESULT, PROGRESS]
+    bus.publish(CHUNK, {})
+    bus.publish(RESULT, {})
+    assert ear.names() == [RESULT]
+    assert bus.unsubscribe(ear, None) == []
+    bus.publish(RESULT, {})
+    assert ear.names() == []
+    assert not bus.awaits(ear)
+
+
+def test_who_never_subscribed_can_unsubscribe(bus: EventBus) -> None:
+    assert bus.unsubscribe(Ear(), ["x"]) == []
+
+
+def test_a_pattern_is_no_regular_expression(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, ["completion.*", "(", "[", "a{2}", "^completion:result$"])
+    bus.publish(RESULT, {})
+    assert ear.names() == []
+
+
+# -- followers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("R1")
+def test_a_follower_gets_the_end_of_its_request_once_and_no_other(bus: EventBus) -> None:
+    ear, other = Ear(), Ear()
+    bus.follow(ear, "r1")
+    bus.follow(other, "r2")
+    bus.publish(RESULT, {"n": 1}, "r1")
+    bus.publish(RESULT, {"n": 2}, "r1")
+    assert [event["data"]["n"] for event in ear.heard()] == [1]
+    assert other.names() == []
+
+
+@pytest.mark.promise("R1", "L5")
+@given(st.data())
+def test_each_listener_gets_an_event_at_most_once_whatever_it_subscribed_to_and_follows(data: st.DataObject) -> None:
+    bus = EventBus(SimulatedClock())
+    ears = [Ear() for _ in range(3)]
+    expected: Counter[tuple[int, str]] = Counter()
+    for number, ear in enumerate(ears):
+        subscribed = data.draw(st.booleans())
+        if subscribed:
+            bus.subscribe(ear, ["*", "completion:*"])
+        follows = data.draw(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=3))
+        for end, chunks in follows:
+            bus.follow(ear, "r", end=end, chunks=chunks)
+        if subscribed or any(chunks for _, chunks in follows):
+            expected[(number, CHUNK)] += 1
+        if subscribed or any(end for end, _ in follows):
+            expected[(number, RESULT)] += 1
+        if subscribed:
+            expected[(number, PROGRESS)] += 1
+    for name in (PROGRESS, CHUNK, RESULT):
+        bus.publish(name, {}, "r")
+    assert expected == Counter((number, name) for number, ear in enumerate(ears) for name in ear.names())
+    bus.publish(RESULT, {}, "r")
+    assert [len(ear.lines) for ear in ears] == [expected[(number, PROGRESS)] for number in range(3)]
+
+
+@pytest.mark.promise("R2")
+def test_chunks_go_to_those_followers_who_asked_for_them(bus: EventBus) -> None:
+    reads, waits = Ear(), Ear()
+    bus.follow(reads, "r", end=False, chunks=True)
+    bus.follow(waits, "r")
+    assert bus.streams("r")
+    assert not bus.streams("another")
+    bus.publish(CHUNK, {"seq": 0}, "r")
+    bus.publish(RESULT, {}, "r")
+    assert reads.names() == [CHUNK]
+    assert waits.names() == [RESULT]
+    assert not bus.streams("r")
+
+
+def test_to_follow_again_widens_what_is_wanted_and_never_narrows_it(bus: EventBus) -> None:
+    ear = Ear()
+    assert bus.follow(ear, "r", end=True)
+    assert not bus.follow(ear, "r", end=False, chunks=True)
+    assert not bus.follow(ear, "r", end=False, chunks=False)
+    bus.publish(CHUNK, {}, "r")
+    bus.publish(RESULT, {}, "r")
+    assert ear.names() == [CHUNK, RESULT]
+
+
+@pytest.mark.parametrize("name", sorted(ENDINGS))
+def test_after_an_ending_nothing_is_kept_of_the_request(bus: EventBus, name: str) -> None:
+    ear = Ear()
+    bus.follow(ear, "r", end=False, chunks=True)
+    assert bus.awaits(ear)
+    bus.publish(name, {}, "r")
+    assert ear.names() == []
+    assert not bus.awaits(ear)
+    assert not bus.wanted(name, "r")
+
+
+def test_progress_ends_nothing_and_goes_to_subscribers_alone(bus: EventBus) -> None:
+    ear = Ear()
+    bus.follow(ear, "r", chunks=True)
+    bus.publish(PROGRESS, {}, "r")
+    assert ear.names() == []
+    assert bus.awaits(ear)
+
+
+def test_who_follows_no_more_hears_no_more(bus: EventBus) -> None:
+    ear, other = Ear(), Ear()
+    for one in (ear, other):
+        bus.follow(one, "r")
+    bus.unfollow(ear, "r")
+    bus.unfollow(ear, "never followed")
+    assert not bus.awaits(ear)
+    bus.publish(RESULT, {}, "r")
+    assert ear.names() == []
+    assert other.names() == [RESULT]
+
+
+def test_a_dropped_request_ends_in_silence(bus: EventBus) -> None:
+    ear = Ear()
+    bus.follow(ear, "r")
+    bus.follow(ear, "s")
+    bus.drop("r")
+    bus.drop("unknown")
+    bus.publish(RESULT, {}, "r")
+    assert ear.names() == []
+    assert bus.awaits(ear)
+    bus.drop("s")
+    assert not bus.awaits(ear)
+
+
+@pytest.mark.promise("S4")
+def test_nothing_is_kept_of_a_listener_that_is_gone(bus: EventBus) -> None:
+    ear, other = Ear(), Ear()
+    bus.subscribe(ear, ["*"])
+    for request_id in ("r", "s"):
+        bus.follow(ear, request_id, chunks=True)
+    bus.follow(other, "s")
+    bus.forget(ear)
+    bus.forget(ear)
+    assert not bus.awaits(ear)
+    assert not bus.streams("r")
+    assert not bus.wanted(RESULT, "r")
+    bus.publish(RESULT, {}, "s")
+    assert ear.names() == []
+    assert other.names() == [RESULT]
+
+
+def test_a_listener_may_leave_while_an_event_is_handed_out(bus: EventBus) -> None:
+    class Leaver(Ear):
+        def push(self, line: bytes) -> None:
+            super().push(line)
+            bus.forget(self)
+            bus.forget(last)
+
+    first, last = Leaver(), Ear()
+    for ear in (first, last):
+        bus.subscribe(ear, ["*"])
+        bus.follow(ear, "r")
+    bus.publish(RESULT, {}, "r")
+    bus.publish(RESULT, {}, "r")
+    assert len(first.lines) == 1
+    assert len(last.lines) <= 1
+
+
+# -- what nobody wants ------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_nobody_wants_is_not_even_encoded(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, [RESULT])
+    unreadable = object()
+    bus.publish(PROGRESS, unreadable)
+    bus.follow(ear, "r", end=False)
+    bus.publish(CHUNK, unreadable, "r")
+    assert ear.lines == []
+
+
+def test_one_event_for_many_is_encoded_once(bus: EventBus) -> None:
+    ears = [Ear() for _ in range(3)]
+    for ear in ears:
+        bus.subscribe(ear, ["*"])
+    bus.publish(PROGRESS, {})
+    assert len({id(ear.lines[0]) for ear in ears}) == 1
+
+
+def test_an_event_can_be_sent_to_one_listener_alone(bus: EventBus) -> None:
+    ear, other = Ear(), Ear()
+    bus.subscribe(other, ["*"])
+    bus.push(ear, CHUNK, {"seq": 3})
+    assert ear.heard()[0]["data"] == {"seq": 3}
+    assert other.names() == []
