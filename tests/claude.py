@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -234,3 +234,11 @@ def living(pids: Sequence[int]) -> list[int]:
         if state not in b"ZX":
             alive.append(pid)
     return alive
+
+
+async def until(look: Callable[[], Any], *, patience: float = 15.0) -> Any:
+    """Look again and again until there is something; what it was."""
+    async with asyncio.timeout(patience):
+        while not (found := look()):  # noqa: ASYNC110 - what ends or appears outside tells nobody
+            await asyncio.sleep(0.01)
+    return found

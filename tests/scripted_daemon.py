@@ -22,6 +22,9 @@ class SteppingClock:
         self.slept: list[float] = []
         self._now = 1_700_000_000.0
 
+    def unix(self) -> float:
+        return self.now().unix
+
     def now(self) -> Moment:
         """This instant."""
         return Moment(round(self._now * MICROSECONDS), round(self._now * MICROSECONDS))

@@ -49,6 +49,10 @@ def microseconds(seconds: float) -> int:
 class Clock(Protocol):
     """What the daemon knows of time."""
 
+    def unix(self) -> float:
+        """Wall time in seconds."""
+        ...
+
     def now(self) -> Moment:
         """This instant."""
         ...
@@ -60,6 +64,10 @@ class Clock(Protocol):
 
 class SystemClock:
     """The machine's clocks."""
+
+    def unix(self) -> float:
+        """Wall time by CLOCK_REALTIME."""
+        return time.time()
 
     def now(self) -> Moment:
         """This instant by CLOCK_REALTIME and CLOCK_MONOTONIC."""

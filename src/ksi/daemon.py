@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -25,11 +26,14 @@ from ksi.completion.cleaner import Cleaner
 from ksi.completion.completion_runner import CompletionRunner
 from ksi.completion.completion_service import CompletionService
 from ksi.completion.intake import Intake
+from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager, build_providers
 from ksi.completion.queue_manager import QueueManager
+from ksi.completion.render import Teller
 from ksi.completion.response_log import ResponseLog
 from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
+from ksi.completion.token_tracker import TokenTracker
 from ksi.config import Config
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
@@ -49,6 +53,9 @@ EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_IN_USE = 3
 
+_LOOK_AGAIN = 0.005
+"""Seconds between two tries at a lock that somebody shares for a moment."""
+
 
 class Daemon:
     """All parts, wired. `start` and `stop` take them up and down in order."""
@@ -67,11 +74,15 @@ class Daemon:
         self._built: Mapping[str, Provider] = build_providers(config, environ, clock)
         self.bus = EventBus(clock)
         lock_events = LockEvents(self.bus)
-        announcer = Announcer(self.store, self.bus, lock_events)
+        can = {name: provider.capabilities for name, provider in self._built.items()}
+        prices = Prices(config.prices, can)
+        teller = Teller(prices)
+        announcer = Announcer(self.store, teller, self.bus, lock_events)
         enabled = {name: config.providers[name] for name in self._built}
-        self.providers = ProviderManager(config, self._built, Router(enabled, config.models), self.bus, clock)
+        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        self.providers = ProviderManager(config, self._built, router, self.bus, clock)
         sessions = SessionManager(self.store, config.session)
-        runner = CompletionRunner(self.store, self.providers, sessions, announcer, config, clock, chance)
+        runner = CompletionRunner(self.store, self.providers, sessions, announcer, prices, config, clock, chance)
         self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)
         completions = CompletionService(
             self.store,
@@ -79,6 +90,7 @@ class Daemon:
             self.queue,
             self.providers,
             sessions,
+            teller,
             announcer,
             lock_events,
             self.bus,
@@ -88,7 +100,8 @@ class Daemon:
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, config.retention, clock)
-        dispatcher = Dispatcher(handlers(completions, self._locks, self.bus, self), clock)
+        tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
+        dispatcher = Dispatcher(handlers(completions, tracker, self._locks, self.bus, self), clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -108,6 +121,9 @@ class Daemon:
         """
         async with AsyncExitStack() as undo:
             _claim_run_dir(self.config.run_dir, self.config.home)
+            # Taken first: what cannot be served must not cost a single call to a provider.
+            self.socket.bind()
+            undo.push_async_callback(self.socket.stop)
             recovery = await self.store.open(self._clock.now(), self.queue.on_work)
             undo.push_async_callback(self.store.close)
             await self._responses.start()
@@ -224,7 +240,7 @@ def build_store(config: Config, chance: Chance) -> Store:
     kind, _, rest = config.store.url.partition("://")
     if kind == "memory":
         return MemoryStore(rules, chance)
-    if kind == "sqlite" and rest.startswith("/"):
+    if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/"):
         # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
         return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
     raise ConfigError(f"store.url: {config.store.url!r} is neither memory:// nor sqlite:///path", place="store.url")
@@ -284,12 +300,10 @@ class PidFile:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be written: {error.strerror}", place=str(self._path)) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(descriptor):
             pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
-            raise StoreInUse(f"a daemon runs here already (pid {pid or 'unknown'})", holder=pid or None) from None
+            raise StoreInUse(f"a daemon runs here already (pid {pid or 'unknown'})", holder=pid or None)
         if not self._is_still(descriptor):
             # The one who had it took it away in between: this lock is on a file that nobody sees.
             os.close(descriptor)
@@ -311,6 +325,27 @@ class PidFile:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file for this process alone; False where another has it for itself.
+
+    Who only looks whether a daemon runs shares the lock for a moment: that is waited for.
+    """
+    while not _try_lock(descriptor, fcntl.LOCK_EX):
+        if not _try_lock(descriptor, fcntl.LOCK_SH):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(_LOOK_AGAIN)
+    return True
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> int:
@@ -350,12 +385,15 @@ async def _serve(config: Config, say: Callable[[str], None]) -> int:
 
 
 def tell_systemd(state: str) -> None:
-    """Send a word to the service manager, where it asked for it (sd_notify)."""
+    """Send a word to the service manager, where it asked for it (sd_notify). One that does not listen stops nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        try:
+            notify.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            structlog.get_logger("ksi.daemon").warning("service manager not told", state=state, error=str(error))
 
 
 def _spare_the_collector() -> None:

@@ -117,13 +117,13 @@ class EventBus:
             targets = self._with_followers(name, request_id, targets)
         if not targets:
             return
-        line = encode_reply(name, data, None, self._clock.now().unix)
+        line = encode_reply(name, data, None, self._clock.unix())
         for listener in targets:
             listener.push(line)
 
     def push(self, listener: Listener, name: str, data: Any) -> None:
         """Send an event to one listener."""
-        listener.push(encode_reply(name, data, None, self._clock.now().unix))
+        listener.push(encode_reply(name, data, None, self._clock.unix()))
 
     def _with_followers(self, name: str, request_id: str, subscribers: Iterable[Listener]) -> list[Listener]:
         targets = dict.fromkeys(subscribers)

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ksi.errors import InvalidData
 from ksi.protocol import nearest
 from ksi.request import PRIORITY_WORDS, Priority
+from ksi.usage_report import TokenUsageReply
 
 Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
 Pattern = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -78,6 +79,7 @@ class CompletionData(Data):
     timeout: Span | None = None
     retry: RetryData | None = None
     stream: bool = False
+    mcp_config: Name | Json | None = None
     metadata: Json | None = None
     provider_options: Json | None = None
 
@@ -358,6 +360,22 @@ class FailedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     warnings: list[str] = []
 
 
+class TokenUsageData(PageData):
+    """Which attempts to account for: those that ended in the last `hours`, of one agent, model, provider or session.
+
+    `limit` is for the rows of each grouping; `cursor` goes with `group_by`.
+    """
+
+    agent_id: Name | None = None
+    model: Name | None = None
+    provider: Name | None = None
+    session_id: Name | None = None
+    conversation_id: Name | None = None
+    hours: Annotated[float, Meta(gt=0, le=100_000)] = 24.0
+    bucket_minutes: Annotated[int, Meta(ge=1, le=6_000_000)] | None = None
+    group_by: Literal["agent", "model", "provider", "session"] | None = None
+
+
 class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A conversation went on in another place (L7)."""
 
@@ -418,6 +436,12 @@ SPECS: Mapping[str, EventSpec] = {
         _in("completion:queue_status", QueueStatusData, "The queue's figures, and pages of its lists."),
         _in("completion:session_status", SessionStatusData, "A session's life, or a page of sessions."),
         _in("completion:retry_status", PageData, "What waits to be tried again: why, since when, until when."),
+        _in(
+            "completion:token_usage",
+            TokenUsageData,
+            "What completions used and cost: by agent, model, provider and session, over time, and with MCP.",
+            TokenUsageReply,
+        ),
         _in("completion:failed", FailedData, "A client saw a running attempt fail.", FailedReply),
         _in(
             "completion:requeue", RequestId, "Ask again for a request that failed for good, as a new one.", SubmitReply
@@ -488,6 +512,8 @@ def check_depth(path: str, value: Any) -> None:
     Raises:
         InvalidData: deeper than MAX_DEPTH.
     """
+    if value is None:
+        return
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]

@@ -24,9 +24,10 @@ class Priority(IntEnum):
     @property
     def word(self) -> str:
         """The wire word, lower case."""
-        return self.name.lower()
+        return _PRIORITY_NAMES[self]
 
 
+_PRIORITY_NAMES = tuple(p.name.lower() for p in Priority)
 PRIORITY_WORDS: dict[str, Priority] = {p.word: p for p in Priority}
 
 CRITICAL_HEAD_START = 100_000 * 365 * 86_400 * MICROSECONDS
@@ -256,6 +257,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Microseconds from the start to the first piece of text."""
     raw: bytes | None = None
     """What the provider sent, as JSON, for the response log (R3)."""
+
+
+def answer_chars(attempt: Attempt) -> int:
+    """How much an attempt's answer is, text and raw together."""
+    return len(attempt.text or "") + len(attempt.raw or b"")
 
 
 class Turn(msgspec.Struct, frozen=True):

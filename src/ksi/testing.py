@@ -33,6 +33,10 @@ class SimulatedClock:
         """This instant."""
         return Moment(self._wall, self._mono)
 
+    def unix(self) -> float:
+        """Wall time in seconds."""
+        return self.now().unix
+
     async def sleep(self, seconds: float) -> None:
         """Wait until the clock was advanced so far."""
         if seconds <= 0:
@@ -81,8 +85,8 @@ async def running_daemon(
 ) -> AsyncIterator[Daemon]:
     """A daemon in this process and event loop, on a home of its own, stopped at the end.
 
-    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml; `environ` is
-    where providers find their keys.
+    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml; `environ`
+    is where providers find their keys.
     """
     with tempfile.TemporaryDirectory(prefix="ksi-") as folder:
         flags: dict[str, dict[str, Any]] = {

@@ -1,23 +1,34 @@
-"""A daemon in this process for each test, and connections to it."""
+"""A daemon in this process for each test, connections to it, and folders whose paths a socket can have."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from ksi.daemon import Daemon
 from ksi.testing import running_daemon
+from tests.integration.serving import AT_ONCE
 from tests.integration.wire import Wire
 
 Connect = Callable[[], Awaitable[Wire]]
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short path: a socket's has 107 bytes at most, and pytest's own has the test's name in it."""
+    with tempfile.TemporaryDirectory(prefix="ksi-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
+
+
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Daemon]:
     """A daemon with the stub provider, which does not wait for what runs at the end."""
-    async with running_daemon(settings={"service": {"shutdown_grace": 0.0}}) as daemon:
+    async with running_daemon(settings={"service": AT_ONCE}) as daemon:
         yield daemon
 
 

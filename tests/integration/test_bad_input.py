@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.conftest import Connect
-from tests.integration.wire import Json, Refused, Wire, in_state
 
 from ksi.daemon import Daemon
 from ksi.events import SPECS
+from tests.integration.conftest import Connect
+from tests.integration.serving import daemon_and_wire
+from tests.integration.wire import Json, Wire, in_state
 
 MIB = 1024 * 1024
 
@@ -279,13 +281,12 @@ async def test_an_after_seq_that_no_chunk_has_is_answered_all_the_same(wire: Wir
     script = {"pieces": 3, "piece_delay": 0.05}
     await wire.ask("completion:async", prompt="abc", request_id="r", stream=True, provider_options=script)
     await wire.pushed("completion:chunk", request_id="r", seq=0)
-    try:
-        await wire.ask("completion:get", request_id="r", after_seq=after)
-        reply = await wire.ask("completion:wait", request_id="r", after_seq=after, stream=True)
-    except Refused as error:
-        assert error.code == "invalid_data"
+    await wire.post("completion:get", {"request_id": "r", "after_seq": after})
+    reply = await wire.post("completion:wait", {"request_id": "r", "after_seq": after, "stream": True})
+    if "error" in reply:
+        assert reply["error"]["code"] == "invalid_data"
     else:
-        assert reply["result"] == "echo: abc"
+        assert reply["data"]["result"] == "echo: abc"
     await lives(wire)
 
 
@@ -334,29 +335,30 @@ async def test_a_strange_name_is_a_name_like_any_other(served: Daemon, wire: Wir
     assert [one["session_id"] for one in by_agent["sessions"]] == [name]
 
 
+def log_files(folder: Path) -> dict[Path, str]:
+    """All response logs anywhere below a folder, each for this user only."""
+    files = list(folder.rglob("*.jsonl"))
+    for path in files:
+        mode = path.lstat().st_mode
+        assert stat.S_ISREG(mode)
+        assert stat.S_IMODE(mode) & 0o077 == 0
+    return {path: path.read_text() for path in files}
+
+
 @pytest.mark.promise("S3", "R3")
 async def test_no_name_leads_a_file_out_of_the_response_log(tmp_path: Path) -> None:
-    from ksi.testing import running_daemon
-
     home = tmp_path / "a" / "b" / "home"
     home.mkdir(parents=True)
-    async with running_daemon(home) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as wire:
-            for name in (*NAMES.values(), "plain", "Plain.name_1-2"):
-                await wire.ask("completion:request", prompt="x", session_id=name)
+    sessions = {*NAMES.values(), "plain", "Plain.name_1-2"}
+    async with daemon_and_wire(home) as (_, wire):
+        for name in sessions:
+            await wire.ask("completion:request", prompt="x", session_id=name)
     folder = home / "var" / "logs" / "responses"
-    files = sorted(path.name for path in folder.iterdir())
-    sessions = set()
-    for path in folder.iterdir():
-        assert path.is_file()
-        assert path.stat().st_mode & 0o077 == 0
-        sessions |= {json.loads(line)["ksi"]["session_id"] for line in path.read_text().splitlines()}
-    assert sessions == {*NAMES.values(), "plain", "Plain.name_1-2"}
-    assert {"plain.jsonl", "Plain.name_1-2.jsonl"} <= set(files)
-    assert all(name.removesuffix(".jsonl").replace("_", "").replace("-", "").replace(".", "").isalnum() for name in files)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    outside = [os.fspath(path) for path in tmp_path.rglob("*") if path.suffix == ".jsonl" and path.parent != folder]
-    assert outside == []
+    files = log_files(tmp_path)
+    assert {path.parent for path in files} == {folder}
+    assert {"plain.jsonl", "Plain.name_1-2.jsonl"} <= {path.name for path in files}
+    assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", path.name) for path in files)
+    assert {json.loads(line)["ksi"]["session_id"] for text in files.values() for line in text.splitlines()} == sessions
 
 
 @pytest.mark.promise("S1")

@@ -207,15 +207,19 @@ class Load:
 
 @pytest.mark.timeout(240)
 @pytest.mark.promise("Q1", "Q3", "Q4", "Q7", "Q8", "F8", "F10", "L1", "R1", "R2", "R3", "R7", "T1")
-async def test_a_daemon_killed_thirty_times_loses_nothing_and_does_nothing_twice_at_a_time(tmp_path: Path) -> None:
+async def test_a_daemon_killed_thirty_times_loses_nothing_and_does_nothing_twice_at_a_time(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     dice = random.Random(seed)
     process = DaemonProcess(make_home(tmp_path, CONFIG))
+    request.addfinalizer(lambda: process.end(signal.SIGKILL))
     load = Load(dice)
     pids = []
     early = set(dice.sample(range(1, KILLS), KILLS_BEFORE_READY))
     for life in range(KILLS):
+        alive = None
         process.spawn()
         pids.append(process.pid)
         if life in early:
@@ -224,11 +228,12 @@ async def test_a_daemon_killed_thirty_times_loses_nothing_and_does_nothing_twice
         else:
             assert await asyncio.to_thread(process.wait_ready)
             alive = asyncio.create_task(load.live(process.socket_path))
-            async with asyncio.timeout(30):
-                await load.reach(load.acks + ACKS_IN_A_LIFE)
+            reached = asyncio.create_task(load.reach(load.acks + ACKS_IN_A_LIFE))
+            await asyncio.wait((alive, reached), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+            assert reached.done(), alive
             await asyncio.sleep(dice.uniform(0, 0.3))
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
-        if life not in early:
+        if alive is not None:
             async with asyncio.timeout(30):
                 await alive
     with process:
@@ -367,15 +372,17 @@ def check_database(path: Path, answers: dict[str, Json], figures: Json) -> None:
         database.close()
 
 
-def history(database: apsw.Connection, head: int | None) -> list[tuple[Any, ...]]:
+def history(database: apsw.Connection, head: Any) -> list[tuple[Any, ...]]:
     """A conversation's turns from its head backwards: request, conversation, started, finished."""
     turns = []
     while head is not None:
-        *turn, head = database.execute(
+        row = database.execute(
             "SELECT r.request_id, a.conversation, a.started_at, a.finished_at, a.previous "
             "FROM attempt a JOIN request r ON r.key = a.request WHERE a.id = ? AND a.outcome = 'completed'",
             (head,),
         ).fetchone()
+        assert row is not None, f"turn {head} is missing"
+        *turn, head = row
         turns.append(tuple(turn))
     return turns
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from tests.integration.wire import Json, Refused, Wire, answer, in_state, until
 
-from ksi.daemon import Daemon
-from ksi.testing import running_daemon
+from tests.integration.serving import daemon_and_wire
+from tests.integration.wire import Json, in_state, until
 
 
 class Disk(apsw.VFS):
@@ -60,14 +58,6 @@ def disk() -> Iterator[Disk]:
     disk = Disk()
     yield disk
     disk.unregister()
-
-
-@asynccontextmanager
-async def daemon_and_wire(home: Path, **settings: Any) -> AsyncIterator[tuple[Daemon, Wire]]:
-    given = {"service": {"shutdown_grace": 0.0}, **settings}
-    async with running_daemon(home, settings=given) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as wire:
-            yield daemon, wire
 
 
 FAULTS = {"full": "store_full", "broken": "store_unavailable"}
@@ -155,11 +145,10 @@ async def test_under_load_only_what_was_refused_is_missing(tmp_path: Path, disk:
     async with daemon_and_wire(tmp_path) as (_, wire):
 
         async def submit(number: int) -> str | None:
-            try:
-                data = {"prompt": str(number), "request_id": f"r{number}", "session_id": f"c{number % 5}"}
-                await answer(wire.post("completion:async", data))
-            except Refused as error:
-                assert error.code == "store_full"
+            data = {"prompt": str(number), "request_id": f"r{number}", "session_id": f"c{number % 5}"}
+            reply = await wire.post("completion:async", data)
+            if "error" in reply:
+                assert reply["error"]["code"] == "store_full"
                 return None
             return f"r{number}"
 

@@ -1,4 +1,4 @@
-"""Outside holders of conversations over the wire: acquire, wait, grant, renew, release, expiry, and what outlives what."""
+"""Outside holders of conversations over the wire: acquire, wait, grant, renew, release, expire; what outlives what."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ksi.testing import SimulatedClock
 from tests.daemon_process import DaemonProcess, make_home
 from tests.integration.conftest import Connect
+from tests.integration.serving import LONG, daemon_and_wire
 from tests.integration.wire import Wire, until
-
-from ksi.testing import SimulatedClock, running_daemon
-
-LONG = {"delay": 600}
 
 
 @asynccontextmanager
-async def timed(clock: SimulatedClock, **settings: Any) -> AsyncIterator[Wire]:
-    """A connection to a daemon on this clock; locks expire after 10 s."""
-    given = {"service": {"shutdown_grace": 0.0}, "lock": {"expiry": 10.0}, **settings}
-    async with running_daemon(clock=clock, settings=given) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as wire:
-            yield wire
+async def timed(clock: SimulatedClock, expiry: float = 10.0) -> AsyncIterator[Wire]:
+    """A connection to a daemon on this clock."""
+    async with daemon_and_wire(clock=clock, lock={"expiry": expiry}) as (_, wire):
+        yield wire
 
 
 async def acquire(wire: Wire, request_id: str, conversation_id: str = "c", **data: Any) -> dict[str, Any]:
@@ -190,7 +187,7 @@ async def test_a_step_of_the_wall_clock_expires_nothing_healthy() -> None:
 @pytest.mark.promise("L4", "L5")
 async def test_a_waiter_s_time_ends_its_wait_and_it_is_told() -> None:
     clock = SimulatedClock()
-    async with timed(clock, lock={"expiry": 100.0}) as wire:
+    async with timed(clock, expiry=100.0) as wire:
         await acquire(wire, "a")
         await acquire(wire, "b", timeout=5)
         await acquire(wire, "c")

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from tests.endpoint import Answer, ScriptedEndpoint
-from tests.integration.conftest import Connect
-from tests.integration.wire import Json, Refused, Wire, answer, in_state, until
 
 from ksi.daemon import Daemon
-from ksi.testing import SimulatedClock, running_daemon, settle_down
+from ksi.testing import SimulatedClock, settle_down
+from tests.endpoint import Answer, ScriptedEndpoint
+from tests.integration.conftest import Connect
+from tests.integration.serving import LONG, daemon_and_wire
+from tests.integration.wire import Json, Wire, answer, in_state, until
 
 HOUR = 3600.0
-AT_ONCE = {"service": {"shutdown_grace": 0.0}}
-LONG = {"delay": 600}
 NARROW = {"stub": {"kind": "stub", "max_concurrency": 1}, "other": {"kind": "stub", "max_concurrency": 1}}
 QUICK_RETRY = {"initial_delay": 0.001, "max_delay": 0.002}
-
-
-@asynccontextmanager
-async def daemon_and_wire(clock: SimulatedClock | None = None, **settings: Any) -> AsyncIterator[tuple[Daemon, Wire]]:
-    """A daemon with settings of its own, and a connection to it."""
-    async with running_daemon(settings={**AT_ONCE, **settings}, clock=clock) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as wire:
-            yield daemon, wire
 
 
 async def order_of_results(wire: Wire, count: int) -> list[str]:
@@ -58,7 +46,7 @@ async def test_on_a_saturated_provider_higher_priorities_come_first_and_within_o
 @pytest.mark.promise("Q2")
 async def test_a_lower_priority_waits_at_most_the_difference_of_head_starts_longer() -> None:
     clock = SimulatedClock()
-    async with daemon_and_wire(clock, providers=NARROW) as (_, wire):
+    async with daemon_and_wire(clock=clock, providers=NARROW) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="block", provider_options=LONG)
         await wire.ask("completion:async", prompt="x", request_id="low", priority="low")
         clock.step_wall(4.9 * HOUR)
@@ -135,7 +123,7 @@ async def test_a_full_queue_refuses_and_keeps_what_it_acknowledged() -> None:
 @pytest.mark.promise("Q7")
 async def test_a_delayed_request_runs_when_it_is_due() -> None:
     clock = SimulatedClock()
-    async with daemon_and_wire(clock) as (_, wire):
+    async with daemon_and_wire(clock=clock) as (_, wire):
         reply = await wire.ask("completion:async", prompt="x", request_id="r", delay=10)
         now = clock.now().unix
         assert (reply["state"], reply["status"], reply["due_at"]) == ("scheduled", "queued", now + 10)
@@ -155,7 +143,7 @@ async def test_a_delayed_request_runs_when_it_is_due() -> None:
 @pytest.mark.promise("Q7")
 async def test_a_sooner_time_that_comes_later_wakes_the_daemon_in_time() -> None:
     clock = SimulatedClock()
-    async with daemon_and_wire(clock) as (_, wire):
+    async with daemon_and_wire(clock=clock) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="far", delay=1000)
         await clock.advance(1)
         await wire.ask("completion:async", prompt="x", request_id="near", delay=2)
@@ -166,7 +154,7 @@ async def test_a_sooner_time_that_comes_later_wakes_the_daemon_in_time() -> None
 @pytest.mark.promise("Q7")
 async def test_a_time_to_live_ends_what_has_not_started_and_nothing_else() -> None:
     clock = SimulatedClock()
-    async with daemon_and_wire(clock, providers=NARROW) as (_, wire):
+    async with daemon_and_wire(clock=clock, providers=NARROW) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="runs", ttl=1, provider_options=LONG)
         await wire.ask("completion:async", prompt="x", request_id="waits", ttl=5, session_id="c")
         await wire.ask("completion:async", prompt="x", request_id="behind", session_id="c")
@@ -189,7 +177,7 @@ async def test_a_time_to_live_ends_what_has_not_started_and_nothing_else() -> No
 @pytest.mark.promise("Q7")
 async def test_a_step_of_the_wall_clock_is_noticed() -> None:
     clock = SimulatedClock()
-    async with daemon_and_wire(clock) as (_, wire):
+    async with daemon_and_wire(clock=clock) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="r", delay=HOUR)
         clock.step_wall(2 * HOUR)
         await clock.advance(1)
@@ -585,7 +573,11 @@ async def test_figures_follow_what_happens(wire: Wire) -> None:
     expected = {"queued": 1, "active": 1, "completed": 1, "failed": 1, "scheduled": 1, "locked_conversations": 1}
     assert {name: figures[name] for name in expected} == expected
     status = await wire.ask("completion:status")
-    assert {name: status[name] for name in ("queued", "active", "completed")} == {"queued": 1, "active": 1, "completed": 1}
+    assert {name: status[name] for name in ("queued", "active", "completed")} == {
+        "queued": 1,
+        "active": 1,
+        "completed": 1,
+    }
     assert [row["request_id"] for row in status["running"]] == ["run"]
     for listing, names in {
         "active": ["run"],
@@ -640,16 +632,29 @@ async def test_a_subscriber_hears_what_its_patterns_name_and_no_more(wire: Wire,
     assert watcher.lines == []
 
 
+@pytest.mark.promise("R4", "S1")
+@pytest.mark.parametrize(
+    "pattern", ["[", "[!", "]*[", "(?P<x>", "\\\\", "*" * 200, "*a" * 100, "\n", "completion:[r]esult"]
+)
+async def test_a_strange_pattern_matches_what_it_says_and_harms_nobody(
+    wire: Wire, connect: Connect, pattern: str
+) -> None:
+    watcher = await connect()
+    assert (await watcher.ask("monitor:subscribe", pattern=pattern))["patterns"] == [pattern]
+    assert (await wire.ask("completion:request", prompt="x"))["status"] == "completed"
+    await watcher.ask("system:ready")
+    heard = [line["event"] for line in watcher.lines if line["event"] == "completion:result"]
+    assert heard == (["completion:result"] if pattern in ("*" * 200, "completion:[r]esult") else [])
+
+
 @pytest.mark.promise("R4")
 async def test_discover_lists_every_event_with_its_schema(wire: Wire) -> None:
     events = {event["name"]: event for event in (await wire.ask("system:discover"))["events"]}
     assert events["completion:async"]["schema"]["request"]
     assert events["completion:result"]["direction"] == "out"
     for event in events.values():
-        if event["direction"] == "in":
-            try:
-                await wire.ask(event["name"]) if event["name"] != "system:shutdown" else None
-            except Refused as error:
-                assert error.code in ("invalid_data", "not_found"), event["name"]
+        if event["direction"] == "in" and event["name"] != "system:shutdown":
+            reply = await wire.post(event["name"], {})
+            assert "data" in reply or reply["error"]["code"] in ("invalid_data", "not_found"), reply
         assert event["doc"]
     assert (await wire.refused("system:discover", event="system:helth")).code == "unknown_event"

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
+
 from tests.endpoint import Answer, ScriptedEndpoint
-from tests.integration.wire import Json, Wire, until
-
-from ksi.daemon import Daemon
-from ksi.testing import running_daemon
-
-
-@asynccontextmanager
-async def daemon_and_wire(home: Path, **settings: Any) -> AsyncIterator[tuple[Daemon, Wire]]:
-    given = {"service": {"shutdown_grace": 0.0}, **settings}
-    async with running_daemon(home, settings=given) as daemon:
-        async with await Wire.open(daemon.config.socket_path) as wire:
-            yield daemon, wire
+from tests.integration.serving import daemon_and_wire
+from tests.integration.wire import Json, until
 
 
 def folder(home: Path) -> Path:

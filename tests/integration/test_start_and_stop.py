@@ -7,17 +7,18 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
+
+from ksi.testing import settle_down
 from tests.daemon_process import CONFIG, DaemonProcess, make_home, start_in_vain
-from tests.integration.wire import Json, Refused, Wire, answer, in_state, until
+from tests.endpoint import Answer, ScriptedEndpoint
+from tests.integration.serving import LONG, daemon_and_wire
+from tests.integration.wire import Json, Wire, in_state, until
 
-from ksi.testing import running_daemon, settle_down
-
-LONG = {"delay": 600}
 DATABASE = Path("var/db/ksi.db")
 PID_FILE = Path("var/run/daemon.pid")
 
@@ -25,6 +26,14 @@ PID_FILE = Path("var/run/daemon.pid")
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return make_home(tmp_path)
+
+
+@pytest.fixture
+def process(home: Path) -> Iterator[DaemonProcess]:
+    """A daemon to start; ended whatever becomes of the test."""
+    process = DaemonProcess(home)
+    yield process
+    process.end(signal.SIGKILL)
 
 
 def refused(home: Path, *words: str, environ: dict[str, str] | None = None) -> str:
@@ -50,8 +59,8 @@ async def serves(process: DaemonProcess) -> None:
 
 
 @pytest.mark.promise("R6", "Q3")
-async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path) -> None:
-    process = DaemonProcess(make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 20.0")))
+async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path, process: DaemonProcess) -> None:
+    make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 20.0"))
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         script = {"delay": 0.3}
@@ -76,10 +85,10 @@ async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path
 @pytest.mark.promise("R6", "Q3")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 async def test_what_does_not_end_in_its_grace_goes_back_to_the_queue_and_counts_no_interruption(
-    home: Path, by: signal.Signals
+    home: Path, process: DaemonProcess, by: signal.Signals
 ) -> None:
     make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.1"))
-    with DaemonProcess(home) as process:
+    with process:
         for number in range(4):
             async with await Wire.open(process.socket_path) as wire:
                 if number == 0:
@@ -108,11 +117,10 @@ async def test_what_does_not_end_in_its_grace_goes_back_to_the_queue_and_counts_
 
 
 @pytest.mark.promise("R6")
-async def test_a_stop_under_load_loses_nothing(home: Path) -> None:
+async def test_a_stop_under_load_loses_nothing(home: Path, process: DaemonProcess) -> None:
     """Again and again, with runs that just begin, end, or are being claimed."""
     make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.02"))
     asked: dict[str, Json] = {}
-    process = DaemonProcess(home)
     for life in range(8):
         process.start()
         async with await Wire.open(process.socket_path) as wire:
@@ -121,12 +129,12 @@ async def test_a_stop_under_load_loses_nothing(home: Path) -> None:
                 name = f"r{life}-{number}"
                 data = {"prompt": "x", "request_id": name, "session_id": f"c{number % 7}", "provider_options": script}
                 try:
-                    await answer(wire.post("completion:async", data))
-                except Refused as error:
-                    assert error.code == "shutting_down"
-                    break
+                    reply = await wire.post("completion:async", data)
                 except ConnectionResetError:
                     asked[name] = data  # taken or not: asking again tells
+                    break
+                if "error" in reply:
+                    assert reply["error"]["code"] == "shutting_down"
                     break
                 asked[name] = data
                 if number == 20:
@@ -157,28 +165,26 @@ class Unheard:
 
 @pytest.mark.promise("R6")
 async def test_a_stop_at_any_moment_of_a_claim_counts_no_interruption(tmp_path: Path) -> None:
-    """One slot and three requests: each end is the next one's claim, and the stop comes in at every turn of the loop."""
-    settings = {"service": {"shutdown_grace": 0.0}, "providers": {"stub": {"kind": "stub", "max_concurrency": 1}}}
+    """One slot, three requests: each end is the next one's claim, and the stop comes in at every turn of the loop."""
+    providers = {"stub": {"kind": "stub", "max_concurrency": 1}}
     for turns in range(45):
         home = tmp_path / str(turns)
         home.mkdir()
-        async with running_daemon(home, settings=settings) as daemon:
+        async with daemon_and_wire(home, providers=providers) as (daemon, _):
             for number in range(3):
                 ask = b'{"event": "completion:async", "data": {"prompt": "x", "request_id": "r%d"}}' % number
                 await daemon.socket.dispatcher.serve(ask, Unheard())
             await settle_down(turns)
-        async with running_daemon(home, settings=settings) as daemon:
-            async with await Wire.open(daemon.config.socket_path) as wire:
-                for number in range(3):
-                    reply = await wire.ask("completion:wait", request_id=f"r{number}")
-                    assert reply["status"] == "completed"
-                    outcomes = [attempt["outcome"] for attempt in reply["attempts"]]
-                    assert "interrupted" not in outcomes, f"after {turns} turns: {outcomes}"
+        async with daemon_and_wire(home, providers=providers) as (_, wire):
+            for number in range(3):
+                reply = await wire.ask("completion:wait", request_id=f"r{number}")
+                assert reply["status"] == "completed"
+                outcomes = [attempt["outcome"] for attempt in reply["attempts"]]
+                assert "interrupted" not in outcomes, f"after {turns} turns: {outcomes}"
 
 
 @pytest.mark.promise("R6")
-async def test_a_client_s_word_stops_the_daemon_in_order(home: Path) -> None:
-    process = DaemonProcess(home)
+async def test_a_client_s_word_stops_the_daemon_in_order(process: DaemonProcess) -> None:
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         assert (await wire.ask("system:shutdown"))["stopping"] is True
@@ -187,8 +193,7 @@ async def test_a_client_s_word_stops_the_daemon_in_order(home: Path) -> None:
 
 
 @pytest.mark.promise("Q3")
-async def test_what_a_kill_interrupts_runs_again_three_times_and_then_fails(home: Path) -> None:
-    process = DaemonProcess(home)
+async def test_what_a_kill_interrupts_runs_again_three_times_and_then_fails(process: DaemonProcess) -> None:
     for life in range(3):
         process.start()
         async with await Wire.open(process.socket_path) as wire:
@@ -208,8 +213,8 @@ async def test_what_a_kill_interrupts_runs_again_three_times_and_then_fails(home
 
 
 @pytest.mark.promise("Q3")
-async def test_what_a_kill_interrupts_fails_at_once_where_that_is_configured(home: Path) -> None:
-    process = DaemonProcess(make_home(home, '[queue]\non_interrupted = "fail"\n' + CONFIG))
+async def test_what_a_kill_interrupts_fails_at_once_where_configured(home: Path, process: DaemonProcess) -> None:
+    make_home(home, '[queue]\non_interrupted = "fail"\n' + CONFIG)
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         await wire.ask("completion:async", prompt="x", request_id="r", provider_options=LONG)
@@ -223,9 +228,8 @@ async def test_what_a_kill_interrupts_fails_at_once_where_that_is_configured(hom
 
 
 @pytest.mark.promise("Q3", "F8")
-async def test_a_cancel_that_a_kill_cut_short_is_not_forgotten(home: Path) -> None:
+async def test_a_cancel_that_a_kill_cut_short_is_not_forgotten(process: DaemonProcess) -> None:
     """The provider hangs on in its own end; the daemon is killed before the cancel is through."""
-    process = DaemonProcess(home)
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         await wire.ask("completion:async", prompt="x", request_id="r", provider_options=LONG)
@@ -244,8 +248,8 @@ async def test_a_cancel_that_a_kill_cut_short_is_not_forgotten(home: Path) -> No
 
 
 @pytest.mark.promise("R7")
-async def test_a_second_daemon_says_who_runs_and_disturbs_nobody(home: Path) -> None:
-    with DaemonProcess(home) as process:
+async def test_a_second_daemon_says_who_runs_and_disturbs_nobody(home: Path, process: DaemonProcess) -> None:
+    with process:
         refused(home, "runs here already", str(process.pid))
         assert (home / PID_FILE).read_text().strip() == str(process.pid)
         await serves(process)
@@ -261,8 +265,7 @@ async def test_a_second_daemon_on_the_same_database_from_another_home_is_told_so
 
 
 @pytest.mark.promise("R7")
-async def test_a_stale_socket_and_pid_file_are_taken_over(home: Path) -> None:
-    process = DaemonProcess(home)
+async def test_a_stale_socket_and_pid_file_are_taken_over(home: Path, process: DaemonProcess) -> None:
     process.start()
     process.end(signal.SIGKILL)
     assert process.socket_path.exists()
@@ -275,10 +278,10 @@ async def test_a_stale_socket_and_pid_file_are_taken_over(home: Path) -> None:
 
 @pytest.mark.promise("R7")
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff\x00", b"-1", b"9" * 100])
-async def test_a_pid_file_of_nonsense_is_no_obstacle(home: Path, content: bytes) -> None:
+async def test_a_pid_file_of_nonsense_is_no_obstacle(home: Path, process: DaemonProcess, content: bytes) -> None:
     (home / PID_FILE).parent.mkdir(parents=True)
     (home / PID_FILE).write_bytes(content)
-    with DaemonProcess(home) as process:
+    with process:
         assert (home / PID_FILE).read_text().strip() == str(process.pid)
         await serves(process)
 
@@ -304,8 +307,8 @@ def test_a_folder_and_a_link_in_the_socket_s_place_are_left_alone(home: Path) ->
 
 
 @pytest.mark.promise("Q3", "R7")
-async def test_a_start_that_fails_at_the_socket_runs_nothing(home: Path) -> None:
-    process = DaemonProcess(make_home(home, CONFIG + '\n[providers.noted]\nkind = "stub"\nrecord = "record.tsv"\n'))
+async def test_a_start_that_fails_at_the_socket_runs_nothing(home: Path, process: DaemonProcess) -> None:
+    make_home(home, CONFIG + '\n[providers.noted]\nkind = "stub"\nrecord = "record.tsv"\n')
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         await wire.ask("completion:async", prompt="x", request_id="r", model="noted/x", provider_options={"delay": 1})
@@ -359,9 +362,9 @@ def spoil_tables(database: apsw.Connection) -> None:
     ("spoil", "words"), [(spoil_newer, ("newer", "999")), (spoil_tables, ())], ids=["newer", "a table is missing"]
 )
 async def test_a_database_that_cannot_be_understood_is_refused(
-    home: Path, spoil: Callable[[apsw.Connection], None], words: tuple[str, ...]
+    home: Path, process: DaemonProcess, spoil: Callable[[apsw.Connection], None], words: tuple[str, ...]
 ) -> None:
-    with DaemonProcess(home) as process:
+    with process:
         await serves(process)
     database = apsw.Connection(str(home / DATABASE))
     spoil(database)
@@ -393,8 +396,8 @@ def spoil_page(path: Path) -> None:
 
 
 @pytest.mark.promise("Q3")
-async def test_a_damaged_database_is_refused(home: Path) -> None:
-    with DaemonProcess(home) as process:
+async def test_a_damaged_database_is_refused(home: Path, process: DaemonProcess) -> None:
+    with process:
         await serves(process)
     spoil_page(home / DATABASE)
     refused(home, str(DATABASE))
@@ -402,7 +405,7 @@ async def test_a_damaged_database_is_refused(home: Path) -> None:
 
 @pytest.mark.parametrize("place", ["var", "var/run", "var/db", "var/logs", "var/logs/responses", "var/logs/daemon.log"])
 def test_what_lies_in_the_way_of_a_folder_or_file_is_named(home: Path, place: str) -> None:
-    """Root may write everywhere, so a file where a folder belongs (or the other way) stands for what is not writable."""
+    """Root may write everywhere: a file where a folder belongs, or the other way, stands for what is not writable."""
     (home / place).parent.mkdir(parents=True, exist_ok=True)
     if place.endswith(".log"):
         (home / place).mkdir()
@@ -412,12 +415,11 @@ def test_what_lies_in_the_way_of_a_folder_or_file_is_named(home: Path, place: st
 
 
 @pytest.mark.promise("S2")
-async def test_a_shared_folder_is_not_closed_to_others_for_a_socket_s_sake(tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
+async def test_a_shared_folder_is_not_closed_to_others_for_a_socket_s_sake(home: Path, process: DaemonProcess) -> None:
+    shared = home / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    home = make_home(tmp_path / "home", f'[socket]\npath = "{shared / "ksi.sock"}"\n' + CONFIG)
-    process = DaemonProcess(home)
+    make_home(home, f'[socket]\npath = "{shared / "ksi.sock"}"\n' + CONFIG)
     process.spawn()
     process.wait_ready()
     mode = stat.S_IMODE(shared.stat().st_mode)
@@ -458,8 +460,8 @@ def test_a_wrong_variable_stops_the_start_too(home: Path) -> None:
 
 
 @pytest.mark.promise("R4")
-async def test_a_daemon_says_what_and_where_it_is(home: Path) -> None:
-    with DaemonProcess(home) as process:
+async def test_a_daemon_says_what_and_where_it_is(home: Path, process: DaemonProcess) -> None:
+    with process:
         async with await Wire.open(process.socket_path) as wire:
             health: Json = await wire.ask("system:health")
             assert (health["status"], health["problems"], health["pid"]) == ("healthy", [], process.pid)
@@ -486,10 +488,33 @@ async def test_the_service_manager_is_told_when_it_serves_and_when_it_stops(home
 
 
 @pytest.mark.promise("S3")
-async def test_the_log_is_json_lines_whatever_is_asked(home: Path) -> None:
-    with DaemonProcess(home) as process:
+async def test_the_log_is_json_lines_whatever_is_asked(home: Path, process: DaemonProcess) -> None:
+    with process:
         async with await Wire.open(process.socket_path) as wire:
             await wire.ask("completion:request", prompt="a\nb", request_id="x\ny\x1b[2J", session_id="\n")
             await wire.refused("nonsense\n")
     for line in (home / "var" / "logs" / "daemon.log").read_text().splitlines():
         assert json.loads(line)["event"]
+
+
+@pytest.mark.promise("S3")
+async def test_a_key_reaches_neither_log_nor_reply_nor_store(home: Path) -> None:
+    key = "sk-precious-0123456789abcdef"
+    told = f"Incorrect API key provided: {key}. You can find your API key in your account."
+    async with ScriptedEndpoint(Answer(status=401, error_message=told)) as endpoint:
+        provider = (
+            f'\n[providers.team]\nkind = "openai"\nbase_url = "{endpoint.openai_url}"\napi_key_env = "TEAM_KEY"\n'
+        )
+        make_home(home, '[log]\nlevel = "debug"\n' + CONFIG + provider)
+        with DaemonProcess(home, {"TEAM_KEY": key}) as process:
+            async with await Wire.open(process.socket_path) as wire:
+                reply = await wire.ask("completion:request", prompt="x", model="team/m")
+                assert reply["error"]["code"] == "authentication"
+                said = [reply] + [
+                    await wire.ask(event)
+                    for event in ("system:health", "system:context", "completion:provider_status", "completion:status")
+                ]
+        assert endpoint.requests[0].headers["authorization"] == f"Bearer {key}"
+    assert key not in json.dumps(said)
+    for path in (home / "var").rglob("*"):
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path

@@ -10,25 +10,27 @@ from typing import Literal
 import apsw
 
 _BLOCK = b"x" * 8192
-_WRAP = 2048
-"""Blocks after which the file is written over from its start, as SQLite does with its log."""
+_WRAP = 500
+"""Blocks after which the file is written over from its start, as SQLite does with its log after 1,000 pages."""
+_GROWING = 600
+"""Commits until then."""
 
 
 class Probe:
-    """A database and a file of its own in a folder. Nothing of it is kept."""
+    """A database with SQLite's defaults, in WAL mode, and a file beside it, both made for this."""
 
     def __init__(self, folder: Path, durability: Literal["full", "normal"]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._connection = apsw.Connection(str(folder / "probe.db"))
         self._connection.pragma("journal_mode", "wal")
         self._connection.pragma("synchronous", durability)
-        self._connection.pragma("wal_autocheckpoint", 0)
         self._connection.execute("CREATE TABLE row (id INTEGER PRIMARY KEY, data BLOB NOT NULL)")
         self._file = os.open(folder / "probe.dat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._blocks = 0
         self._synced = durability == "full"
-        # The first commits make the log grow, which costs a disk more than writing it over.
-        self.commits(200)
+        # The first commits make the log and the file grow, which costs a disk more than writing them over.
+        self.commits(_GROWING)
+        self.syncs(_WRAP)
 
     def close(self) -> None:
         """Let go of both."""
@@ -37,7 +39,6 @@ class Probe:
 
     def commits(self, count: int) -> list[int]:
         """Nanoseconds of each of so many transactions of one small row."""
-        self._connection.wal_checkpoint(None, apsw.SQLITE_CHECKPOINT_RESTART)
         cursor = self._connection.cursor()
         taken: list[int] = []
         for _ in range(count):

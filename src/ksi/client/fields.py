@@ -36,6 +36,7 @@ class CompletionFields(TypedDict, total=False):
     timeout: float
     retry: RetryFields
     stream: bool
+    mcp_config: str | dict[str, Any]
     metadata: dict[str, Any]
     provider_options: dict[str, Any]
 
@@ -56,6 +57,7 @@ REPEATABLE = IDENTIFIED | {
     "completion:queue_status",
     "completion:session_status",
     "completion:retry_status",
+    "completion:token_usage",
     "completion:provider_status",
     "provider:disable",
     "provider:enable",

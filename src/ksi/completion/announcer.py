@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ksi.clock import to_seconds
-from ksi.completion.render import request_reply
+from ksi.completion.render import Teller
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
 from ksi.events import ChunkPush, ProgressPush, RequestReply
@@ -18,8 +18,9 @@ Waiter = Callable[[RequestReply], None]
 class Announcer:
     """The way from a commit to those who care about it."""
 
-    def __init__(self, store: Store, bus: EventBus, locks: LockEvents) -> None:
+    def __init__(self, store: Store, teller: Teller, bus: EventBus, locks: LockEvents) -> None:
         self._store = store
+        self._teller = teller
         self._bus = bus
         self._locks = locks
         self._waiters: dict[str, list[Waiter]] = {}
@@ -53,7 +54,7 @@ class Announcer:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
             if claim.attempt == 1 and settled.state is State.COMPLETED:
-                self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
+                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
             else:
                 await self.ended(claim.request_id)
 
@@ -62,13 +63,13 @@ class Announcer:
         if self._cared_for(request_id):
             view = await self._store.get(request_id)
             if view is not None:
-                self._ended(request_id, view)
+                await self._ended(request_id, view)
 
     def _cared_for(self, request_id: str) -> bool:
         return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
 
-    def _ended(self, request_id: str, view: RequestView) -> None:
-        reply = request_reply(view)
+    async def _ended(self, request_id: str, view: RequestView) -> None:
+        reply = await self._teller.tell(view)
         self._bus.publish(RESULT, reply, request_id)
         for waiter in self._waiters.pop(request_id, ()):
             waiter(reply)

@@ -11,12 +11,13 @@ import structlog
 
 from ksi.clock import Chance, Clock, Moment, microseconds
 from ksi.completion.announcer import Announcer
+from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.retry_manager import FailOver, ParkUntil, RetryAt, decide, is_quota, policy_of
 from ksi.completion.routes import model_at, parse_route
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
-from ksi.errors import FailureClass, NotFound, ProviderError, StoreError, UnknownModel
+from ksi.errors import FailureClass, InvalidData, NotFound, ProviderError, StoreError, UnknownModel
 from ksi.events import ChunkPush
 from ksi.providers.base import Chunk, Completion
 from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
@@ -45,6 +46,8 @@ class Run:
         """Read when the run begins."""
         self.asked = ""
         """The full name of the model that was asked for."""
+        self.model = ""
+        """The full name of the model that its provider is asked for: a fallback's where the route says so."""
         self.deadline: int | None = None
         """Monotonic time of its total timeout, in microseconds."""
         self.pieces: list[str] = []
@@ -86,6 +89,7 @@ class CompletionRunner:
         providers: ProviderManager,
         sessions: SessionManager,
         announcer: Announcer,
+        prices: Prices,
         config: Config,
         clock: Clock,
         chance: Chance,
@@ -94,6 +98,7 @@ class CompletionRunner:
         self._providers = providers
         self._sessions = sessions
         self._announcer = announcer
+        self._prices = prices
         self._config = config
         self._clock = clock
         self._chance = chance
@@ -103,6 +108,7 @@ class CompletionRunner:
         """The steps, in order; None where the request was not kept any more."""
         self._begin(run)
         self._providers.began(run.claim)
+        self._prices.warm(run.claim.provider)
         answer = await self._ask(run)
         now = self._clock.now()
         attempt = self._record(run, answer, now)
@@ -118,6 +124,7 @@ class CompletionRunner:
     def _begin(self, run: Run) -> None:
         run.body = decode_body(run.claim.body)
         run.asked = full_model(run.body.model, self._config.service.default_model)
+        run.model = model_at(run.claim.route, run.claim.provider, run.asked)
         timeout = run.body.timeout or self._config.limits.timeout
         run.deadline = self._clock.now().mono + microseconds(timeout)
 
@@ -174,8 +181,7 @@ class CompletionRunner:
 
     async def _call(self, run: Run, answer: _Answer, *, shrink: int) -> None:
         provider = self._providers[run.claim.provider]
-        model = model_at(run.claim.route, run.claim.provider, run.asked)
-        call = await self._sessions.prepare(run.claim, run.body, model, provider, stream=run.stream, shrink=shrink)
+        call = await self._sessions.prepare(run.claim, run.body, run.model, provider, stream=run.stream, shrink=shrink)
         async with aclosing(provider.complete(call)) as stream:
             async for item in stream:
                 if isinstance(item, Chunk):
@@ -206,6 +212,8 @@ class CompletionRunner:
             outcome=Outcome.SHUTDOWN if run.stopped is Stop.SHUTDOWN else Outcome.CANCELLED,
             started_at=claim.started_at,
             finished_at=now.wall,
+            asked=run.model or None,
+            mcp=run.body.mcp or (completion is not None and completion.mcp),
             first_token_us=answer.first_token,
         )
         if completion is not None:
@@ -267,8 +275,8 @@ class CompletionRunner:
     def _whole_route(self, run: Run) -> str:
         """After a wait every provider of the model may be asked again."""
         try:
-            return self._providers.route(run.asked)
-        except UnknownModel:
+            return self._providers.route(run.asked, mcp=run.body.mcp)
+        except (UnknownModel, InvalidData):
             return run.claim.route
 
     async def _failures(self, claim: Claimed, error: ProviderError) -> int:

@@ -12,7 +12,7 @@ from ksi.completion.completion_runner import Stop
 from ksi.completion.intake import Intake
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.queue_manager import QueueManager
-from ksi.completion.render import request_reply, row_reply
+from ksi.completion.render import Teller, row_reply
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
@@ -43,7 +43,7 @@ from ksi.events import (
     WaitData,
     conversation_name,
 )
-from ksi.request import State, full_model
+from ksi.request import State, decode_body, full_model
 from ksi.store.base import CancelOutcome, Enqueued, Fork, Listing, NewRequest, SessionView, Store
 
 Answer = Callable[[RequestReply], None]
@@ -61,6 +61,7 @@ class CompletionService:
         queue: QueueManager,
         providers: ProviderManager,
         sessions: SessionManager,
+        teller: Teller,
         announcer: Announcer,
         locks: LockEvents,
         bus: EventBus,
@@ -72,6 +73,7 @@ class CompletionService:
         self._queue = queue
         self._providers = providers
         self._sessions = sessions
+        self._teller = teller
         self._announcer = announcer
         self._locks = locks
         self._bus = bus
@@ -89,7 +91,7 @@ class CompletionService:
 
         new, enqueued = await self._enqueue(data, follow)
         if enqueued.existing is not None:
-            return request_reply(enqueued.existing)
+            return await self._teller.tell(enqueued.existing)
         return _submit_reply(enqueued, to_seconds(new.due) if enqueued.state is State.SCHEDULED else None)
 
     async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
@@ -104,13 +106,14 @@ class CompletionService:
 
         _, enqueued = await self._enqueue(data, wait)
         if enqueued.existing is not None and enqueued.existing.state.final:
-            return request_reply(enqueued.existing)
+            return await self._teller.tell(enqueued.existing)
         return None
 
     async def _enqueue(self, data: CompletionData, attach: Attach) -> tuple[NewRequest, Enqueued]:
         """Make the request, and enter it."""
         model = full_model(data.model, self._config.service.default_model)
-        new = self._intake.new_request(data, model, self._providers.route(model), self._clock.now())
+        route = self._providers.route(model, mcp=bool(data.mcp_config))
+        new = self._intake.new_request(data, model, route, self._clock.now())
         return new, await self._enter(new, attach)
 
     async def _enter(self, new: NewRequest, attach: Attach) -> Enqueued:
@@ -162,7 +165,7 @@ class CompletionService:
         view = await self._store.get(data.request_id)
         if view is None:
             raise _not_found(data.request_id)
-        reply = request_reply(view)
+        reply = await self._teller.tell(view)
         if data.after_seq is not None:
             run = self._queue.runs.get(data.request_id)
             if run is None:
@@ -184,7 +187,7 @@ class CompletionService:
                 return None
             if view is None:
                 raise _not_found(data.request_id)
-            reply = request_reply(view)
+            reply = await self._teller.tell(view)
             reply.chunks_lost = data.stream or data.after_seq is not None
             return reply
         if data.stream:
@@ -290,7 +293,8 @@ class CompletionService:
                 f"request_id: {data.request_id!r} is {view.state}; only what ended without an answer is asked again",
                 path="request_id",
             )
-        new = self._intake.requeue(view, self._providers.route(view.model), self._clock.now())
+        route = self._providers.route(view.model, mcp=decode_body(view.body).mcp)
+        new = self._intake.requeue(view, route, self._clock.now())
         enqueued = await self._enter(new, lambda _: None)
         return _submit_reply(enqueued, None)
 

@@ -88,6 +88,7 @@ def normalise(data: CompletionData) -> RequestBody:
     session = conversation_name(data.session_id, data.conversation_id)
     if data.fork and session is None:
         raise InvalidData("fork needs the session_id of the conversation to fork", path="fork")
+    check_depth("mcp_config", data.mcp_config)
     check_depth("metadata", data.metadata)
     check_depth("provider_options", data.provider_options)
     system, messages = _dialogue(data)
@@ -110,6 +111,7 @@ def normalise(data: CompletionData) -> RequestBody:
         ttl=data.ttl,
         timeout=data.timeout,
         retry=RetryBody(**msgspec.structs.asdict(data.retry)) if data.retry is not None else None,
+        mcp_config=data.mcp_config,
         metadata=data.metadata,
         provider_options=data.provider_options,
     )

@@ -1,4 +1,4 @@
-"""What calls cost: the configuration's word, else nothing at home, else the public list of the provider.
+"""What calls cost: the configuration's word, else nothing for what runs here, else the provider's public list.
 
 Tokens are what is kept; they are priced when somebody asks. An unknown price is unknown, never zero.
 """
@@ -6,9 +6,9 @@ Tokens are what is kept; they are priced when somebody asks. An unknown price is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -20,49 +20,120 @@ from ksi.store.usage import PRICE_SLICE, Rates, Tariff, rates_for
 if TYPE_CHECKING:
     from ksi.completion.price_library import PriceLibrary
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 KEPT_TARIFFS = 10_000
-"""Tariffs that are remembered, by model and half hour."""
+"""Tariffs that are remembered."""
 
 UNKNOWN: Tariff = ()
 FREE: Tariff = (Rates(input=0.0, output=0.0, cache_read=0.0, cache_write=0.0, reasoning=0.0),)
 
-_Name = tuple[str, str | None, str | None]
+_Call = tuple[str, str | None, str | None]
 """Provider, model that answered, model that was asked for."""
 
 
 class Prices:
-    """Finds tariffs. `tariff` may be called from any thread."""
+    """Finds tariffs; `tariff` may be called from any thread."""
 
     def __init__(self, configured: Mapping[str, PriceConfig], providers: Mapping[str, Capabilities]) -> None:
-        self._configured = configured
+        self._configured = {name: _configured_rates(price) for name, price in configured.items()}
         self._providers = providers
         self._library: PriceLibrary | None = None
         self._loading: asyncio.Future[None] | None = None
-        self._fixed: dict[_Name, Tariff | None] = {}
-        """None where the list is to be asked."""
-        self._listed: dict[tuple[_Name, int], Tariff] = {}
+        self._settled: dict[_Call, Tariff | None] = {}
+        """None where the public list has to be asked."""
+        self._listed: dict[tuple[_Call, int], Tariff] = {}
         self._log = structlog.get_logger("ksi.prices")
 
     # -- the public lists -----------------------------------------------------------------------------------------
 
     def warm(self, provider: str) -> None:
-        """A call goes out: have its provider's list at hand when the answer comes."""
-        if self._library is None and self._loading is None and self._has_list(provider):
+        """A call goes out: have the provider's list at hand when its answer comes."""
+        if self._loading is None and self._price_list(provider) is not None:
             self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
 
-    async def ready(self, providers: Iterable[str]) -> None:
-        """Wait until the lists of these providers can be asked."""
-        if self._library is None and any(self._has_list(name) for name in providers):
-            for name in providers:
-                self.warm(name)
-            if self._loading is not None:
-                await asyncio.shield(self._loading)
-
-    def _has_list(self, provider: str) -> bool:
-        can = self._providers.get(provider)
-        return can is not None and can.price_list is not None and not can.free
+    async def ready(self, providers: Collection[str]) -> None:
+        """Wait until these providers' lists can be asked."""
+        for provider in providers:
+            self.warm(provider)
+        if self._library is None and self._loading is not None and not self._loading.done():
+            await asyncio.shield(self._loading)
 
     def _load(self) -> None:
-        from ksi.completion.price_library import PriceLibrary
+        try:
+            from ksi.completion.price_library import PriceLibrary
 
-        self._library = PriceLibrary()
+            self._library = PriceLibrary()
+        except Exception:  # noqa: BLE001 - a table that cannot be read makes prices unknown, and loses no answer
+            self._log.exception("the public prices cannot be read; costs are known only where [prices] has them")
+
+    def _price_list(self, provider: str) -> str | None:
+        can = self._providers.get(provider)
+        return None if can is None or can.free else can.price_list
+
+    # -- tariffs --------------------------------------------------------------------------------------------------
+
+    def tariff(self, provider: str, model: str | None, asked: str | None, at: int) -> Tariff:
+        """See `ksi.store.usage.Pricing`."""
+        call = (provider, model, asked)
+        if call in self._settled:
+            settled = self._settled[call]
+        else:
+            settled = self._settle(call)
+            _keep(self._settled, call, settled)
+        return settled if settled is not None else self._from_list(call, at)
+
+    def _settle(self, call: _Call) -> Tariff | None:
+        provider, model, asked = call
+        names = [name for name in (f"{provider}/{model}" if model else None, asked) if name]
+        exact = (self._configured[name] for name in names if name in self._configured)
+        fitting = (
+            rates for pattern, rates in self._configured.items() if any(fnmatchcase(name, pattern) for name in names)
+        )
+        found = next(exact, None) or next(fitting, None)
+        if found is not None:
+            return (found,)
+        can = self._providers.get(provider)
+        if can is not None and can.free:
+            return FREE
+        return UNKNOWN if self._price_list(provider) is None else None
+
+    def _from_list(self, call: _Call, at: int) -> Tariff:
+        provider, model, asked = call
+        price_list = self._price_list(provider)
+        name = model or (bare_model(asked) if asked else None)
+        if self._library is None or price_list is None or name is None:
+            return UNKNOWN
+        known = self._listed.get((call, at))
+        if known is None:
+            known = self._library.tariff(price_list, name, at)
+            _keep(self._listed, (call, at), known)
+        return known
+
+    # -- costs ----------------------------------------------------------------------------------------------------
+
+    def cost(self, attempt: Attempt) -> float | None:
+        """What an attempt cost, in US dollars: as its provider said, else by price; None where that is unknown."""
+        usage = attempt.usage
+        if usage is None or usage.cost_usd is not None:
+            return None if usage is None else usage.cost_usd
+        begin = attempt.finished_at // PRICE_SLICE * PRICE_SLICE
+        rates = rates_for(self.tariff(attempt.provider, attempt.model, attempt.asked, begin), usage)
+        return None if rates is None else rates.cost(usage)
+
+
+def _keep(cache: dict[K, V], key: K, value: V) -> None:
+    if len(cache) >= KEPT_TARIFFS:
+        cache.clear()
+    cache[key] = value
+
+
+def _configured_rates(price: PriceConfig) -> Rates:
+    return Rates(
+        input=price.input,
+        output=price.output,
+        cache_read=price.input if price.cache_read is None else price.cache_read,
+        cache_write=price.input if price.cache_write is None else price.cache_write,
+        reasoning=price.output,
+    )

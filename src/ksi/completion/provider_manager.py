@@ -103,7 +103,7 @@ class _Member:
         limit = self.breaker.limit(now, self.config.max_concurrency)
         if self.requests is not None:
             limit = min(limit, self.health.running + int(self.requests.level(now)))
-        if self.tokens is not None and self.tokens.level(now) <= 0:
+        if self.tokens is not None and self.tokens.level(now) < 1:
             limit = min(limit, self.health.running)
         return limit
 
@@ -112,7 +112,7 @@ class _Member:
         times = [self.breaker.next_change(now)]
         if self.requests is not None and self.requests.level(now) < 1:
             times.append(self.requests.full_enough(1, now))
-        if self.tokens is not None and self.tokens.level(now) <= 0:
+        if self.tokens is not None and self.tokens.level(now) < 1:
             times.append(self.tokens.full_enough(1, now))
         return max((t for t in times if t is not None), default=None)
 
@@ -166,13 +166,14 @@ class ProviderManager:
 
     # -- routes and offers ----------------------------------------------------------------------------------------
 
-    def route(self, model: str) -> str:
-        """The route of a model, offered from now on.
+    def route(self, model: str, *, mcp: bool = False) -> str:
+        """The route of a model, offered from now on; see `Router.route`.
 
         Raises:
             UnknownModel: no provider serves it.
+            InvalidData: none that serves it takes MCP servers, and `mcp` asks for one that does.
         """
-        route = self._router.route(model)
+        route = self._router.route(model, mcp=mcp)
         if route not in self._routes:
             self.know([route])
         return route

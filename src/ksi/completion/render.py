@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ksi.clock import MICROSECONDS, to_seconds
+from ksi.completion.prices import Prices
 from ksi.events import AttemptReply, ErrorBody, RequestReply, UsageReply
 from ksi.request import Attempt, Outcome, State, Usage, decode_body
 from ksi.store.base import RequestRow, RequestView
@@ -44,8 +45,28 @@ def attempt_reply(attempt: Attempt) -> AttemptReply:
     )
 
 
-def request_reply(view: RequestView) -> RequestReply:
-    """A request as it stands."""
+class Teller:
+    """Tells of requests as they stand, with what they cost."""
+
+    def __init__(self, prices: Prices) -> None:
+        self._prices = prices
+
+    async def tell(self, view: RequestView) -> RequestReply:
+        """A request as it goes over the wire. It waits only where public prices are read for the first time."""
+        if view.attempts:
+            await self._prices.ready([attempt.provider for attempt in view.attempts])
+        return request_reply(view, self._cost(view))
+
+    def _cost(self, view: RequestView) -> float | None:
+        """The sum over its attempts; None where one with a report has no price, and where none has a report."""
+        reported = [attempt for attempt in view.attempts if attempt.usage is not None]
+        costs = [self._prices.cost(attempt) for attempt in reported]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known) if known and len(known) == len(costs) else None
+
+
+def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:
+    """A request as it stands, and what it cost."""
     answer = view.answer if view.state is State.COMPLETED else None
     usage = view.usage
     unknown = sum(1 for a in view.attempts if a.usage is None)
@@ -65,7 +86,7 @@ def request_reply(view: RequestView) -> RequestReply:
         priority=view.priority.word,
         agent_id=view.agent_id,
         usage=usage_reply(usage, unknown) if usage is not None else None,
-        cost_usd=usage.cost_usd if usage is not None else None,
+        cost_usd=cost_usd,
         stop_reason=answer.stop_reason if answer is not None else None,
         duration_ms=_span(_first_start(view), view.finished_at),
         queued_ms=_span(view.enqueued_at, _first_start(view)),

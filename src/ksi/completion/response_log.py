@@ -22,11 +22,15 @@ import structlog
 
 from ksi.clock import MICROSECONDS, Clock
 from ksi.errors import ConfigError, StoreError
+from ksi.request import answer_chars
 from ksi.store.base import LoggedTurn, Store
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 _BATCH = 5_000
 """Answers that are held in memory at once; those of one session share its file's opening."""
+_BATCH_CHARS = 8 * 1024 * 1024
+"""Characters of answers in one batch, about."""
+
 _PAUSE = 2.0
 """Seconds between looks: opening files is what the log costs, and answers of that time share it."""
 
@@ -89,14 +93,14 @@ class ResponseLog:
 
     async def _write_some(self) -> bool:
         """One batch; whether there may be more."""
-        turns = await self._store.log_after(self._watermark, _BATCH)
+        turns = await self._store.log_after(self._watermark, _BATCH, _BATCH_CHARS)
         if not turns:
             return False
         if self._enabled:
             await asyncio.to_thread(self._files.write, turns, self._watermark)
         self._watermark = turns[-1].id
         await self._store.set_log_watermark(self._watermark)
-        return len(turns) == _BATCH
+        return len(turns) == _BATCH or sum(answer_chars(turn.attempt) for turn in turns) >= _BATCH_CHARS
 
 
 class _Journal(msgspec.Struct):

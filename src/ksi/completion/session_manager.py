@@ -107,6 +107,7 @@ class SessionManager:
             provider_session=place.session,
             last_message=place.message,
             fork_session=place.foreign,
+            mcp_config=body.mcp_config,
             options=body.provider_options or {},
         )
 

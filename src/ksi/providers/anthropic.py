@@ -245,7 +245,7 @@ class AnthropicProvider:
         )
         self._url = self._endpoint.url("messages" if self._endpoint.path.endswith("/v1") else "v1/messages")
         streams = self._settings.streaming is not Streaming.NEVER
-        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens)
+        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=base_url)
 
     async def start(self) -> None:
         """Make the session; nothing is sent."""

@@ -79,6 +79,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     transcript held messages that we did not write."""
     raw: bytes | None = None
     """What the provider sent, as JSON, untouched; None where it came in pieces."""
+    mcp: bool = False
+    """It had MCP servers, from the request or from the provider's own configuration."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Runs as processes on this node: its concurrency is counted per node (D4)."""
     context_tokens: int = 8_192
     """How much a call may hold, prompt and answer."""
+    free: bool = False
+    """Its calls cost nothing."""
+    price_list: str | None = None
+    """Whose public prices its calls have: a provider's name, or the address at which it is asked (T2)."""
 
 
 class Provider(Protocol):

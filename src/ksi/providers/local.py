@@ -87,7 +87,7 @@ class LocalProvider:
         self._chat = ChatSettings(
             streaming=Streaming.ALWAYS, extra_body={**sampling, "max_tokens": self._options.max_tokens}
         )
-        self.capabilities = Capabilities(process=True, context_tokens=self._options.context_tokens)
+        self.capabilities = Capabilities(process=True, context_tokens=self._options.context_tokens, free=True)
 
     @property
     def pid(self) -> int | None:

@@ -253,7 +253,7 @@ class OpenAIProvider:
             proxy=proxy,
         )
         streams = self._settings.streaming is not Streaming.NEVER
-        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens)
+        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=base_url)
 
     async def start(self) -> None:
         """Make the session; nothing is sent."""

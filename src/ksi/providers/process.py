@@ -20,12 +20,14 @@ MARK = "KSI_PROCESS"
 """The variable that all that a process starts inherits: the path of its file in the registry."""
 STDERR_KEPT = 8 * 1024
 """Bytes of stderr that are kept for messages: the last."""
-_READ = 256 * 1024
+_AHEAD = 4 * 1024 * 1024
+"""Bytes that are read before somebody takes them."""
+_STDIN, _STDOUT = 0, 1
 _LAST_WORDS = 0.5
 """Seconds for what a process that has ended wrote to stderr."""
 _NOTHING = 0
 """The signal that only asks whether there is somebody."""
-_REAP_PAUSE = 0.02
+_PAUSE = 0.02
 _REAP_PATIENCE = 5.0
 
 
@@ -66,8 +68,8 @@ class ProcessRegistry:
         found = [entry for path, entry in entries.items() if _kill(_left(path, entry))]
         waited = 0.0
         while found and waited < _REAP_PATIENCE and any(_left(path, entry) for path, entry in entries.items()):
-            await clock.sleep(_REAP_PAUSE)
-            waited += _REAP_PAUSE
+            await clock.sleep(_PAUSE)
+            waited += _PAUSE
         for path in entries:
             path.unlink(missing_ok=True)
         return found
@@ -80,15 +82,96 @@ class ProcessRegistry:
                 path.unlink(missing_ok=True)  # killed while it registered: it never became the program
 
 
+class _Pipes(asyncio.SubprocessProtocol):
+    """What comes from a process, and whether it reads. What it started may hold its pipes when it has ended."""
+
+    def __init__(self) -> None:
+        self.exited = asyncio.Event()
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.stderr = bytearray()
+        self.stderr_ended = asyncio.Event()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._news = asyncio.Event()
+
+    async def read(self) -> bytes:
+        """What came on stdout, as much as there is; empty at the end."""
+        while not self._pieces and not self._ended:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(_LAST_WORDS if self.exited.is_set() else None):
+                    await self._news.wait()
+            except TimeoutError:
+                return b""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        if self._size >= _AHEAD:
+            self._out().resume_reading()
+        self._size = 0
+        return data
+
+    def _out(self) -> asyncio.ReadTransport:
+        pipe = self._transport and self._transport.get_pipe_transport(_STDOUT)
+        assert isinstance(pipe, asyncio.ReadTransport)
+        return pipe
+
+    # -- called by the loop ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The process runs."""
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """It wrote."""
+        if fd != _STDOUT:
+            self.stderr += data
+            del self.stderr[:-STDERR_KEPT]
+            return
+        self._pieces.append(data)
+        before, self._size = self._size, self._size + len(data)
+        if before < _AHEAD <= self._size:
+            self._out().pause_reading()
+        self._news.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """It closed a pipe."""
+        if fd == _STDOUT:
+            self._ended = True
+            self._news.set()
+        elif fd == _STDIN:
+            self.writable.set()
+        else:
+            self.stderr_ended.set()
+
+    def process_exited(self) -> None:
+        """It ended."""
+        self.exited.set()
+        self.writable.set()
+        self._news.set()
+
+    def pause_writing(self) -> None:
+        """It does not read as fast as is written."""
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self.writable.set()
+
+
 class ChildProcess:
     """A running program: pipes to it, its end, and the end of its group."""
 
-    def __init__(self, process: asyncio.subprocess.Process, entry_path: Path) -> None:
-        self._process = process
+    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes, entry_path: Path) -> None:
+        self._transport = transport
+        self._pipes = pipes
         self._entry_path = entry_path
-        self._stderr = bytearray()
         self._closing: asyncio.Task[None] | None = None
-        self._stderr_reader = asyncio.create_task(self._keep_stderr(), name=f"stderr of {process.pid}")
+        self.pid: int = transport.get_pid() or 0
+        """Of the process, which leads a group and a session of the same number."""
 
     @classmethod
     async def start(
@@ -106,78 +189,59 @@ class ChildProcess:
             ProcessStartError: the system said no. That the program cannot be run comes by its exit code and stderr.
         """
         entry_path = registry.new_path()
+        command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(entry_path), name, *program]
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(LAUNCHER),
-                str(os.getpid()),
-                str(entry_path),
-                name,
-                *program,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+            transport, pipes = await asyncio.get_running_loop().subprocess_exec(
+                _Pipes,
+                *command,
                 env={**environment, MARK: str(entry_path)},
                 cwd=folder,
                 start_new_session=True,
-                limit=_READ,
             )
         except (OSError, ValueError) as error:
             raise ProcessStartError(str(error)) from None
-        return cls(process, entry_path)
-
-    @property
-    def pid(self) -> int:
-        """Of the process, which leads a group and a session of the same number."""
-        return self._process.pid
+        return cls(transport, pipes, entry_path)
 
     @property
     def ended(self) -> bool:
         """Whether it is known to have ended."""
-        return self._process.returncode is not None
+        return self._pipes.exited.is_set()
 
     @property
     def ending(self) -> str:
         """How it ended, in words, with the end of what it wrote to stderr."""
-        code = self._process.returncode
+        code = self._transport.get_returncode()
         if code is None:
             return "still running"
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-        said = self._stderr.decode("utf-8", "replace").strip()
+        said = self._pipes.stderr.decode("utf-8", "replace").strip()
         return f"{how}: {said[-500:]}" if said else how
-
-    @property
-    def stderr(self) -> str:
-        """The last that it wrote there."""
-        return self._stderr.decode("utf-8", "replace")
 
     async def write(self, data: bytes) -> None:
         """Send to its stdin; a process that does not read makes this wait, one that has ended takes it and is found
         out by `read`."""
-        stdin = self._process.stdin
-        if stdin is not None and not stdin.is_closing():
-            with suppress(ConnectionError):
-                stdin.write(data)
-                await stdin.drain()
+        stdin = self._transport.get_pipe_transport(_STDIN)
+        if isinstance(stdin, asyncio.WriteTransport) and not stdin.is_closing():
+            stdin.write(data)
+            await self._pipes.writable.wait()
 
     async def read(self) -> bytes:
         """What came on its stdout, as much as there is; empty at the end."""
-        stdout = self._process.stdout
-        return await stdout.read(_READ) if stdout is not None else b""
+        return await self._pipes.read()
 
     async def ends_within(self, seconds: float) -> bool:
-        """Wait for its end, at most so long; whether it came."""
+        """Wait for its end and its last words, at most so long; whether it ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._process.wait()
+                await self._pipes.exited.wait()
+                await self._pipes.stderr_ended.wait()
         return self.ended
 
     async def finish(self, grace: float) -> None:
         """Let it end by the end of its stdin; after `grace` seconds kill what is left of it."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stdin = self._transport.get_pipe_transport(_STDIN)
+        if stdin is not None:
+            stdin.close()
         await self.ends_within(grace)
         await self.kill()
 
@@ -187,10 +251,10 @@ class ChildProcess:
         self._signal(signal.SIGTERM)
         waited = 0.0
         try:
-            await self._process.wait()
+            await self._pipes.exited.wait()
             while waited < grace and self._signal(_NOTHING):
-                await asyncio.sleep(_REAP_PAUSE)
-                waited += _REAP_PAUSE
+                await asyncio.sleep(_PAUSE)
+                waited += _PAUSE
         finally:
             await self.kill()
             await asyncio.shield(asyncio.to_thread(self._sweep))
@@ -207,12 +271,8 @@ class ChildProcess:
             raise
 
     async def _close(self) -> None:
-        await self._process.wait()
-        # What it started may hold its pipes; nothing that it writes from here on is wanted.
-        await asyncio.wait([self._stderr_reader], timeout=_LAST_WORDS)
-        self._stderr_reader.cancel()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        await self._pipes.exited.wait()
+        self._transport.close()
         self._entry_path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
@@ -224,16 +284,10 @@ class ChildProcess:
         if self._closing is not None:
             return False
         try:
-            (os.killpg if group else os.kill)(self._process.pid, number)
+            (os.killpg if group else os.kill)(self.pid, number)
         except (ProcessLookupError, PermissionError):
             return False
         return True
-
-    async def _keep_stderr(self) -> None:
-        stderr = self._process.stderr
-        while stderr is not None and (piece := await stderr.read(_READ)):
-            self._stderr += piece
-            del self._stderr[:-STDERR_KEPT]
 
 
 def memory_of(pid: int) -> int | None:

@@ -33,8 +33,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fail_attempts: int | None = None
     """Fail only in the first so many attempts; always, where it is not given."""
     retry_after: float | None = None
-    usage: bool = True
-    """Whether usage is reported: a token for each word."""
+    usage: bool | Usage = True
+    """Whether usage is reported, a token for each word; or the report itself."""
 
 
 class Options(Script, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +44,8 @@ class Options(Script, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file, relative to the home, that gets a line at each call's begin and end: word, pid, conversation, request,
     attempt."""
     context_tokens: int = 8_192
+    mcp: bool = False
+    """Whether it says that it takes MCP servers."""
 
 
 class StubProvider:
@@ -51,7 +53,7 @@ class StubProvider:
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.name = setting.name
-        self.capabilities = Capabilities(context_tokens=options.context_tokens)
+        self.capabilities = Capabilities(context_tokens=options.context_tokens, mcp=options.mcp, free=True)
         self._options = options
         self._script = Script(**{name: getattr(options, name) for name in Script.__struct_fields__})
         self._record_path = setting.home / options.record if options.record else None
@@ -91,8 +93,9 @@ class StubProvider:
                     yield Chunk(piece)
                     if script.piece_delay:
                         await asyncio.sleep(script.piece_delay)
-            usage = Usage(input_tokens=_words(prompt), output_tokens=_words(text)) if script.usage else None
-            yield Completion(text=text, model=call.model, usage=usage, stop_reason="end_turn")
+            yield Completion(
+                text=text, model=call.model, usage=_usage(script.usage, prompt, text), stop_reason="end_turn"
+            )
         finally:
             self._note("end", call)
 
@@ -114,6 +117,12 @@ class StubProvider:
 def build(setting: Setting, options: Options) -> StubProvider:
     """The provider for a configuration."""
     return StubProvider(setting, options)
+
+
+def _usage(script: bool | Usage, prompt: str, text: str) -> Usage | None:
+    if isinstance(script, Usage):
+        return script
+    return Usage(input_tokens=_words(prompt), output_tokens=_words(text)) if script else None
 
 
 def _words(text: str) -> int:

@@ -632,8 +632,11 @@ class Store(Protocol):
         """
         ...
 
-    async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
-        """Attempts that brought an answer, with an id above the watermark, in order."""
+    async def log_after(self, watermark: int, limit: int, max_chars: int = 2**62) -> list[LoggedTurn]:
+        """Attempts that completed their request, with an id above the watermark, in order.
+
+        At most `limit`, and no further one once they hold `max_chars` of text and raw answers.
+        """
         ...
 
     async def log_watermark(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ksi.request import State, Turn
+from ksi.request import State, Turn, answer_chars
 from ksi.store.base import (
     Fork,
     LineEntry,
@@ -110,13 +110,14 @@ class MemoryReads:
         """See the protocol."""
         return report(self._data, query, pricing)
 
-    async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
+    async def log_after(self, watermark: int, limit: int, max_chars: int = 2**62) -> list[LoggedTurn]:
         """See the protocol."""
         turns: list[LoggedTurn] = []
         for (number,) in self._data.log.walk(after=(watermark,)):
-            if len(turns) == limit:
+            if len(turns) == limit or max_chars <= 0:
                 break
             record = self._data.turns[number]
+            max_chars -= answer_chars(record.attempt)
             turns.append(
                 LoggedTurn(
                     id=number,

@@ -14,6 +14,7 @@ from ksi.store.memory_data import MemoryData, Spent
 from ksi.store.usage import (
     PRICE_SLICE,
     FirstTurns,
+    McpUse,
     Pricing,
     UsageBy,
     UsageGroups,
@@ -55,6 +56,7 @@ def report(data: MemoryData, query: UsageQuery, pricing: Pricing) -> UsageReport
         total=_sums(parts),
         fenced=_sums(fenced),
         mcp=_sums(with_mcp),
+        mcp_uses=_mcp_uses(with_mcp)[: query.limit],
         first_turns=_first_turns(part for part in parts if part.place in {other.place for other in with_mcp}),
         groups={by: _groups(parts, by, query) for by in query.groups},
         buckets=_buckets(parts, query.bucket) if query.bucket is not None else {},
@@ -71,7 +73,7 @@ def _window(data: MemoryData, query: UsageQuery) -> Iterable[Spent]:
         if (
             query.since < attempt.finished_at <= query.until
             and query.agent_id in (None, spent.agent_id)
-            and query.model in (None, attempt.asked, attempt.model)
+            and (query.answered is None or attempt.asked == query.asked or attempt.model == query.answered)
             and query.provider in (None, attempt.provider)
             and conversation in (None, spent.conversation)
         ):
@@ -165,6 +167,19 @@ def _key(spent: Spent, by: UsageBy) -> str | None:
 def _buckets(parts: Sequence[_Part], length: int) -> dict[int, UsageSums]:
     groups = _told_apart(parts, lambda part: part.spent.attempt.finished_at // length * length)
     return {begin: _sums(group) for begin, group in groups.items()}
+
+
+def _mcp_uses(parts: Iterable[_Part]) -> tuple[McpUse, ...]:
+    uses = (
+        McpUse(
+            provider=provider,
+            model=model,
+            attempts=len(group),
+            reports=sum(part.usage is not None for part in group),
+        )
+        for (provider, model), group in _told_apart(parts, lambda part: part.place).items()
+    )
+    return tuple(sorted(uses, key=lambda use: (-use.reports, use.provider, use.model or "")))
 
 
 def _first_turns(parts: Iterable[_Part]) -> tuple[FirstTurns, ...]:

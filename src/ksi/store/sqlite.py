@@ -248,9 +248,9 @@ class SqliteStore:
         except apsw.Error as error:
             raise as_ksi_error(error) from None
 
-    async def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
+    async def log_after(self, watermark: int, limit: int, max_chars: int = 2**62) -> list[LoggedTurn]:
         """See `Store.log_after`. On a connection and thread of its own: nobody waits for it."""
-        return await asyncio.to_thread(self._log_reads.log_after, watermark, limit)
+        return await asyncio.to_thread(self._log_reads.log_after, watermark, limit, max_chars)
 
     async def log_watermark(self) -> int:
         """See `Store.log_watermark`."""

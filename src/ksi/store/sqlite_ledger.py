@@ -107,8 +107,9 @@ class Ledger:
         """Count a request from one state to another; the state table must have the step."""
         if not may_become(before, after):
             raise InternalError(f"no request goes from {before} to {after}")
-        self.count(before.value, -1)
-        self.count(after.value, 1)
+        # `_value_`: what `.value` gives, without a call for each.
+        self.count(before._value_, -1)
+        self.count(after._value_, 1)
 
     @property
     def coming_key(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from ksi.request import Attempt, Priority, Turn
+from ksi.request import Attempt, Priority, Turn, answer_chars
 from ksi.store.base import (
     Fork,
     LineEntry,
@@ -54,6 +54,7 @@ class Reads:
 
     def __init__(self, connection: apsw.Connection, rules: StoreRules) -> None:
         self._sql = load_statements("statements.sql")
+        self._connection = connection
         self._cursor = connection.cursor()
         self._rules = rules
 
@@ -204,15 +205,23 @@ class Reads:
         routes = [route for (route,) in self._all("routes")]
         return {route: self._count("ready_count", route, self._rules.position_limit) for route in routes}
 
-    def log_after(self, watermark: int, limit: int) -> list[LoggedTurn]:
+    def log_after(self, watermark: int, limit: int, max_chars: int) -> list[LoggedTurn]:
         """See `Store.log_after`."""
-        return [
-            LoggedTurn(
-                id=identity,
-                request_id=request_id,
-                conversation=conversation,
-                agent_id=agent,
-                attempt=read_attempt(tuple(attempt)),
-            )
-            for identity, request_id, conversation, agent, *attempt in self._all("logged", watermark, limit)
-        ]
+        turns: list[LoggedTurn] = []
+        # A cursor of its own, closed at the end: one that is left half read keeps the log from beginning anew.
+        cursor = self._connection.cursor()
+        try:
+            for row in cursor.execute(self._sql["logged"], (watermark, limit)):
+                identity, request_id, conversation, agent, *values = row
+                attempt = read_attempt(tuple(values))
+                turns.append(
+                    LoggedTurn(
+                        id=identity, request_id=request_id, conversation=conversation, agent_id=agent, attempt=attempt
+                    )
+                )
+                max_chars -= answer_chars(attempt)
+                if max_chars <= 0:
+                    break
+        finally:
+            cursor.close()
+        return turns

@@ -14,6 +14,7 @@ from ksi.store.statements import load_statements
 from ksi.store.usage import (
     PRICE_SLICE,
     FirstTurns,
+    McpUse,
     Pricing,
     UsageBy,
     UsageGroups,
@@ -105,6 +106,7 @@ class _Report:
                 total=total,
                 fenced=self._sums("p.fenced") if total.fenced_attempts else UsageSums(),
                 mcp=mcp,
+                mcp_uses=self._mcp_uses(query.limit) if mcp.attempts else (),
                 first_turns=self._first_turns() if mcp.attempts else (),
                 groups={by: self._groups(by, query) for by in query.groups},
                 buckets=self._buckets() if query.bucket is not None else {},
@@ -124,7 +126,7 @@ class _Report:
         conversation = None
         if query.conversation is not None:
             conversation = self._run("conversation", query.conversation)[0][0]
-        filters = (query.agent_id, query.model, query.provider, conversation)
+        filters = (query.agent_id, query.asked, query.answered, query.provider, conversation)
         (first, end) = self._run("ends")[0]
         while end >= first > 0:
             self._check_open()
@@ -170,6 +172,12 @@ class _Report:
     def _buckets(self) -> dict[int, UsageSums]:
         rows: list[Row] = self._cursor.execute(self._summing("p.bucket", "p.bucket")).fetchall()
         return {row[0]: _read_sums(row) for row in rows}
+
+    def _mcp_uses(self, limit: int) -> tuple[McpUse, ...]:
+        return tuple(
+            McpUse(provider=provider, model=model, attempts=attempts, reports=reports)
+            for provider, model, attempts, reports in self._run("mcp_uses", limit)
+        )
 
     def _first_turns(self) -> tuple[FirstTurns, ...]:
         return tuple(

@@ -88,8 +88,10 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     since: int
     until: int
     agent_id: str | None = None
-    model: str | None = None
-    """A model's full name, or as its provider names it."""
+    asked: str | None = None
+    """The full name of the model that was asked for, or ..."""
+    answered: str | None = None
+    """... the name that its provider gives it: one of the two must fit."""
     provider: str | None = None
     conversation: str | None = None
     groups: tuple[UsageBy, ...] = ()
@@ -159,6 +161,15 @@ class FirstTurns(msgspec.Struct, frozen=True, kw_only=True):
     """The median over the turns, cached input included."""
 
 
+class McpUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Attempts with MCP servers at one model; `reports` of them reported their usage."""
+
+    provider: str
+    model: str | None
+    attempts: int
+    reports: int
+
+
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a UsageQuery."""
 
@@ -167,6 +178,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `total` that went into answers which came too late."""
     mcp: UsageSums
     """The part of `total` with MCP servers."""
+    mcp_uses: tuple[McpUse, ...] = ()
+    """The models with the most reports with MCP, as many as the query's limit."""
     first_turns: tuple[FirstTurns, ...] = ()
     """Of the models that had attempts with MCP, with it and without."""
     groups: Mapping[UsageBy, UsageGroups] = {}

@@ -57,12 +57,12 @@ class Exchange:
                 data = {**data, "warnings": self._warnings}
             elif hasattr(data, "warnings"):
                 data.warnings = self._warnings
-        self._send(encode_reply(self._event or "", data, self._correlation_id, self._clock.now().unix))
+        self._send(encode_reply(self._event or "", data, self._correlation_id, self._clock.unix()))
 
     def refuse(self, error: Exception) -> None:
         """Send an error."""
         known = error if isinstance(error, KsiError) else InternalError("a defect of the daemon; its log has the trace")
-        self._send(encode_error(self._event, known, self._correlation_id, self._clock.now().unix))
+        self._send(encode_error(self._event, known, self._correlation_id, self._clock.unix()))
 
     def _send(self, line: bytes) -> None:
         self.connection.push(line)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from ksi.completion.completion_service import CompletionService
+from ksi.completion.token_tracker import TokenTracker
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.errors import InvalidData, UnknownEvent
 from ksi.event_bus import EventBus
@@ -45,6 +46,7 @@ class System(Protocol):
 
 def handlers(
     completions: CompletionService,
+    tracker: TokenTracker,
     locks: ConversationLocks,
     bus: EventBus,
     system: System,
@@ -82,6 +84,7 @@ def handlers(
         "completion:queue_status": _plain(completions.queue_status),
         "completion:session_status": _plain(completions.session_status),
         "completion:retry_status": _plain(completions.retry_status),
+        "completion:token_usage": _plain(tracker.report),
         "completion:failed": _plain(completions.failed),
         "completion:requeue": _plain(completions.requeue),
         "provider:disable": _plain(completions.disable_provider),

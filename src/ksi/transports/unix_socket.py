@@ -118,7 +118,7 @@ class SocketConnection(asyncio.Protocol):
         """Serve each line as it is complete."""
         for line in self._reader.feed(data):
             if isinstance(line, PayloadTooLarge):
-                self.push(encode_error(None, line, None, self._server.clock.now().unix))
+                self.push(encode_error(None, line, None, self._server.clock.unix()))
             elif line.strip():
                 self._serve(line)
 
@@ -191,7 +191,7 @@ class SocketConnection(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             error = SlowConsumer(f"more than {limit} bytes were not read; results can be fetched with completion:get")
-            transport.write(encode_error(None, error, None, self._server.clock.now().unix))
+            transport.write(encode_error(None, error, None, self._server.clock.unix()))
             transport.close()
             self._loop.call_later(LAST_WORD, transport.abort)
 
@@ -229,10 +229,11 @@ class UnixSocket:
         self._leaving: set[asyncio.Task[None]] = set()
         self.half_closed: set[SocketConnection] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> None:
-        """Listen. The caller knows that no other daemon lives here: a socket that lies there is stale (R7).
+    def bind(self) -> None:
+        """Take the path. The caller knows that no other daemon lives here: a socket that lies there is stale (R7).
 
         Raises:
             ConfigError: the path is too long for a socket, or something else lies there.
@@ -250,16 +251,27 @@ class UnixSocket:
         mask = os.umask(0o177)
         try:
             listener.bind(str(self._path))
+        except OSError as error:
+            listener.close()
+            raise ConfigError(f"{self._path} cannot be used: {error.strerror}", place="socket.path") from None
         finally:
             os.umask(mask)
+        self._listener = listener
+
+    async def start(self) -> None:
+        """Listen on the path that `bind` took; before this clients are refused."""
+        if self._listener is None:
+            self.bind()
         loop = asyncio.get_running_loop()
         self._watch = loop.create_task(self._watch_half_closed(), name="ksi-half-closed")
-        self._server = await loop.create_unix_server(lambda: SocketConnection(self), sock=listener, backlog=1024)
+        self._server = await loop.create_unix_server(lambda: SocketConnection(self), sock=self._listener, backlog=1024)
 
     async def stop(self) -> None:
         """Take no more connections; close those that are there once they have what was sent."""
         if self._server is not None:
             self._server.close()
+        elif self._listener is not None:
+            self._listener.close()
         if self._watch is not None:
             self._watch.cancel()
         self._path.unlink(missing_ok=True)
@@ -284,7 +296,7 @@ class UnixSocket:
             limit = self.config.max_connections
             self.log.warning("too many connections", limit=limit)
             full = TooManyConnections(f"{limit} clients are connected already; try again later", limit=limit)
-            transport.write(encode_error(None, full, None, self.clock.now().unix))
+            transport.write(encode_error(None, full, None, self.clock.unix()))
             return False
         self._connections.add(connection)
         return True

@@ -78,8 +78,8 @@ FROM attempt a LEFT JOIN temp.rate r
     AND a.input_tokens + a.cache_read + a.cache_write > r.above
     AND a.input_tokens + a.cache_read + a.cache_write <= r.upto
 WHERE a.id > ?1 AND a.id <= ?2 AND a.finished_at > ?3 AND a.finished_at <= ?4
-    AND (?7 IS NULL OR a.agent = ?7) AND (?8 IS NULL OR a.asked = ?8 OR a.model = ?8) AND (?9 IS NULL OR a.provider = ?9)
-    AND (?10 IS NULL OR a.conversation = ?10);
+    AND (?7 IS NULL OR a.agent = ?7) AND (?9 IS NULL OR a.asked = ?8 OR a.model = ?9)
+    AND (?10 IS NULL OR a.provider = ?10) AND (?11 IS NULL OR a.conversation = ?11);
 -- name: take_place_of_interruptions
 DELETE FROM temp.part
 WHERE interrupted AND (request, number) IN (SELECT request, number FROM temp.part WHERE fenced AND known);
@@ -87,13 +87,17 @@ WHERE interrupted AND (request, number) IN (SELECT request, number FROM temp.par
 -- {key} and {by} are what a group is named and told apart by, {where} which part is summed: the code puts them in.
 -- name: sums
 SELECT {key} AS key, count(*), sum(alone) + count(DISTINCT iif(alone, NULL, request)), sum(NOT known), sum(fenced),
-    sum(known AND cost IS NULL), coalesce(sum(input), 0), coalesce(sum(output), 0), coalesce(sum(cache_read), 0), coalesce(sum(cache_write), 0),
-    coalesce(sum(reasoning), 0), sum(cost), sum(saved), coalesce(sum(input), 0) + coalesce(sum(output), 0) AS tokens
+    sum(known AND cost IS NULL), coalesce(sum(input), 0), coalesce(sum(output), 0), coalesce(sum(cache_read), 0),
+    coalesce(sum(cache_write), 0), coalesce(sum(reasoning), 0), sum(cost), sum(saved),
+    coalesce(sum(input), 0) + coalesce(sum(output), 0) AS tokens
 FROM temp.part p WHERE {where} GROUP BY {by};
 -- name: largest
 WITH found AS ({sums})
 SELECT * FROM found WHERE ?1 IS NULL OR tokens < ?1 OR (tokens = ?1 AND coalesce(key, '') > ?2)
 ORDER BY tokens DESC, coalesce(key, '') LIMIT ?3;
+-- name: mcp_uses
+SELECT provider, model, count(*), sum(known) FROM temp.part WHERE mcp
+GROUP BY provider, model ORDER BY sum(known) DESC, provider, coalesce(model, '') LIMIT ?;
 -- name: first_turns
 WITH turn AS (
     SELECT provider, model, mcp, input + cache_read + cache_write AS size,

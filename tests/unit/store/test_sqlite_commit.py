@@ -1,0 +1,408 @@
+"""Group commit: who shares a transaction, who is answered when, and whom a fault harms."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import apsw
+import pytest
+import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ksi.errors import KsiError, QueueFull, StoreFull, StoreUnavailable
+from ksi.store.sqlite_commit import BATCH, Committer, as_ksi_error
+from ksi.store.sqlite_ledger import Ledger
+
+SCHEMA = """
+CREATE TABLE word (id INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
+CREATE TABLE likes (word INTEGER REFERENCES word (id) DEFERRABLE INITIALLY DEFERRED);
+"""
+
+
+class Books:
+    """A ledger that only says what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.broken = 0
+        """So many next calls of `rolled_back` fail, as they do where the database cannot be read."""
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def write_totals(self) -> None:
+        self.calls.append("totals")
+
+    def committed(self) -> None:
+        self.calls.append("committed")
+
+    def rolled_back(self) -> None:
+        self.calls.append("rolled back")
+        if self.broken:
+            self.broken -= 1
+            raise apsw.IOError("input/output error")
+
+
+class Desk:
+    """A committer over a database of words, and what it did."""
+
+    def __init__(self, path: str) -> None:
+        self.connection = apsw.Connection(path)
+        self.connection.pragma("journal_mode", "wal")
+        self.connection.pragma("foreign_keys", True)
+        self.connection.execute(SCHEMA)
+        self.reader = apsw.Connection(path)
+        self.books = Books()
+        self.between = 0
+        self.commits: list[str] = []
+        """The names of the threads that committed."""
+        self.at_commit: Callable[[], None] = lambda: None
+        self.connection.set_commit_hook(self._on_commit)
+        self.committer = Committer(self.connection, cast(Ledger, self.books), between=self._between)
+
+    def _on_commit(self) -> bool:
+        self.at_commit()
+        self.commits.append(threading.current_thread().name)
+        return False
+
+    def _between(self) -> None:
+        assert not self.connection.in_transaction
+        self.between += 1
+
+    def add(self, word: str) -> asyncio.Future[str]:
+        """Write a word; a word that is there already is a fault."""
+
+        def operation() -> str:
+            self.connection.execute("INSERT INTO word (word) VALUES (?)", (word,))
+            return word
+
+        return self.committer.submit(operation)
+
+    def do(self, operation: Callable[[], Any]) -> asyncio.Future[Any]:
+        return self.committer.submit(operation)
+
+    def words(self) -> list[str]:
+        """What others see, in the order it was written."""
+        return [word for (word,) in self.reader.execute("SELECT word FROM word ORDER BY id")]
+
+    def close(self) -> None:
+        self.reader.close()
+        self.connection.set_commit_hook(None)
+        self.connection.close()
+
+
+@pytest_asyncio.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    desk = Desk(str(tmp_path / "words.db"))
+    yield desk
+    await desk.committer.close()
+    desk.close()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every commit seems to take a second: the first one shows it, the next ones are made off the loop."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+
+
+def fail(error: Exception) -> Any:
+    raise error
+
+
+async def outcomes(*futures: asyncio.Future[Any]) -> list[Any]:
+    return await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+
+
+# -- one turn, one transaction ----------------------------------------------------------------------------------------
+
+
+async def test_operations_of_one_turn_share_a_transaction_in_the_order_they_came(desk: Desk) -> None:
+    assert await outcomes(*(desk.add(word) for word in ("a", "b", "c"))) == ["a", "b", "c"]
+    assert desk.words() == ["a", "b", "c"]
+    assert len(desk.commits) == 1
+    assert desk.books.calls == ["begin", "totals", "committed"]
+
+
+async def test_operations_of_two_turns_have_a_transaction_each(desk: Desk) -> None:
+    await desk.add("a")
+    await desk.add("b")
+    assert len(desk.commits) == 2
+    assert desk.between == 2
+
+
+@pytest.mark.promise("Q3")
+async def test_nobody_is_answered_before_the_commit(desk: Desk) -> None:
+    seen: list[list[str]] = []
+    futures = [desk.add(word) for word in ("a", "b")]
+    for future in futures:
+        future.add_done_callback(lambda _: seen.append(desk.words()))
+    desk.at_commit = lambda: seen.append([str(future.done()) for future in futures])
+    await outcomes(*futures)
+    assert seen == [["False", "False"], ["a", "b"], ["a", "b"]]
+
+
+async def test_a_long_line_is_committed_in_parts_and_in_order(desk: Desk) -> None:
+    words = [f"{number:04}" for number in range(2 * BATCH + 1)]
+    assert await outcomes(*(desk.add(word) for word in words)) == words
+    assert desk.words() == words
+    assert len(desk.commits) == 3
+
+
+async def test_what_an_answer_submits_comes_in_the_next_transaction(desk: Desk) -> None:
+    later: list[asyncio.Future[str]] = []
+    desk.add("a").add_done_callback(lambda _: later.append(desk.add("c")))
+    await desk.add("b")
+    await later[0]
+    assert desk.words() == ["a", "b", "c"]
+    assert len(desk.commits) == 2
+
+
+async def test_nothing_to_do_is_no_transaction(desk: Desk) -> None:
+    await asyncio.sleep(0)
+    assert not desk.committer.busy
+    assert desk.commits == []
+
+
+async def test_it_is_busy_from_the_question_to_the_answer(desk: Desk) -> None:
+    future = desk.add("a")
+    assert desk.committer.busy
+    await future
+    assert not desk.committer.busy
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_domain_error_goes_to_its_caller_and_the_others_are_committed_with_one_transaction(desk: Desk) -> None:
+    refused = QueueFull("full", limit=1)
+    first, second, third = await outcomes(desk.add("a"), desk.do(lambda: fail(refused)), desk.add("b"))
+    assert (first, second, third) == ("a", refused, "b")
+    assert desk.words() == ["a", "b"]
+    assert "rolled back" not in desk.books.calls
+    assert len(desk.commits) == 1
+
+
+async def test_a_fault_of_the_database_fails_only_the_operation_that_made_it(desk: Desk) -> None:
+    await desk.add("b")
+    first, second, third = await outcomes(desk.add("a"), desk.add("b"), desk.add("c"))
+    assert (first, third) == ("a", "c")
+    assert isinstance(second, StoreUnavailable)
+    assert second.details["reason"] == "ConstraintError"
+    assert desk.words() == ["b", "a", "c"]
+
+
+async def test_a_fault_that_only_the_commit_shows_fails_only_the_operation_that_made_it(desk: Desk) -> None:
+    def orphan() -> None:
+        desk.connection.execute("INSERT INTO likes (word) VALUES (999)")
+
+    first, second, third = await outcomes(desk.add("a"), desk.do(orphan), desk.add("b"))
+    assert (first, third) == ("a", "b")
+    assert isinstance(second, StoreUnavailable)
+    assert desk.words() == ["a", "b"]
+    assert desk.reader.execute("SELECT count(*) FROM likes").get == 0
+
+
+async def test_what_a_guilty_operation_wrote_before_its_fault_is_not_kept(desk: Desk) -> None:
+    def half() -> None:
+        desk.connection.execute("INSERT INTO word (word) VALUES ('half')")
+        desk.connection.execute("no such statement")
+
+    alone = await outcomes(desk.do(half))
+    among = await outcomes(desk.add("a"), desk.do(half))
+    assert isinstance(alone[0], StoreUnavailable)
+    assert among[0] == "a"
+    assert isinstance(among[1], StoreUnavailable)
+    assert desk.words() == ["a"]
+
+
+async def test_a_defect_is_told_to_its_caller_as_it_is(desk: Desk) -> None:
+    defect = LookupError("a defect")
+    assert await outcomes(desk.add("a"), desk.do(lambda: fail(defect)), desk.add("b")) == ["a", defect, "b"]
+    assert desk.words() == ["a", "b"]
+
+
+async def test_a_full_disk_is_told_as_such(desk: Desk) -> None:
+    (error,) = await outcomes(desk.do(lambda: fail(apsw.FullError("no space"))))
+    assert isinstance(error, StoreFull)
+    assert error.retryable
+
+
+async def test_a_database_that_cannot_be_begun_fails_all_of_the_turn_and_the_next_turn_is_served(desk: Desk) -> None:
+    other = apsw.Connection(desk.connection.filename)
+    other.execute("BEGIN IMMEDIATE")
+    errors = await outcomes(desk.add("a"), desk.add("b"))
+    assert all(isinstance(error, StoreUnavailable) and error.retryable for error in errors)
+    other.execute("ROLLBACK")
+    other.close()
+    assert await desk.add("c") == "c"
+    assert desk.words() == ["c"]
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3])
+async def test_a_fault_of_the_roll_back_leaves_nobody_without_an_answer(desk: Desk, broken: int) -> None:
+    await desk.add("there")
+    desk.books.broken = broken
+    answers = await outcomes(desk.add("a"), desk.add("there"), desk.add("b"))
+    assert all(answer in ("a", "b") or isinstance(answer, StoreUnavailable) for answer in answers)
+    assert desk.words() == ["there", *(answer for answer in answers if isinstance(answer, str))]
+    assert await asyncio.wait_for(desk.add("later"), 10) == "later"
+
+
+async def test_a_caller_that_gave_up_takes_nothing_back_and_harms_nobody(desk: Desk) -> None:
+    gone, other = desk.add("a"), desk.add("b")
+    gone.cancel()
+    assert await other == "b"
+    assert desk.words() == ["a", "b"]
+    gone = desk.add("a")
+    gone.cancel()
+    assert await desk.add("c") == "c"
+    assert desk.words() == ["a", "b", "c"]
+
+
+KINDS = ("write", "refuse", "fault", "defect", "orphan")
+
+
+@settings(max_examples=30)
+@given(turns=st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6), max_size=4), off_loop=st.booleans())
+async def test_whatever_happens_each_operation_has_its_own_answer_and_the_good_ones_are_there_in_order(
+    turns: list[list[str]], off_loop: bool
+) -> None:
+    desk = Desk(":memory:")
+    desk.reader.close()
+    desk.reader = desk.connection
+    if off_loop:
+        desk.committer._commit_time = 1.0
+    operations = {
+        "refuse": lambda: fail(QueueFull("full")),
+        "fault": lambda: desk.connection.execute("no such statement"),
+        "defect": lambda: fail(LookupError("a defect")),
+        "orphan": lambda: desk.connection.execute("INSERT INTO likes (word) VALUES (999)"),
+    }
+    expected = {"refuse": QueueFull, "fault": StoreUnavailable, "defect": LookupError, "orphan": StoreUnavailable}
+    written: list[str] = []
+    futures: list[asyncio.Future[Any]] = []
+    kinds = [kind for turn in turns for kind in turn]
+    for turn in turns:
+        for kind in turn:
+            if kind == "write":
+                written.append(str(len(futures)))
+                futures.append(desk.add(written[-1]))
+            else:
+                futures.append(desk.do(operations[kind]))
+        await asyncio.sleep(0)
+    for kind, answer in zip(kinds, await outcomes(*futures), strict=True):
+        assert answer in written if kind == "write" else type(answer) is expected[kind]
+    assert desk.words() == written
+    await desk.committer.close()
+    desk.close()
+
+
+# -- slow disks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("slow")
+async def test_slow_commits_are_made_off_the_loop_and_the_loop_goes_on(desk: Desk) -> None:
+    await desk.add("a")
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def sync() -> None:
+        syncing.set()
+        assert go_on.wait(10)
+
+    desk.at_commit = sync
+    first = desk.add("b")
+    await asyncio.to_thread(syncing.wait, 10)
+    second = desk.add("c")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not first.done() and not second.done()
+    assert desk.committer.busy
+    assert desk.words() == ["a"]
+    go_on.set()
+    assert await outcomes(first, second) == ["b", "c"]
+    assert desk.words() == ["a", "b", "c"]
+    assert [name.startswith("ksi-commit") for name in desk.commits] == [False, True, True]
+
+
+@pytest.mark.usefixtures("slow")
+async def test_a_fault_of_a_commit_off_the_loop_fails_only_the_guilty(desk: Desk) -> None:
+    await desk.add("a")
+
+    def orphan() -> None:
+        desk.connection.execute("INSERT INTO likes (word) VALUES (999)")
+
+    first, second, third = await outcomes(desk.add("b"), desk.do(orphan), desk.add("c"))
+    assert (first, third) == ("b", "c")
+    assert isinstance(second, StoreUnavailable)
+    assert desk.words() == ["a", "b", "c"]
+
+
+async def test_fast_commits_stay_on_the_loop_where_one_was_slow(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 0.015])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments, 1.0))
+    for word in "abc":
+        await desk.add(word)
+    assert {name.startswith("ksi-commit") for name in desk.commits} == {False}
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("Q3")
+@pytest.mark.parametrize("off_loop", [False, True])
+async def test_close_finishes_what_was_submitted_and_then_takes_no_more(desk: Desk, off_loop: bool) -> None:
+    if off_loop:
+        desk.committer._commit_time = 1.0
+    words = [f"{number:04}" for number in range(BATCH + 5)]
+    futures = [desk.add(word) for word in words]
+    await asyncio.wait_for(desk.committer.close(), 10)
+    assert [future.result() for future in futures] == words
+    assert desk.words() == words
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await desk.add("late")
+    assert desk.words() == words
+
+
+async def test_close_with_nothing_to_do_is_over_at_once(desk: Desk) -> None:
+    await asyncio.wait_for(desk.committer.close(), 10)
+    assert desk.commits == []
+
+
+async def test_close_ends_where_nothing_can_be_committed_any_more(desk: Desk) -> None:
+    other = apsw.Connection(desk.connection.filename)
+    other.execute("BEGIN IMMEDIATE")
+    lost = desk.add("a")
+    await asyncio.wait_for(desk.committer.close(), 10)
+    assert isinstance(lost.exception(), StoreUnavailable)
+    other.close()
+
+
+# -- names of errors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (apsw.FullError("x"), "store_full"),
+        (apsw.IOError("x"), "store_unavailable"),
+        (apsw.BusyError("x"), "store_unavailable"),
+        (apsw.ReadOnlyError("x"), "store_unavailable"),
+        (apsw.CorruptError("x"), "store_unavailable"),
+    ],
+)
+def test_an_sqlite_fault_has_a_code_of_the_error_tree(error: apsw.Error, code: str) -> None:
+    known = as_ksi_error(error)
+    assert isinstance(known, KsiError)
+    assert (known.code, known.retryable) == (code, True)
+
+
+def test_another_error_is_not_disguised() -> None:
+    defect = ZeroDivisionError()
+    assert as_ksi_error(defect) is defect
