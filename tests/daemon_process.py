@@ -57,8 +57,10 @@ def make_home(folder: Path, config: str = CONFIG) -> Path:
 class DaemonProcess:
     """`ksi start --foreground`, ready when it is entered and gone when it is left."""
 
-    def __init__(self, home: Path, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, home: Path, environ: Mapping[str, str] | None = None, *, files: int | None = None) -> None:
+        """`environ` is added to this process's; `files` is how many it may have open."""
         self.home = home
+        self._limit = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
         self.process: subprocess.Popen[bytes] | None = None
         self._environ = {**clean_environ(), **(environ or {})}
 
@@ -91,7 +93,10 @@ class DaemonProcess:
         """Start it and go on at once."""
         assert self.process is None
         self.process = subprocess.Popen(
-            start_command(self.home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self._environ
+            [*self._limit, *start_command(self.home)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=self._environ,
         )
 
     def wait_ready(self) -> bool:

@@ -66,6 +66,8 @@ class Daemon:
         self.config = config
         self._clock = clock
         self._log = structlog.get_logger("ksi.daemon")
+        # Read once: reading it takes the disk, and a descriptor that may not be there when it is asked for.
+        self._version = version("ksi")
         self._started: Moment | None = None
         self._ready = False
         self.stopping = asyncio.Event()
@@ -165,7 +167,7 @@ class Daemon:
         """What every status begins with."""
         now = self._clock.now()
         return {
-            "version": version("ksi"),
+            "version": self._version,
             "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
         }
 
@@ -174,7 +176,7 @@ class Daemon:
         return {
             "started_at": self._started.unix if self._started is not None else None,
             "pid": os.getpid(),
-            "version": version("ksi"),
+            "version": self._version,
             "service_version": 2,
             "socket": str(self.config.socket_path),
         }

@@ -23,7 +23,9 @@
     │   ├── StoreUnavailable      store_unavailable   yes
     │   ├── StoreFull             store_full          yes
     │   ├── StoreInUse            store_in_use
-    │   └── StoreVersion          store_version
+    │   ├── StoreVersion          store_version
+    │   ├── StoreNotEmpty         store_not_empty
+    │   └── CheckpointInvalid     checkpoint_invalid
     ├── ProviderError             one of FailureClass (F1): timeout, rate_limited, ...
     ├── SlowConsumer              slow_consumer       yes
     ├── TooManyConnections        too_many_connections yes
@@ -233,6 +235,18 @@ class StoreVersion(StoreError):
     """The database was written by another version; `found` and `known` are layout versions."""
 
     code = "store_version"
+
+
+class StoreNotEmpty(StoreError):
+    """A checkpoint is only loaded into an empty store; `requests` and `conversations` are what is there."""
+
+    code = "store_not_empty"
+
+
+class CheckpointInvalid(StoreError):
+    """A checkpoint that cannot be loaded: damaged, not KSI's, or of a newer version. `reason` says which."""
+
+    code = "checkpoint_invalid"
 
 
 class ProviderError(KsiError):

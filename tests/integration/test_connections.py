@@ -77,6 +77,15 @@ async def lives(wire: Wire) -> None:
 # Many
 
 
+async def alone(wire: Wire) -> None:
+    """Wait until no other client is connected."""
+
+    async def look() -> bool:
+        return bool((await wire.ask("system:health"))["connections"] == 1)
+
+    await until(look)
+
+
 @pytest.mark.promise("S4")
 async def test_a_thousand_idle_connections_disturb_nobody(tmp_path: Path, many_files: None) -> None:
     with DaemonProcess(make_home(tmp_path)) as process:
@@ -129,6 +138,24 @@ async def test_above_the_limit_of_connections_new_ones_are_closed_and_old_ones_l
             await one.leave()
 
 
+@pytest.mark.promise("R3", "S4")
+async def test_a_daemon_out_of_file_descriptors_serves_whom_it_has_and_recovers(tmp_path: Path) -> None:
+    with DaemonProcess(make_home(tmp_path), files=64) as process:
+        async with await Wire.open(process.socket_path) as wire:
+            crowd = [await asyncio.open_unix_connection(str(process.socket_path)) for _ in range(100)]
+            reply = await wire.ask("completion:request", prompt="x", session_id="c")
+            assert reply["result"] == "echo: x"
+            assert (await wire.ask("system:health"))["status"] == "healthy"
+            assert (await wire.ask("completion:status"))["completed"] == 1
+            for _, writer in crowd:
+                writer.transport.abort()
+            await alone(wire)
+            async with await Wire.open(process.socket_path) as late:
+                await lives(late)
+    (line,) = (tmp_path / "var" / "logs" / "responses" / "c.jsonl").read_text().splitlines()
+    assert json.loads(line)["response"]["result"] == "echo: x"
+
+
 @pytest.mark.promise("S1")
 async def test_thousands_of_lines_at_once_are_all_answered(wire: Wire) -> None:
     futures = [wire.post("completion:request", {"prompt": str(number)}) for number in range(2_000)]
@@ -146,15 +173,6 @@ async def test_a_slow_request_blocks_no_other_on_its_connection(wire: Wire) -> N
 
 
 # Slow
-
-
-async def alone(wire: Wire) -> None:
-    """Wait until no other client is connected."""
-
-    async def look() -> bool:
-        return bool((await wire.ask("system:health"))["connections"] == 1)
-
-    await until(look)
 
 
 @pytest.mark.promise("S4", "R1")
@@ -306,6 +324,35 @@ async def test_a_half_closed_waiter_for_a_lock_gets_its_grant_and_then_the_end(w
     await wire.ask("conversation:release_lock", request_id="first")
     assert (await waiter.pushed("conversation:locked"))["request_id"] == "second"
     await waiter.end()
+
+
+@pytest.mark.promise("F8", "L5", "S1")
+async def test_a_half_closed_waiter_whose_wait_is_cancelled_is_told_and_let_go(wire: Wire, connect: Connect) -> None:
+    await wire.ask("conversation:acquire_lock", request_id="first", conversation_id="c")
+    waiter = await connect()
+    await waiter.ask("conversation:acquire_lock", request_id="second", conversation_id="c")
+    waiter.shut()
+    assert (await wire.ask("completion:cancel", request_id="second"))["status"] == "cancelled"
+    await waiter.end()
+    (told,) = waiter.lines
+    assert told["data"]["request_id"] == "second"
+
+
+@pytest.mark.promise("F8", "Q7", "S1")
+@pytest.mark.parametrize("state", ["queued", "scheduled", "expired"])
+async def test_a_half_closed_submitter_is_let_go_when_its_request_ends_without_running(
+    wire: Wire, connect: Connect, state: str
+) -> None:
+    await wire.ask("completion:async", prompt="x", session_id="c", provider_options=LONG)
+    submitter = await connect()
+    when: dict[str, Json] = {"queued": {}, "scheduled": {"delay": 600}, "expired": {"ttl": 0.01}}
+    await submitter.ask("completion:async", prompt="x", request_id="r", session_id="c", **when[state])
+    submitter.shut()
+    if state != "expired":
+        await wire.ask("completion:cancel", request_id="r")
+    await submitter.end()
+    (told,) = submitter.lines
+    assert told["data"]["status"] == ("expired" if state == "expired" else "cancelled")
 
 
 @pytest.mark.promise("S1")

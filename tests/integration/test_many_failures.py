@@ -1,4 +1,4 @@
-"""Two thousand requests over three providers that fail by a script: every end, every attempt, every token is accounted for."""
+"""Two thousand requests over three providers that fail by a script: each end, attempt and token is accounted for."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def run_all(house: House, scene: Scene) -> tuple[dict[str, Json], Counter[
     """Submit all; each request as it ended, and how often its end was told."""
     told: Counter[str] = Counter()
     ended: dict[str, Json] = {}
-    async with await Wire.open(house.daemon.socket.path if False else house.daemon.config.socket_path) as listener:
+    async with await Wire.open(house.daemon.config.socket_path) as listener:
         await listener.ask("monitor:subscribe", patterns=["completion:result"])
         acks = [house.wire.post("completion:async", data(number)) for number in range(REQUESTS)]
         await asyncio.gather(*(answer(ack) for ack in acks))
@@ -198,7 +198,8 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
     unknown = sum(usage.get("unknown_attempts", 0) for usage in usages)
     unknown += sum(len(reply["attempts"]) for reply in ended.values() if "usage" not in reply)
     assert unknown == len(calls) - len(reported) > 100
-    assert {called.fault for called in calls} == {*FAULTS, GOOD}, "not every fault was played"
+    played = {id(called.fault) for called in calls}
+    assert [fault for fault in (*FAULTS, GOOD) if id(fault) not in played] == [], "not every fault was played"
     assert {name: entry["calls"] for name, entry in report.items() if name in providers} == dict(scene.by_provider)
 
     # The provider that died was left within its threshold, and used again.

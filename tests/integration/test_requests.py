@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -352,6 +353,36 @@ async def test_a_cancel_stops_the_provider_s_work_and_keeps_what_came(wire: Wire
     assert "result" not in reply
     assert "usage" not in reply, "no report is not zero"
     assert (await wire.ask("completion:provider_status"))["providers"]["stub"]["running"] == 0
+
+
+@pytest.mark.promise("F8", "L1", "L3")
+@pytest.mark.parametrize("how", ["cancel", "interrupt"])
+async def test_a_request_stopped_at_any_moment_has_one_end_and_frees_its_conversation(served: Daemon, how: str) -> None:
+    """The stop comes in at every turn of the loop, from the submission on."""
+    serve = served.socket.dispatcher.serve
+    async with await Wire.open(served.config.socket_path) as wire:
+        for turns in range(40):
+            first, second, conversation = f"{how}-{turns}-1", f"{how}-{turns}-2", f"{how}-{turns}"
+            ask = b'{"event": "completion:async", "data": {"prompt": "x", "request_id": "%s", "session_id": "%s"%s}}'
+            task = asyncio.create_task(serve(ask % (first.encode(), conversation.encode(), b""), Collector()))
+            await settle_down(turns)
+            stopping = Collector()
+            if how == "cancel":
+                stop = b'{"event": "completion:cancel", "data": {"request_id": "%s"}}' % first.encode()
+            else:
+                stop = ask % (second.encode(), conversation.encode(), b', "on_busy": "interrupt"')
+            await serve(stop, stopping)
+            await task
+            reply = json.loads(stopping.lines[-1])
+            ended = await wire.ask("completion:wait", request_id=first) if turns else None
+            if how == "interrupt":
+                assert (await wire.ask("completion:wait", request_id=second))["status"] == "completed"
+            elif ended is not None:
+                assert reply["data"]["state"] == ended["status"], f"after {turns} turns"
+            assert ended is None or ended["status"] in ("completed", "cancelled")
+            free = await wire.ask("completion:request", prompt="x", session_id=conversation)
+            assert free["status"] == "completed"
+            assert (await wire.ask("conversation:lock_status", conversation_id=conversation))["locked"] is False
 
 
 @pytest.mark.promise("F8")

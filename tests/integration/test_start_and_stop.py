@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -181,6 +182,18 @@ async def test_a_stop_at_any_moment_of_a_claim_counts_no_interruption(tmp_path: 
                 assert reply["status"] == "completed"
                 outcomes = [attempt["outcome"] for attempt in reply["attempts"]]
                 assert "interrupted" not in outcomes, f"after {turns} turns: {outcomes}"
+
+
+@pytest.mark.promise("R6")
+@pytest.mark.parametrize("moment", [0.05, 0.15, 0.25, 0.35, 0.45])
+async def test_a_stop_in_the_middle_of_the_start_leaves_nothing_in_the_way(
+    process: DaemonProcess, moment: float
+) -> None:
+    process.spawn()
+    await asyncio.sleep(moment)  # wherever in the start that is
+    assert process.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+    with process:
+        await serves(process)
 
 
 @pytest.mark.promise("R6")
@@ -415,9 +428,10 @@ def test_what_lies_in_the_way_of_a_folder_or_file_is_named(home: Path, place: st
 
 
 @pytest.mark.promise("S2")
-async def test_a_shared_folder_is_not_closed_to_others_for_a_socket_s_sake(home: Path, process: DaemonProcess) -> None:
-    shared = home / "shared"
-    shared.mkdir()
+async def test_a_shared_folder_is_not_closed_to_others_for_a_socket_s_sake(
+    home: Path, process: DaemonProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("shared")
     shared.chmod(0o1777)
     make_home(home, f'[socket]\npath = "{shared / "ksi.sock"}"\n' + CONFIG)
     process.spawn()

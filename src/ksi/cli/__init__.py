@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "queue": Lazy("ksi.cli.lists", "queue", "Show the queue's figures and lists."),
     "locks": Lazy("ksi.cli.lists", "locks", "Show who holds and who waits for conversations."),
     "sessions": Lazy("ksi.cli.lists", "sessions", "Show conversations and their lives."),
+    "usage": Lazy("ksi.cli.usage", "usage", "Show what completions used and cost, and when."),
     "show": Lazy("ksi.cli.requests", "show", "Show all that is known of a request."),
     "cancel": Lazy("ksi.cli.requests", "cancel", "Stop requests."),
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),

@@ -30,6 +30,7 @@ from ksi.usage_report import (
 
 HOUR = 3_600 * MICROSECONDS
 MINUTE = 60 * MICROSECONDS
+WEEK = 7 * 24 * HOUR
 
 MAX_BUCKETS = 1_000
 """In one reply."""
@@ -182,7 +183,7 @@ def bucket_length(minutes: int | None, span: int) -> int:
     """
     if minutes is None:
         wanted = span / WANTED_BUCKETS
-        return next((m * MINUTE for m in BUCKETS if m * MINUTE >= wanted), math.ceil(wanted / MINUTE) * MINUTE)
+        return next((m * MINUTE for m in BUCKETS if m * MINUTE >= wanted), math.ceil(wanted / WEEK) * WEEK)
     if span > minutes * MINUTE * MAX_BUCKETS:
         least = math.ceil(span / MAX_BUCKETS / MINUTE)
         message = f"bucket_minutes: this time has more than {MAX_BUCKETS} of them; take {least} or more"

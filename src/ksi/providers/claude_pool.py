@@ -66,7 +66,11 @@ class ClaudePool:
             self._timer.cancel()
         while self._idle:
             self._let_go(self._idle.popitem()[1])
-        await asyncio.gather(*(process.stop() for process in self._working), *self._ending.values())
+        async with asyncio.TaskGroup() as ends:
+            for process in self._working:
+                ends.create_task(process.stop())
+        if self._ending:
+            await asyncio.wait(self._ending.values())
         self._working.clear()
 
     def report(self) -> dict[str, Any]:

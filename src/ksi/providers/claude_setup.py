@@ -85,8 +85,11 @@ class Installation:
         """
         program = self.program()
         if program is not None and (file := _identity(program[0])) != self._looked_at:
-            version, self._options = await asyncio.gather(self._ask(program, "--version"), self._ask(program, "--help"))
-            self.version = version.strip().partition(" ")[0] or None
+            async with asyncio.TaskGroup() as asking:  # which, unlike gather, ends with nothing left running
+                version = asking.create_task(self._ask(program, "--version"))
+                options = asking.create_task(self._ask(program, "--help"))
+            self.version = version.result().strip().partition(" ")[0] or None
+            self._options = options.result()
             self._looked_at = file
         if program is None or self.too_old:
             raise ProviderError(FailureClass.PROVIDER_ERROR, self.problem() or "it cannot be run")

@@ -190,17 +190,22 @@ class ChildProcess:
         """
         entry_path = registry.new_path()
         command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(entry_path), name, *program]
+        launch = asyncio.get_running_loop().subprocess_exec(
+            _Pipes,
+            *command,
+            env={**environment, MARK: str(entry_path)},
+            cwd=folder,
+            start_new_session=True,
+        )
+        launching = asyncio.ensure_future(launch)
         try:
-            transport, pipes = await asyncio.get_running_loop().subprocess_exec(
-                _Pipes,
-                *command,
-                env={**environment, MARK: str(entry_path)},
-                cwd=folder,
-                start_new_session=True,
-            )
+            return cls(*await asyncio.shield(launching), entry_path)
         except (OSError, ValueError) as error:
             raise ProcessStartError(str(error)) from None
-        return cls(transport, pipes, entry_path)
+        except asyncio.CancelledError:
+            with suppress(OSError, ValueError):
+                await cls(*await launching, entry_path).kill()
+            raise
 
     @property
     def ended(self) -> bool:

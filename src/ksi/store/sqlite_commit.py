@@ -59,7 +59,8 @@ class Committer:
     async def close(self) -> None:
         """Finish what was submitted, then take no more."""
         while self.busy:
-            await self.submit(lambda: None)
+            # Its own fault, where the database takes nothing any more, is nobody's.
+            await asyncio.gather(self.submit(lambda: None), return_exceptions=True)
         self._closed = True
         self._thread.shutdown(wait=False)
 
@@ -82,7 +83,6 @@ class Committer:
                 return
             self._commit()
         except Exception as error:  # noqa: BLE001 - whatever it is, the transaction must not stay open
-            self._roll_back()
             self._one_by_one(batch, error)
             return
         self._answer(batch, answers)
@@ -117,7 +117,6 @@ class Committer:
         if error is None:
             self._answer(batch, answers)
         else:
-            self._roll_back()
             self._one_by_one(batch, error)
         if self._waiting:
             self._schedule()
@@ -140,20 +139,30 @@ class Committer:
 
     def _one_by_one(self, batch: list[_Operation], cause: BaseException) -> None:
         """After a fault of the whole: each operation alone, so that only the guilty one fails."""
-        if len(batch) == 1:
-            self._fail(batch[0][1], cause)
-            batch = []
-        for operation, future in batch:
-            try:
-                answers = self._run([(operation, future)])
-                self._commit()
-            except Exception as error:  # noqa: BLE001 - answered to whom it belongs
-                self._roll_back()
+        left = deque(batch)
+        try:
+            self._roll_back()
+            if len(left) == 1:
+                self._fail(left.popleft()[1], cause)
+            while left:
+                self._run_alone(left[0])
+                left.popleft()
+        except Exception as error:  # noqa: BLE001 - it cannot even be rolled back: nobody must wait for ever
+            for _, future in left:
                 self._fail(future, error)
-            else:
-                self._answer([(operation, future)], answers)
         if self._waiting:
             self._schedule()
+
+    def _run_alone(self, operation: _Operation) -> None:
+        """A transaction for one."""
+        try:
+            answers = self._run([operation])
+            self._commit()
+        except Exception as error:  # noqa: BLE001 - answered to whom it belongs
+            self._roll_back()
+            self._fail(operation[1], error)
+        else:
+            self._answer([operation], answers)
 
     def _fail(self, future: asyncio.Future[Any], error: BaseException) -> None:
         if not future.done():

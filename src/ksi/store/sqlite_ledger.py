@@ -87,10 +87,12 @@ class Ledger:
     def rolled_back(self) -> None:
         """The transaction never was."""
         self.totals = dict(self._written)
+        # First what must not be believed any more, should the database not be read in the next lines.
+        self._routes = set()
+        self._agents.clear()
         self._next_key = 1 + self.scalar("last_key")
         self._next_attempt = 1 + self.scalar("last_attempt")
         self._routes = {name for (name,) in self.all("routes")}
-        self._agents.clear()
 
     @property
     def committed_totals(self) -> dict[str, int]:

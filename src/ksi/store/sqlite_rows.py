@@ -29,6 +29,9 @@ STATES: tuple[State, ...] = (
 )
 STATE_CODES: dict[State, int] = {state: code for code, state in enumerate(STATES)}
 
+_BEYOND = 2**63
+"""The first number that no column holds."""
+
 # `place`: where a request stands in its conversation.
 IN_LINE = 0
 HOLDS = 1
@@ -201,6 +204,7 @@ def read_cursor(listing: Listing | str, cursor: str | None, first: Sequence[int 
         name, *parts = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=list[int | str])
     except (ValueError, msgspec.MsgspecError):
         name, parts = "", []
-    if name != str(listing) or [type(p) for p in parts] != [type(f) for f in first]:
+    fits = all(isinstance(p, str) or -_BEYOND <= p < _BEYOND for p in parts)
+    if name != str(listing) or [type(p) for p in parts] != [type(f) for f in first] or not fits:
         raise InvalidData("cursor: not one that this list gave; begin again without it", path="cursor")
     return tuple(parts)

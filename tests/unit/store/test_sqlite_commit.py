@@ -57,7 +57,7 @@ class Desk:
         self.connection.pragma("journal_mode", "wal")
         self.connection.pragma("foreign_keys", True)
         self.connection.execute(SCHEMA)
-        self.reader = apsw.Connection(path)
+        self.reader = apsw.Connection(path) if path != ":memory:" else self.connection
         self.books = Books()
         self.between = 0
         self.commits: list[str] = []
@@ -92,9 +92,9 @@ class Desk:
         return [word for (word,) in self.reader.execute("SELECT word FROM word ORDER BY id")]
 
     def close(self) -> None:
-        self.reader.close()
         self.connection.set_commit_hook(None)
         self.connection.close()
+        self.reader.close()
 
 
 @pytest_asyncio.fixture
@@ -275,8 +275,6 @@ async def test_whatever_happens_each_operation_has_its_own_answer_and_the_good_o
     turns: list[list[str]], off_loop: bool
 ) -> None:
     desk = Desk(":memory:")
-    desk.reader.close()
-    desk.reader = desk.connection
     if off_loop:
         desk.committer._commit_time = 1.0
     operations = {
@@ -379,7 +377,7 @@ async def test_close_ends_where_nothing_can_be_committed_any_more(desk: Desk) ->
     other = apsw.Connection(desk.connection.filename)
     other.execute("BEGIN IMMEDIATE")
     lost = desk.add("a")
-    await asyncio.wait_for(desk.committer.close(), 10)
+    await desk.committer.close()
     assert isinstance(lost.exception(), StoreUnavailable)
     other.close()
 

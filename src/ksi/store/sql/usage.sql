@@ -1,15 +1,17 @@
 -- The report on usage, by name. It walks the attempts once, from the newest backwards, and keeps of each what is summed
 -- in a temporary table, together with its cost: the attempts themselves are wide, and the sums are many.
 
+-- Rates are US dollars a token, for inputs larger than `above` and not larger than `upto`; '' stands for no model. A slice
+-- is a PRICE_SLICE since 1970.
 -- name: make_rates
 CREATE TEMP TABLE rate (
     provider   TEXT NOT NULL,
-    model      TEXT NOT NULL,           -- '' for NULL, here and in `asked`
+    model      TEXT NOT NULL,
     asked      TEXT NOT NULL,
-    slice      INTEGER NOT NULL,        -- finished_at / PRICE_SLICE
-    above      INTEGER NOT NULL,        -- for inputs larger than this ...
-    upto       INTEGER NOT NULL,        -- ... and not larger than this
-    input      REAL NOT NULL,           -- per token, as all that follow
+    slice      INTEGER NOT NULL,
+    above      INTEGER NOT NULL,
+    upto       INTEGER NOT NULL,
+    input      REAL NOT NULL,
     output     REAL NOT NULL,
     cache_read REAL NOT NULL,
     cache_write REAL NOT NULL,
@@ -17,6 +19,7 @@ CREATE TEMP TABLE rate (
     call       REAL NOT NULL,
     PRIMARY KEY (provider, model, asked, slice, above)
 ) WITHOUT ROWID;
+-- `first` is a completed first turn, `alone` the only attempt of its request.
 -- name: make_part
 CREATE TEMP TABLE part (
     request      INTEGER NOT NULL,
@@ -30,8 +33,8 @@ CREATE TEMP TABLE part (
     fenced       INTEGER NOT NULL,
     interrupted  INTEGER NOT NULL,
     mcp          INTEGER NOT NULL,
-    first        INTEGER NOT NULL,      -- a completed first turn
-    alone        INTEGER NOT NULL,      -- the only attempt of its request
+    first        INTEGER NOT NULL,
+    alone        INTEGER NOT NULL,
     input        INTEGER,
     output       INTEGER,
     cache_read   INTEGER,
