@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ksi.bench import ROWS
 from ksi.benchmarking.report import lines
 from ksi.benchmarking.rows import Plan
 from ksi.benchmarking.session import measure
+from ksi.cli.bench import ROWS
 
 MOMENT = Plan(seconds=0.1, warm_up=0.1, runs=1, depth=10_000, window=16)
 

@@ -9,6 +9,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,13 @@ async def test_above_the_limit_of_connections_new_ones_are_closed_and_old_ones_l
 async def test_a_daemon_out_of_file_descriptors_serves_whom_it_has_and_recovers(tmp_path: Path) -> None:
     with DaemonProcess(make_home(tmp_path), files=64) as process:
         async with await Wire.open(process.socket_path) as wire:
-            crowd = [await asyncio.open_unix_connection(str(process.socket_path)) for _ in range(100)]
-            reply = await wire.ask("completion:request", prompt="x", session_id="c")
-            assert reply["result"] == "echo: x"
-            assert (await wire.ask("system:health"))["status"] == "healthy"
-            assert (await wire.ask("completion:status"))["completed"] == 1
-            for _, writer in crowd:
-                writer.transport.abort()
+            async with AsyncExitStack() as crowd:
+                for _ in range(100):
+                    await crowd.enter_async_context(await Wire.open(process.socket_path))
+                reply = await wire.ask("completion:request", prompt="x", session_id="c")
+                assert reply["result"] == "echo: x"
+                assert (await wire.ask("system:health"))["status"] == "healthy"
+                assert (await wire.ask("completion:status"))["completed"] == 1
             await alone(wire)
             async with await Wire.open(process.socket_path) as late:
                 await lives(late)

@@ -181,7 +181,11 @@ async def test_a_step_of_the_wall_clock_expires_nothing_healthy() -> None:
             await clock.advance(1)
             assert await holder(wire) == "a"
         await clock.advance(9)
-        assert await holder(wire) is None
+
+        async def free() -> bool:
+            return await holder(wire) is None
+
+        await until(free)
 
 
 @pytest.mark.promise("L4", "L5")
@@ -236,6 +240,31 @@ async def test_a_half_closed_waiter_that_vanishes_waits_no_longer(wire: Wire, co
 
     await until(alone)
     assert (await wire.ask("system:health"))["connections"] == 1
+
+
+@pytest.mark.promise("L5", "S4")
+async def test_a_real_daemon_notices_who_is_gone_and_who_only_sends_no_more(tmp_path: Path) -> None:
+    """In its own process, on the event loop that it really uses."""
+    with DaemonProcess(make_home(tmp_path)) as process:
+        async with await Wire.open(process.socket_path) as wire, await Wire.open(process.socket_path) as quiet:
+            await acquire(wire, "a")
+            gone, late = await Wire.open(process.socket_path), await Wire.open(process.socket_path)
+            await acquire(gone, "gone")
+            await acquire(late, "gone later")
+            await acquire(quiet, "stays")
+            late.shut()
+            quiet.shut()
+            await gone.leave()
+            await late.leave()
+
+            async def one_left() -> bool:
+                status = await wire.ask("conversation:lock_status", conversation_id="c")
+                return [one["request_id"] for one in status["queue"]] == ["stays"]
+
+            await until(one_left)
+            await wire.ask("conversation:release_lock", request_id="a")
+            await quiet.pushed("conversation:locked", request_id="stays")
+            await quiet.end()
 
 
 @pytest.mark.promise("L5")

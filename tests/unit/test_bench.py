@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ksi import bench
+from ksi.cli import bench
 from ksi.benchmarking import load, report
 from ksi.benchmarking.figures import Latency, Rate, Times, median, percentile
 from ksi.benchmarking.load import LoadError, Requests, ResultCounter, Target

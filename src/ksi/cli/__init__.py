@@ -39,7 +39,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
     "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),
-    "bench": Lazy("ksi.bench", "command", "Measure this machine's completions per second and latency."),
+    "bench": Lazy("ksi.cli.bench", "command", "Measure this machine's completions per second and latency."),
 }
 
 HOME_HELP = "KSI's home. Without it: KSI_HOME, the nearest folder upward with a ksi.toml, or the user's data folder."

@@ -6,7 +6,7 @@ import msgspec
 
 from ksi.clock import Chance, Moment, microseconds
 from ksi.errors import InvalidData
-from ksi.events import CompletionData, MessageData, check_depth, conversation_name, parse_priority
+from ksi.events import CompletionData, MessageData, RetryData, check_depth, conversation_name, parse_priority
 from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
 from ksi.store.base import NewRequest, RequestView
 
@@ -110,7 +110,7 @@ def normalise(data: CompletionData) -> RequestBody:
         delay=data.delay,
         ttl=data.ttl,
         timeout=data.timeout,
-        retry=RetryBody(**msgspec.structs.asdict(data.retry)) if data.retry is not None else None,
+        retry=_retry(data.retry),
         mcp_config=data.mcp_config,
         metadata=data.metadata,
         provider_options=data.provider_options,
@@ -124,7 +124,7 @@ def _dialogue(data: CompletionData) -> tuple[str | None, tuple[MessageBody, ...]
     if data.prompt is not None:
         if not data.prompt.strip():
             raise InvalidData("prompt: must not be empty", path="prompt")
-        return data.system, ()
+        return data.system or None, ()
     messages = [MessageBody(m.role, _text(m)) for m in data.messages or ()]
     leading = 0
     while leading < len(messages) and messages[leading].role == "system":
@@ -138,6 +138,12 @@ def _dialogue(data: CompletionData) -> tuple[str | None, tuple[MessageBody, ...]
     if not rest or rest[-1].role != "user" or not rest[-1].content.strip():
         raise InvalidData("messages: the last one must be from the user and not empty", path="messages")
     return "\n\n".join(system) or None, tuple(rest)
+
+
+def _retry(wish: RetryData | None) -> RetryBody | None:
+    """A wish that names nothing is none."""
+    body = RetryBody(**msgspec.structs.asdict(wish)) if wish is not None else RetryBody()
+    return body if body != RetryBody() else None
 
 
 def _text(message: MessageData) -> str:

@@ -28,9 +28,10 @@ from ksi.usage_report import (
     UsageGroup,
 )
 
-HOUR = 3_600 * MICROSECONDS
 MINUTE = 60 * MICROSECONDS
-WEEK = 7 * 24 * HOUR
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+WEEK = 7 * DAY
 
 MAX_BUCKETS = 1_000
 """In one reply."""

@@ -7,7 +7,7 @@ table and moves the record's index entries to where its new values say they belo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -191,6 +191,18 @@ class MemoryData:
         self._last[of] += 1
         return self._last[of]
 
+    def last_number(self, of: str) -> int:
+        """The last number of a series, 0 before the first."""
+        return self._last[of]
+
+    def count_on(self, numbers: Mapping[str, int]) -> None:
+        """Let series go on behind these numbers."""
+        self._last.update({of: number - self._last[of] for of, number in numbers.items()})
+
+    def become(self, other: MemoryData) -> None:
+        """Be what `other` is, for all who hold this."""
+        vars(self).update(vars(other))
+
     @property
     def waiting(self) -> int:
         """How many requests wait, for whatever reason (Q5)."""
@@ -251,6 +263,10 @@ class MemoryData:
             if member.state not in FIRST_STATES:
                 raise InternalError(f"a request cannot begin {member.state}")
             self.states[member.state] += 1
+        self.put(member)
+
+    def put(self, member: Member) -> None:
+        """Put a record in its place in all indexes; who keeps the totals is the caller."""
         self.members[member.key] = member
         self.ids[member.request_id] = member
         member.conversation.members += 1

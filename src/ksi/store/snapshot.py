@@ -16,7 +16,6 @@ import msgspec
 from ksi.clock import Moment
 from ksi.errors import CheckpointInvalid, FailureClass
 from ksi.request import Attempt, Outcome, Priority, State, decode_body
-from ksi.store.base import Fork, StoreRules
 
 FENCE_LEAP = 10**12
 """Fences go on so far behind the saved ones: above all that the original can have given since."""
@@ -77,10 +76,14 @@ class SavedConversation(_Record, frozen=True, kw_only=True, tag="conversation"):
 
 
 class SavedFork(_Record, frozen=True, kw_only=True, tag="fork"):
-    """A fork; `conversation` is the one with which its record goes."""
+    """A fork (L7); `conversation` is the one with which its record goes."""
 
     conversation: str
-    fork: Fork
+    parent: str
+    child: str
+    request_id: str
+    at: int
+    kind: str
 
 
 class SavedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -217,9 +220,9 @@ def stopped(request: SavedRequest, identity: int, now: Moment, *, cancelling: bo
     return _end(queued, State.CANCELLED, FailureClass.CANCELLED, now) if cancelling else queued
 
 
-def admitted(request: SavedRequest, rules: StoreRules, now: Moment) -> SavedRequest:
-    """A saved request as it is taken in: an interrupted one fails where the rules say so (Q3)."""
-    if request.interrupted and (rules.fail_interrupted or request.interruptions >= rules.max_interruptions):
+def admitted(request: SavedRequest, now: Moment, *, fail_interrupted: bool, max_interruptions: int) -> SavedRequest:
+    """A saved request as it is taken in: an interrupted one fails where the store's rules say so (Q3)."""
+    if request.interrupted and (fail_interrupted or request.interruptions >= max_interruptions):
         return _end(request, State.FAILED, FailureClass.DAEMON_RESTART, now)
     return request
 

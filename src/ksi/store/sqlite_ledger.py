@@ -90,9 +90,13 @@ class Ledger:
         # First what must not be believed any more, should the database not be read in the next lines.
         self._routes = set()
         self._agents.clear()
+        self.number_anew()
+        self._routes = {name for (name,) in self.all("routes")}
+
+    def number_anew(self) -> None:
+        """Go on behind the highest numbers in the tables."""
         self._next_key = 1 + self.scalar("last_key")
         self._next_attempt = 1 + self.scalar("last_attempt")
-        self._routes = {name for (name,) in self.all("routes")}
 
     @property
     def committed_totals(self) -> dict[str, int]:

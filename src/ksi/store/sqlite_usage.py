@@ -57,11 +57,12 @@ class UsageReader:
     def close(self) -> None:
         """Break off a report that is being made, and let the connection go."""
         self._closed = True
-        connection = self._connection
-        if connection is not None:
-            connection.interrupt()
-            with self._busy:
-                connection.close()
+        if self._connection is not None:
+            self._connection.interrupt()
+        with self._busy:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     def report(self, query: UsageQuery, pricing: Pricing) -> UsageReport:
         """See `Store.usage`.

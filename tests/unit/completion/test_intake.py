@@ -31,8 +31,8 @@ def intake() -> Intake:
     return Intake(HEAD_STARTS, Chance(random.Random(1)))
 
 
-def made(now: Moment = NOW, **fields: Any) -> NewRequest:
-    return intake().new_request(data(**fields), "stub/echo", "stub", now)
+def made(**fields: Any) -> NewRequest:
+    return intake().new_request(data(**fields), "stub/echo", "stub", NOW)
 
 
 def refused(**fields: Any) -> InvalidData:

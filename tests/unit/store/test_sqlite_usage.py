@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -73,9 +74,9 @@ async def test_many_steps_and_gaps_between_ids_lose_nothing(tmp_path: Path, stor
 @pytest.mark.promise("T2")
 @pytest.mark.usefixtures("short_steps")
 async def test_an_attempt_that_was_settled_late_is_found(tmp_path: Path, store: SqliteStore) -> None:
-    ages = {number: 10 * SECOND for number in range(1, 11)}
+    ages = dict.fromkeys(range(1, 11), 10 * SECOND)
     # Thirty that waited an hour for their settle came in between.
-    ages |= {number: SLACK for number in range(11, 41)}
+    ages |= dict.fromkeys(range(11, 41), SLACK)
     fill(tmp_path / "ksi.db", ages)
     assert (await total(store, 60 * SECOND)).input_tokens == 10
 
@@ -87,16 +88,19 @@ async def test_the_walk_ends_behind_the_window(
     fill(tmp_path / "ksi.db", {number: (101 - number) * 3_600 * SECOND for number in range(1, 101)})
     looks: list[str] = []
     run = sqlite_usage._Report._run
-    monkeypatch.setattr(
-        sqlite_usage._Report, "_run", lambda report, name, *values: looks.append(name) or run(report, name, *values)
-    )
+
+    def counted(report: sqlite_usage._Report, name: str, *values: Any) -> Any:
+        looks.append(name)
+        return run(report, name, *values)
+
+    monkeypatch.setattr(sqlite_usage._Report, "_run", counted)
     assert (await total(store, 5 * 3_600 * SECOND)).input_tokens == 4
     assert looks.count("take_part") == 1
     assert looks.count("newest_of") == 2
 
 
 async def test_a_report_leaves_the_loop_alone_and_ends_with_its_store(tmp_path: Path, store: SqliteStore) -> None:
-    fill(tmp_path / "ksi.db", {number: SECOND for number in range(1, 5)})
+    fill(tmp_path / "ksi.db", dict.fromkeys(range(1, 5), SECOND))
     asked, go_on = threading.Event(), threading.Event()
 
     def slow(*_: object) -> Tariff:

@@ -1,0 +1,254 @@
+"""Taking a snapshot into an empty memory store (R5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ksi.clock import Moment
+from ksi.errors import StoreNotEmpty
+from ksi.request import State, Turn
+from ksi.store.base import Fork, StoreRules
+from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request, Spent, TurnRecord
+from ksi.store.memory_lines import Lines
+from ksi.store.snapshot import (
+    FENCE_LEAP,
+    Figures,
+    Loaded,
+    Packed,
+    Record,
+    SavedAttempt,
+    SavedConversation,
+    SavedFork,
+    SavedLock,
+    SavedRequest,
+    SavedSpare,
+    admitted,
+    begin,
+    contradiction,
+    unpack,
+)
+
+
+def load(data: MemoryData, rules: StoreRules, records: Iterable[Record], now: Moment) -> Loaded:
+    """Put a snapshot in the place of nothing; where it cannot be, nothing is changed.
+
+    Raises:
+        StoreNotEmpty: there is something.
+        CheckpointInvalid: the records do not fit together.
+    """
+    if data.members or data.conversations:
+        raise StoreNotEmpty(
+            "a checkpoint is only loaded into an empty store; begin with a new one",
+            requests=len(data.members),
+            conversations=len(data.conversations),
+        )
+    fresh = MemoryData()
+    loading = _Load(fresh, rules, now)
+    figures, rest = begin(records)
+    try:
+        for record in rest:
+            loading.take(record)
+    except KeyError as error:
+        raise contradiction(f"it names {error.args[0]!r} and does not have it") from None
+    loading.finish(figures, max(figures.fence, data.last_number("fence")) + FENCE_LEAP)
+    data.become(fresh)
+    return Loaded(interrupted=tuple(loading.interrupted), failed=tuple(loading.failed))
+
+
+class _Load:
+    """A snapshot on its way into empty data."""
+
+    def __init__(self, data: MemoryData, rules: StoreRules, now: Moment) -> None:
+        self._data = data
+        self._rules = rules
+        self._now = now
+        self._lines = Lines(rules, data)
+        self._turns: dict[int, TurnRecord] = {}
+        self._spent: dict[int, Spent] = {}
+        self.interrupted: list[str] = []
+        self.failed: list[str] = []
+
+    def take(self, record: Record) -> None:
+        """One record."""
+        match record:
+            case SavedConversation():
+                self._take_conversation(record)
+            case SavedFork():
+                fork = Fork(
+                    parent=record.parent,
+                    child=record.child,
+                    request_id=record.request_id,
+                    at=record.at,
+                    kind=record.kind,
+                )
+                self._data.record_fork(self._data.conversations[record.conversation], fork)
+            case SavedRequest():
+                self._take_request(record)
+            case SavedLock():
+                self._take_lock(record)
+            case SavedSpare():
+                self._take_attempt(record.saved, record.key, record.conversation, record.agent_id, record.body)
+            case Figures():
+                raise contradiction("its figures come twice")
+
+    def _take_conversation(self, record: SavedConversation) -> None:
+        if self._data.find(record.name) is not None:
+            raise contradiction(f"conversation {record.name!r} comes twice")
+        parent = None if record.forked_from is None else self._data.conversations[record.forked_from]
+        conversation = Conversation(
+            number=self._data.number("conversation"),
+            name=record.name,
+            created_at=record.created_at,
+            active_at=record.active_at,
+            parent=parent,
+            head=record.head,
+            agents=list(record.agents),
+            aliases=list(record.aliases),
+        )
+        self._data.conversations[record.name] = self._data.numbered[conversation.number] = conversation
+        self._data.aliases.update(dict.fromkeys(record.aliases, conversation))
+        if parent is not None:
+            parent.children += 1
+
+    def _take_request(self, record: SavedRequest) -> None:
+        self._refuse_known(record.request_id, record.key)
+        rules = self._rules
+        record = admitted(
+            record, self._now, fail_interrupted=rules.fail_interrupted, max_interruptions=rules.max_interruptions
+        )
+        if record.interrupted:
+            (self.failed if record.state.final else self.interrupted).append(record.request_id)
+        conversation = self._data.conversations[record.conversation]
+        request = Request(
+            key=record.key,
+            request_id=record.request_id,
+            conversation=conversation,
+            rank=record.rank,
+            priority=record.priority,
+            enqueued_at=record.enqueued_at,
+            fence=record.fence,
+            state=record.state,
+            body=unpack(record.body),
+            route=record.route,
+            model=record.model,
+            agent_id=record.agent_id,
+            hold_on_retry=record.hold_on_retry,
+            requeued_from=record.requeued_from,
+            due=record.due,
+            expires=record.expires,
+            attempt=record.begun,
+            provider=record.provider,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            error=record.error,
+            message=record.message,
+            interruptions=record.interruptions,
+            interrupted_by=record.interrupted_by,
+            turn=record.turn,
+        )
+        for saved in record.attempts:
+            self._take_attempt(saved, record.key, record.conversation, record.agent_id, record.body, record.request_id)
+            request.attempts.append(self._spent[saved.id].attempt)
+        if record.holds:
+            self._hold(request, record.since)
+        self._data.states[request.state] += not request.state.final
+        self._data.put(request)
+        conversation.active_at = max(conversation.active_at, request.finished_at or 0)
+
+    def _take_lock(self, record: SavedLock) -> None:
+        """A holder's time begins anew; a waiter without patience was tied to a connection that is gone (L5)."""
+        if not record.holds and record.patience is None:
+            return
+        self._refuse_known(record.request_id, record.key)
+        lock = ExternalLock(
+            key=record.key,
+            request_id=record.request_id,
+            conversation=self._data.conversations[record.conversation],
+            rank=record.rank,
+            priority=record.priority,
+            enqueued_at=record.enqueued_at,
+            fence=record.fence,
+            metadata=None if record.metadata is None else unpack(record.metadata),
+            deadline=None if record.patience is None else self._now.mono + record.patience,
+            patience=record.patience,
+        )
+        if record.holds:
+            self._hold(lock, record.since)
+        self._data.put(lock)
+        if record.holds:
+            self._lines.renew(lock, self._now)
+
+    def _hold(self, member: Request | ExternalLock, since: int | None) -> None:
+        conversation = member.conversation
+        if conversation.holder is not None:
+            raise contradiction(f"conversation {conversation.name!r} has two holders")
+        conversation.holder, conversation.since = member, since
+
+    def _refuse_known(self, request_id: str, key: int) -> None:
+        if request_id in self._data.ids or key in self._data.members:
+            raise contradiction(f"request {request_id!r} comes twice")
+
+    def _take_attempt(
+        self,
+        saved: SavedAttempt,
+        key: int,
+        conversation: str,
+        agent_id: str | None,
+        body: Packed | None,
+        request_id: str | None = None,
+    ) -> None:
+        if saved.id in self._spent:
+            raise contradiction(f"attempt {saved.id} comes twice")
+        if conversation not in self._data.conversations:
+            raise KeyError(conversation)
+        attempt = saved.whole
+        self._spent[saved.id] = Spent(
+            request=key,
+            conversation=conversation,
+            agent_id=agent_id,
+            attempt=attempt,
+            first=saved.is_turn and saved.previous is None,
+        )
+        if saved.is_turn and body is not None:
+            turn = Turn(
+                id=saved.id,
+                body=unpack(body),
+                text=attempt.text or "",
+                provider=attempt.provider,
+                provider_session=attempt.provider_session,
+                finished_at=attempt.finished_at,
+                previous=saved.previous,
+                last_message=attempt.last_message,
+                conversation=conversation,
+            )
+            self._turns[saved.id] = TurnRecord(
+                turn=turn, request_id=request_id or "", conversation=conversation, agent_id=agent_id, attempt=attempt
+            )
+            if request_id is not None:
+                self._data.log.add((saved.id,))
+
+    def finish(self, figures: Figures, fence: int) -> None:
+        """All records are in: put turns and account in order, and let the lines come forward."""
+        data = self._data
+        for state, count in figures.ended.items():
+            data.states[State(state)] = count + (len(self.failed) if state == State.FAILED.value else 0)
+        data.routes.update(figures.routes)
+        data.watermark = figures.logged
+        data.spent = [spent for _, spent in sorted(self._spent.items())]
+        for number, record in sorted(self._turns.items()):
+            conversation = data.conversations[record.conversation]
+            data.turns[number] = record
+            conversation.turns.append(number)
+            conversation.provider = record.attempt.provider
+            conversation.provider_session = record.attempt.provider_session
+        data.count_on(
+            {
+                "turn": max([*self._spent, figures.logged], default=0),
+                "member": max([*data.members, *(spent.request for spent in data.spent)], default=0),
+                "fence": fence,
+            }
+        )
+        for conversation in data.conversations.values():
+            data.reindex(conversation)
+        for conversation in data.conversations.values():
+            self._lines.refresh(conversation, self._now)

@@ -1,0 +1,60 @@
+-- Saving everything, and taking it in, by name. Reads run on a connection of their own, in one transaction.
+
+-- name: figures
+SELECT name, value FROM total;
+-- name: cancelling
+SELECT count(*) FROM request WHERE state = 2 AND external = 0 AND cancelling = 1;
+-- name: routes
+SELECT name FROM route ORDER BY name;
+-- name: last_attempt
+SELECT max(
+    coalesce((SELECT max(id) FROM attempt), 0), coalesce((SELECT value FROM total WHERE name = 'log_watermark'), 0)
+);
+-- name: conversations
+SELECT c.id, c.name, c.created_at, c.active_at, c.turns, c.head, p.name
+FROM conversation c LEFT JOIN conversation p ON p.id = c.forked_from ORDER BY c.id;
+-- name: agents
+SELECT agent FROM agent_conversation WHERE conversation = ? ORDER BY id;
+-- name: aliases
+SELECT name FROM alias WHERE conversation = ?;
+-- name: forks
+SELECT c.name, f.from_name, f.to_name, f.request_id, f.at, f.kind
+FROM fork f JOIN conversation c ON c.id = f.child ORDER BY f.id;
+-- name: members
+SELECT r.external, r.key, r.request_id, c.name, r.state, r.place, r.priority, r.rank, r.route, r.hold, r.enqueued_at, r.due,
+    r.expires, r.attempt, r.interruptions, r.interrupted_by, r.fence, r.since, r.term, r.provider, r.started_at,
+    r.finished_at, r.error, r.message, r.cancelling, r.last_attempt, b.model, b.agent, b.requeued_from, b.data
+FROM request r JOIN conversation c ON c.id = r.conversation JOIN body b ON b.request = r.key ORDER BY r.key;
+-- name: attempt
+SELECT earlier, id, previous, number, provider, outcome, started_at, finished_at, first_token, model, asked, mcp, stop_reason,
+    provider_session, last_message, fork, error, message, input_tokens, output_tokens, cache_read, cache_write, reasoning,
+    cost, text, raw
+FROM attempt WHERE id = ?;
+-- name: spare
+SELECT a.request, c.name, a.agent, b.data, a.id, a.previous, a.number, a.provider, a.outcome, a.started_at, a.finished_at,
+    a.first_token, a.model, a.asked, a.mcp, a.stop_reason, a.provider_session, a.last_message, a.fork, a.error, a.message,
+    a.input_tokens, a.output_tokens, a.cache_read, a.cache_write, a.reasoning, a.cost, a.text, a.raw
+FROM attempt a JOIN conversation c ON c.id = a.conversation
+    LEFT JOIN body b ON b.request = a.request AND a.outcome = 'completed'
+WHERE NOT EXISTS (SELECT 1 FROM request r WHERE r.key = a.request) ORDER BY a.id;
+
+-- name: anything
+SELECT (SELECT count(*) FROM (SELECT 1 FROM request LIMIT 1000)),
+    (SELECT count(*) FROM (SELECT 1 FROM conversation LIMIT 1000)),
+    EXISTS (SELECT 1 FROM attempt);
+-- name: conversation
+SELECT id FROM conversation WHERE name = ?;
+-- name: add_conversation
+INSERT INTO conversation (name, created_at, active_at, turns, head, forked_from) VALUES (?, ?, ?, ?, ?, ?) RETURNING id;
+-- name: was_active
+UPDATE conversation SET active_at = ?2 WHERE id = ?1 AND active_at < ?2;
+-- name: add_member
+INSERT INTO request (
+    external, key, request_id, conversation, state, place, ready, priority, rank, route, hold, enqueued_at, due, expires,
+    attempt, interruptions, interrupted_by, fence, since, deadline, term, provider, started_at, finished_at, error, message,
+    last_attempt, cancelling
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0);
+-- name: add_body
+INSERT INTO body (request, model, agent, requeued_from, data) VALUES (?, ?, ?, ?, ?);
+-- name: lines
+SELECT DISTINCT conversation FROM request WHERE place = 0;

@@ -1,0 +1,186 @@
+"""Taking a snapshot into an empty SQLite store, in a transaction that the caller holds (R5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import apsw
+
+from ksi.clock import Moment
+from ksi.errors import StoreNotEmpty
+from ksi.request import State
+from ksi.store.snapshot import (
+    FENCE_LEAP,
+    Figures,
+    Loaded,
+    Record,
+    SavedAttempt,
+    SavedConversation,
+    SavedFork,
+    SavedLock,
+    SavedRequest,
+    SavedSpare,
+    admitted,
+    begin,
+    contradiction,
+    unpack,
+)
+from ksi.store.sqlite_ledger import Ledger
+from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, Row, attempt_values
+from ksi.store.statements import load_statements
+
+
+class Load:
+    """A snapshot on its way into the tables."""
+
+    def __init__(self, connection: apsw.Connection, ledger: Ledger, now: Moment) -> None:
+        self._sql = load_statements("snapshot.sql")
+        self._cursor = connection.cursor()
+        self._ledger = ledger
+        self._now = now
+        self._latest: tuple[str, int] = ("", 0)
+        self._interrupted: list[str] = []
+        self._failed: list[str] = []
+
+    def load(self, records: Iterable[Record]) -> Loaded:
+        """See `Store.load`."""
+        requests, conversations, attempts = self._all("anything")[0]
+        if requests or conversations or attempts:
+            raise StoreNotEmpty(
+                "a checkpoint is only loaded into an empty store; begin with a new one",
+                requests=requests,
+                conversations=conversations,
+            )
+        figures, rest = begin(records)
+        try:
+            for record in rest:
+                self._take(record)
+        except apsw.ConstraintError as error:
+            raise contradiction(f"two of its records cannot be together ({error})") from None
+        self._finish(figures)
+        return Loaded(interrupted=tuple(self._interrupted), failed=tuple(self._failed))
+
+    def _run(self, name: str, *values: Any) -> None:
+        self._cursor.execute(self._sql[name], values)
+
+    def _all(self, name: str, *values: Any) -> list[Row]:
+        rows: list[Row] = self._cursor.execute(self._sql[name], values).fetchall()
+        return rows
+
+    def _take(self, record: Record) -> None:
+        match record:
+            case SavedConversation():
+                self._take_conversation(record)
+            case SavedFork():
+                self._take_fork(record)
+            case SavedRequest():
+                self._take_request(record)
+            case SavedLock():
+                self._take_lock(record)
+            case SavedSpare():
+                conversation = self._conversation(record.conversation)
+                self._take_attempt(record.saved, record.key, conversation, record.agent_id, None)
+                if record.body is not None:
+                    self._run("add_body", record.key, None, record.agent_id, None, unpack(record.body))
+            case Figures():
+                raise contradiction("its figures come twice")
+
+    def _conversation(self, name: str) -> int:
+        """A conversation's id; what belongs to one mostly comes together."""
+        if self._latest[0] != name or not self._latest[1]:
+            rows = self._all("conversation", name)
+            if not rows:
+                raise contradiction(f"it names conversation {name!r} and does not have it")
+            self._latest = (name, rows[0][0])
+        return self._latest[1]
+
+    def _take_conversation(self, record: SavedConversation) -> None:
+        parent = None if record.forked_from is None else self._conversation(record.forked_from)
+        times = (record.created_at, record.active_at)
+        identity = self._all("add_conversation", record.name, *times, record.turns, record.head, parent)[0][0]
+        for agent in record.agents:
+            self._ledger.run("add_agent", agent, identity)
+        for alias in record.aliases:
+            self._ledger.run("add_alias", alias, identity)
+        self._ledger.count("conversations", 1)
+
+    def _take_fork(self, record: SavedFork) -> None:
+        child = self._conversation(record.conversation)
+        parent = self._conversation(record.parent) if record.kind == "requested" else child
+        names = (record.parent, record.child)
+        self._ledger.run("add_fork", parent, child, *names, record.request_id, record.at, record.kind)
+
+    def _take_request(self, record: SavedRequest) -> None:
+        rules = self._ledger.rules
+        record = admitted(
+            record, self._now, fail_interrupted=rules.fail_interrupted, max_interruptions=rules.max_interruptions
+        )
+        if record.interrupted:
+            (self._failed if record.state.final else self._interrupted).append(record.request_id)
+        if record.state is State.RUNNING:
+            raise contradiction(f"request {record.request_id!r} is running")
+        conversation = self._conversation(record.conversation)
+        earlier: int | None = None
+        for saved in record.attempts:
+            self._take_attempt(saved, record.key, conversation, record.agent_id, earlier)
+            earlier = saved.id
+        ready = record.holds and record.state is State.QUEUED
+        self._run(
+            "add_member", 0, record.key, record.request_id, conversation, STATE_CODES[record.state], _place(record), ready,
+            int(record.priority), record.rank, record.route, record.hold_on_retry, record.enqueued_at, record.due,
+            record.expires, record.begun, record.interruptions, record.interrupted_by, record.fence or None, record.since,
+            None, None, record.provider, record.started_at, record.finished_at, record.error, record.message, earlier,
+        )  # fmt: skip
+        self._run("add_body", record.key, record.model, record.agent_id, record.requeued_from, unpack(record.body))
+        if record.finished_at is not None:
+            self._run("was_active", conversation, record.finished_at)
+        else:
+            self._ledger.count(record.state.value, 1)
+            self._ledger.count("locks", record.holds)
+
+    def _take_attempt(
+        self, saved: SavedAttempt, key: int, conversation: int, agent: str | None, earlier: int | None
+    ) -> None:
+        values = attempt_values(saved.whole)
+        self._ledger.run("add_attempt", saved.id, key, earlier, saved.previous, conversation, agent, *values)
+
+    def _take_lock(self, record: SavedLock) -> None:
+        """A holder's time begins anew; a waiter without patience was tied to a connection that is gone (L5)."""
+        if not record.holds and record.patience is None:
+            return
+        conversation = self._conversation(record.conversation)
+        end = self._now.after_us(self._ledger.rules.lock_expiry)
+        deadline = end.mono if record.holds else self._now.mono + (record.patience or 0)
+        state, place = (State.RUNNING, HOLDS) if record.holds else (State.QUEUED, IN_LINE)
+        self._run(
+            "add_member", 1, record.key, record.request_id, conversation, STATE_CODES[state], place, 0,
+            int(record.priority), record.rank, "", 1, record.enqueued_at, end.wall if record.holds else None, None, 0, 0,
+            None, record.fence or None, record.since, deadline, record.patience, None, None, None, None, None, None,
+        )  # fmt: skip
+        metadata = b"" if record.metadata is None else unpack(record.metadata)
+        self._run("add_body", record.key, None, None, None, metadata)
+        self._ledger.count("external_locks" if record.holds else "external_waiters", 1)
+        self._ledger.count("locks", record.holds)
+
+    def _finish(self, figures: Figures) -> None:
+        """All records are in: set the figures, and let the lines come forward."""
+        ledger = self._ledger
+        for state, count in figures.ended.items():
+            ledger.totals[state] = ledger.totals.get(state, 0) + count
+        ledger.count(State.FAILED.value, len(self._failed))
+        ledger.totals["fence"] = max(ledger.totals.get("fence", 0), figures.fence) + FENCE_LEAP
+        ledger.totals["log_watermark"] = figures.logged
+        for route in figures.routes:
+            ledger.know_route(route)
+        ledger.number_anew()
+        for (conversation,) in self._all("lines"):
+            ledger.refresh_line(conversation, self._now)
+
+
+def _place(record: SavedRequest) -> int | None:
+    if record.state.final:
+        return None
+    if record.holds:
+        return HOLDS
+    return IN_LINE if record.state is State.QUEUED else BESIDE
