@@ -1,11 +1,12 @@
 """Run a row of `ksi bench` with the daemon under a profiler, and print what costs.
 
-    python benchmarks/profile_daemon.py [--row throughput|latency] [--seconds 5] [--durability full] [--window 256]
-        [--lines 60] [--keep FILE]
+    python benchmarks/profile_daemon.py [--row throughput|latency|queue] [--seconds 5] [--durability full]
+        [--window 256] [--lines 60] [--keep FILE]
 
-For each function: its own time, its time with what it calls, and how often it is called, all for one completion. The
-profiler makes every Python call dearer, so the shares are to be read, not the sums; the run without it, printed first,
-has the figures. With --keep the profile stays in FILE, for `python -m pstats FILE` or a viewer.
+The row `queue` is `depth` with its short queue alone: each request waits in line and is claimed. For each function: its
+own time, its time with what it calls, and how often it is called, all for one completion. The profiler makes every
+Python call dearer, so the shares are to be read, not the sums; the run without it, printed first, has the figures.
+With --keep the profile stays in FILE, for `python -m pstats FILE` or a viewer.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ksi.benchmarking.daemon_under_test import DaemonUnderTest, Home, generate
+from ksi.benchmarking.daemon_under_test import CONCURRENCY, DaemonUnderTest, Home, generate
 from ksi.benchmarking.figures import Latency, Rate
 from ksi.benchmarking.load import Flow, Loop, Target
 from ksi.benchmarking.processes import few_cores
+from ksi.benchmarking.rows import SHALLOW
 
 KSI = (sys.executable, "-m", "ksi.cli")
 ONCE = ("sqlite_requests.py", "settle")
@@ -30,7 +32,7 @@ ONCE = ("sqlite_requests.py", "settle")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--row", choices=("throughput", "latency"), default="throughput")
+    parser.add_argument("--row", choices=("throughput", "latency", "queue"), default="throughput")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
     parser.add_argument("--window", type=int, default=256)
@@ -57,10 +59,12 @@ def run(folder: Path, command: Sequence[str], options: argparse.Namespace) -> st
             model="stub/echo",
             mark="profile",
             sessions="talk",
-            conversations=1_000,
+            conversations=SHALLOW,
         )
-        if options.row == "throughput":
-            flow = Flow(target=target, window=options.window, warm_up=2.5, seconds=options.seconds)
+        if options.row != "latency":
+            through = options.row == "queue"
+            window = SHALLOW + CONCURRENCY if through else options.window
+            flow = Flow(target=target, window=window, warm_up=2.5, seconds=options.seconds, follow_all=through)
             rate = generate(flow, Rate)
             return f"{rate.per_second:,.0f} completions/s, {rate.daemon_us or 0:.0f} µs of the daemon's CPU for each"
         probe = str(folder / "probe")

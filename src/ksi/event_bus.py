@@ -87,10 +87,9 @@ class EventBus:
                 del self._followers[request_id]
         self._drop_followed(listener, request_id)
 
-    def drop(self, request_id: str) -> None:
-        """There is nothing more to follow, and nothing to say about it."""
-        for listener in self._followers.pop(request_id, ()):
-            self._drop_followed(listener, request_id)
+    def followed(self, request_id: str) -> bool:
+        """Whether anybody follows it."""
+        return request_id in self._followers
 
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ksi.cli import bench
 from ksi.benchmarking import load, report
 from ksi.benchmarking.figures import Latency, Rate, Times, median, percentile
 from ksi.benchmarking.load import LoadError, Requests, ResultCounter, Target
 from ksi.benchmarking.machine import this_machine
 from ksi.benchmarking.rows import Memory, Pair, Plan, RoutePair
+from ksi.cli import bench
 from ksi.events import CompletionData
 from ksi.protocol import convert, decode_envelope, encode_reply
 

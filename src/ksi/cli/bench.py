@@ -22,7 +22,7 @@ Examples:
   ksi bench --json > bench.json
 """
 )
-@click.option("--quick", is_flag=True, help="Shorter runs and a shorter queue: about a minute in all.")
+@click.option("--quick", is_flag=True, help="Shorter runs and a shorter queue: a minute or two in all.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), help="Of each run, its warm-up not counted.")
 @click.option("--runs", type=click.IntRange(min=1), help="Of each kind; their medians are shown.")
 @click.option("--depth", type=click.IntRange(min=1_000), metavar="N", help="Requests in the long queue (1,000,000).")
@@ -43,7 +43,8 @@ def command(
     """Measure KSI on this machine: completions per second, added latency, long queues, memory.
 
     It starts daemons of its own, on homes of their own below this home's var/, with the stub provider that answers at
-    once; your daemon and its data are left alone. All takes about six minutes and 1.5 GB of disk, --quick a minute.
+    once; your daemon and its data are left alone. All takes about six minutes and 1.5 GB of disk; --quick a minute or
+    two.
     """
     import msgspec
 

@@ -44,7 +44,7 @@ from ksi.events import (
     conversation_name,
 )
 from ksi.request import State, decode_body, full_model
-from ksi.store.base import CancelOutcome, Enqueued, Fork, Listing, NewRequest, SessionView, Store
+from ksi.store.base import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, SessionView, Store
 
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]
@@ -239,7 +239,11 @@ class CompletionService:
                 return _cancel_reply(data.request_id, was, reply.status, reply.session_id)
             if cancelled.outcome is CancelOutcome.CANCELLED:
                 await self._announcer.ended(data.request_id)
-                self._bus.drop(data.request_id)
+                if self._bus.followed(data.request_id):
+                    # It was no request but a wait for a lock: who waits hears that it is over.
+                    self._locks.lapsed(
+                        Lapsed(request_id=data.request_id, conversation=cancelled.conversation, held=False)
+                    )
             return _cancel_reply(
                 data.request_id, cancelled.outcome.value, cancelled.state.value, cancelled.conversation
             )
@@ -386,8 +390,10 @@ class CompletionService:
         return reply if page.cursor is None else {**reply, "cursor": page.cursor}
 
     async def disable_provider(self, data: ProviderName) -> dict[str, Any]:
-        """`provider:disable`: ask it no more."""
-        return self._providers.set_enabled(data.provider, False)
+        """`provider:disable`: ask it no more; what waits for it goes to the next of its route."""
+        report = self._providers.set_enabled(data.provider, False)
+        self._queue.on_work()
+        return report
 
     async def enable_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:enable`: ask it again."""

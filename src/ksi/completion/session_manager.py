@@ -23,6 +23,9 @@ MESSAGE_TOKENS = 4
 ANSWER_SHARE = 4
 """An answer without `max_tokens` is left a quarter of the context."""
 
+MOST_READ = 16 * 1024 * 1024
+"""Characters of a conversation in the store, after which no more of it is read for one call."""
+
 
 def estimate_tokens(text: str) -> int:
     """About how many tokens a text has."""
@@ -39,7 +42,7 @@ class Exchange(msgspec.Struct, frozen=True):
 
 
 class Past(msgspec.Struct, frozen=True):
-    """A conversation's turns up to `head`, the oldest first; `whole` says that none is missing before them."""
+    """A conversation's turns up to `head`, the oldest first; `whole` says that none is to be had before them."""
 
     head: int | None
     turns: tuple[Exchange, ...]
@@ -83,22 +86,22 @@ class SessionManager:
     async def prepare(
         self, claim: Claimed, body: RequestBody, model: str, provider: Provider, *, stream: bool, shrink: int = 1
     ) -> Call:
-        """The call for a claim: at a stateful provider's head what is said now, elsewhere the history before it.
+        """The call for a claim: the history that fits, and what is said now.
 
+        A stateful provider that stands at the conversation's head needs the history only should its own be gone.
         `shrink` divides the history's limit: 2 after the provider found the context too long.
         """
         now = tuple(Message(m.role, m.content) for m in body.dialogue())
         place = await self._place(claim, provider)
-        past: Sequence[Message] = ()
-        if place.session is None:
-            limit = self._limit(body, now, provider.capabilities) // shrink
-            past = fit(await self._past(claim, limit), limit)
+        limit = self._limit(body, now, provider.capabilities) // shrink
+        past = fit(await self._past(claim, limit), limit)
         return Call(
             request_id=claim.request_id,
             attempt=claim.attempt,
             conversation=claim.conversation,
             model=bare_model(model),
             messages=(*past, *now),
+            history=len(past) if place.session is not None else 0,
             system=body.system,
             max_tokens=body.max_tokens,
             temperature=body.temperature,
@@ -140,11 +143,29 @@ class SessionManager:
             self._cache.move_to_end(claim.conversation)
             if cached.whole or cached.tokens >= limit:
                 return cached
-        turns = await self._store.history(claim.head, int(limit * BYTES_PER_TOKEN * 2) + 1)
-        whole = not turns or turns[-1].previous is None
-        past = _as_past(claim.head, [_exchange(turn) for turn in reversed(turns)], whole)
+        past = await self._read(claim.head, limit)
         self._keep(claim.conversation, past)
         return past
+
+    async def _read(self, head: int, limit: int) -> Past:
+        """A conversation's last turns from the store, at least as many as fit.
+
+        The store measures a turn by all that came with it, and more than its words may have come: where the first
+        reading was too short, it is gone on with.
+        """
+        turns: list[Exchange] = []
+        at: int | None = head
+        tokens = size = 0
+        chars = int(limit * BYTES_PER_TOKEN * 2) + 1
+        while at is not None and tokens < limit and size < MOST_READ:
+            read = await self._store.history(at, chars)
+            exchanges = [_exchange(turn) for turn in read]
+            turns += exchanges
+            tokens += sum(exchange.tokens for exchange in exchanges)
+            size += sum(len(turn.body) + len(turn.text) for turn in read)
+            at = read[-1].previous if read else None
+            chars *= 2
+        return _as_past(head, turns[::-1], at is None or size >= MOST_READ)
 
     def turn_made(self, claim: Claimed, body: RequestBody, turn: int, text: str) -> None:
         """A turn was settled: go on from what the cache has, so that the next call need not read it."""

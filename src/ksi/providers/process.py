@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -114,16 +115,14 @@ class _Pipes(asyncio.SubprocessProtocol):
         return data
 
     def _out(self) -> asyncio.ReadTransport:
-        pipe = self._transport and self._transport.get_pipe_transport(_STDOUT)
-        assert isinstance(pipe, asyncio.ReadTransport)
-        return pipe
+        transport = cast(asyncio.SubprocessTransport, self._transport)
+        return cast(asyncio.ReadTransport, transport.get_pipe_transport(_STDOUT))
 
     # -- called by the loop ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The process runs."""
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.SubprocessTransport, transport)  # by its duties: uvloop's are of no such class
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """It wrote."""
@@ -225,8 +224,8 @@ class ChildProcess:
     async def write(self, data: bytes) -> None:
         """Send to its stdin; a process that does not read makes this wait, one that has ended takes it and is found
         out by `read`."""
-        stdin = self._transport.get_pipe_transport(_STDIN)
-        if isinstance(stdin, asyncio.WriteTransport) and not stdin.is_closing():
+        stdin = cast(asyncio.WriteTransport | None, self._transport.get_pipe_transport(_STDIN))
+        if stdin is not None and not stdin.is_closing():
             stdin.write(data)
             await self._pipes.writable.wait()
 

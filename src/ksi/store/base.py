@@ -20,7 +20,7 @@ Fences come from one counter of the store that only grows: each new holder gets 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ import msgspec
 
 from ksi.clock import Moment
 from ksi.request import Attempt, OnBusy, Priority, State, Turn, Usage
+from ksi.store.snapshot import Loaded, Record
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 
@@ -577,6 +578,25 @@ class Store(Protocol):
         """Take away one step's worth of finished requests and conversations past their retention (R7).
 
         A completed request's turn stays as long as its conversation; a conversation with living forks stays.
+        """
+        ...
+
+    def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
+        """Everything that the store holds at one moment, in pieces, the figures first (R5). Nobody waits for it.
+
+        What runs is given as queued and interrupted, what is being cancelled as cancelled.
+        """
+        ...
+
+    async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
+        """Take in what an `export` gave, in one step: all of it or nothing (R5). `records` may be read in a thread.
+
+        Interrupted requests run again, or fail where the rules say so. External locks begin their time anew. Fences go
+        on far behind the saved ones, so that none comes twice.
+
+        Raises:
+            StoreNotEmpty: the store holds something.
+            CheckpointInvalid: the records do not fit together. What `records` raises comes through.
         """
         ...
 

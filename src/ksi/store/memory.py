@@ -6,7 +6,7 @@ it works on; a new store over the same data stands for a daemon's restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -37,10 +37,14 @@ from ksi.store.base import (
 )
 from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, TurnRecord, name_of
 from ksi.store.memory_lines import Lines, no_work
+from ksi.store.memory_load import load
 from ksi.store.memory_reads import MemoryReads
+from ksi.store.memory_save import save
 from ksi.store.memory_upkeep import Upkeep
+from ksi.store.snapshot import Loaded, Record
 
 _CANCELLED = FailureClass.CANCELLED.value
+_PIECE = 100
 
 
 class MemoryStore(MemoryReads):
@@ -74,6 +78,18 @@ class MemoryStore(MemoryReads):
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """See the protocol."""
         return self._upkeep.prune(now, limit)
+
+    async def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
+        """See the protocol."""
+        records = save(self._data, now)
+        for begin in range(0, len(records), _PIECE):
+            yield records[begin : begin + _PIECE]
+
+    async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
+        """See the protocol."""
+        loaded = load(self._data, self._rules, records, now)
+        self._lines.on_work()
+        return loaded
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
@@ -41,12 +41,15 @@ from ksi.store.base import (
     Totals,
     Verdict,
 )
+from ksi.store.snapshot import Loaded, Record
 from ksi.store.sqlite_checkpoint import Checkpointer
 from ksi.store.sqlite_commit import Committer, as_ksi_error
 from ksi.store.sqlite_ledger import Ledger
+from ksi.store.sqlite_load import Load
 from ksi.store.sqlite_locks import Locks
 from ksi.store.sqlite_reads import Reads
 from ksi.store.sqlite_requests import Requests
+from ksi.store.sqlite_save import save
 from ksi.store.sqlite_upkeep import Upkeep
 from ksi.store.sqlite_usage import UsageReader
 from ksi.store.statements import read_sql
@@ -99,6 +102,7 @@ class SqliteStore:
         for connection in (writer, reader, log_reader):
             undo.callback(connection.close)
         _prepare(writer, self._path)
+        self._writer = writer
         self._ledger = Ledger(writer, self._rules, self._chance)
         self._requests = Requests(self._ledger, Reads(writer, self._rules))
         self._locks = Locks(self._ledger)
@@ -190,6 +194,12 @@ class SqliteStore:
         """See `Store.prune`."""
         return await self._committer.submit(lambda: self._upkeep.prune(now, limit))
 
+    async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
+        """See `Store.load`. Other verbs wait until it is done; reads see the empty store meanwhile."""
+        loaded = await self._committer.submit_alone(lambda: Load(self._writer, self._ledger, now).load(records))
+        self._on_work()
+        return loaded
+
     async def set_log_watermark(self, watermark: int) -> None:
         """See `Store.set_log_watermark`."""
         await self._committer.submit(lambda: self._ledger.totals.__setitem__("log_watermark", watermark))
@@ -251,6 +261,10 @@ class SqliteStore:
     async def log_after(self, watermark: int, limit: int, max_chars: int = 2**62) -> list[LoggedTurn]:
         """See `Store.log_after`. On a connection and thread of its own: nobody waits for it."""
         return await asyncio.to_thread(self._log_reads.log_after, watermark, limit, max_chars)
+
+    def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
+        """See `Store.export`."""
+        return save(self._connect, now)
 
     async def log_watermark(self) -> int:
         """See `Store.log_watermark`."""

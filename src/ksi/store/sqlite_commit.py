@@ -35,8 +35,9 @@ class Committer:
         self._between = between
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Operation] = deque()
+        self._long: deque[_Operation] = deque()
         self._scheduled = False
-        self._committing: asyncio.Future[None] | None = None
+        self._committing: asyncio.Future[Any] | None = None
         self._commit_time = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-commit")
         self._closed = False
@@ -51,10 +52,23 @@ class Committer:
         self._schedule()
         return future
 
+    def submit_alone(self, operation: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a long operation in a transaction of its own, off the loop: what is submitted meanwhile waits.
+
+        Whatever it raises, nothing of it is kept.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(StoreUnavailable("the store is closed"))
+            return future
+        self._long.append((operation, future))
+        self._schedule()
+        return future
+
     @property
     def busy(self) -> bool:
         """Whether something submitted is not answered yet."""
-        return bool(self._waiting) or self._scheduled or self._committing is not None
+        return bool(self._waiting or self._long) or self._scheduled or self._committing is not None
 
     async def close(self) -> None:
         """Finish what was submitted, then take no more."""
@@ -73,6 +87,9 @@ class Committer:
         """One transaction."""
         self._scheduled = False
         self._between()
+        if self._long:
+            self._begin_long(*self._long.popleft())
+            return
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         if not batch:
             return
@@ -118,7 +135,34 @@ class Committer:
             self._answer(batch, answers)
         else:
             self._one_by_one(batch, error)
-        if self._waiting:
+        if self._waiting or self._long:
+            self._schedule()
+
+    def _begin_long(self, operation: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        self._committing = self._loop.run_in_executor(self._thread, self._run_long, operation)
+        self._committing.add_done_callback(lambda done: self._after_long(done, future))
+
+    def _run_long(self, operation: Callable[[], Any]) -> Any:
+        try:
+            self._cursor.execute("BEGIN IMMEDIATE")
+            self._ledger.begin()
+            answer = operation()
+            self._ledger.write_totals()
+            self._cursor.execute("COMMIT")
+            self._ledger.committed()
+        except BaseException:
+            self._roll_back()
+            raise
+        return answer
+
+    def _after_long(self, done: asyncio.Future[Any], future: asyncio.Future[Any]) -> None:
+        self._committing = None
+        error = done.exception()
+        if error is not None:
+            self._fail(future, error)
+        elif not future.done():
+            future.set_result(done.result())
+        if self._waiting or self._long:
             self._schedule()
 
     def _answer(self, batch: list[_Operation], answers: list[Any]) -> None:

@@ -127,10 +127,11 @@ class Load:
             earlier = saved.id
         ready = record.holds and record.state is State.QUEUED
         self._run(
-            "add_member", 0, record.key, record.request_id, conversation, STATE_CODES[record.state], _place(record), ready,
-            int(record.priority), record.rank, record.route, record.hold_on_retry, record.enqueued_at, record.due,
-            record.expires, record.begun, record.interruptions, record.interrupted_by, record.fence or None, record.since,
-            None, None, record.provider, record.started_at, record.finished_at, record.error, record.message, earlier,
+            "add_member", 0, record.key, record.request_id, conversation, STATE_CODES[record.state], _place(record),
+            ready, int(record.priority), record.rank, record.route, record.hold_on_retry, record.enqueued_at,
+            record.due, record.expires, record.begun, record.interruptions, record.interrupted_by, record.fence or None,
+            record.since, None, None, record.provider, record.started_at, record.finished_at, record.error,
+            record.message, earlier,
         )  # fmt: skip
         self._run("add_body", record.key, record.model, record.agent_id, record.requeued_from, unpack(record.body))
         if record.finished_at is not None:
@@ -155,8 +156,8 @@ class Load:
         state, place = (State.RUNNING, HOLDS) if record.holds else (State.QUEUED, IN_LINE)
         self._run(
             "add_member", 1, record.key, record.request_id, conversation, STATE_CODES[state], place, 0,
-            int(record.priority), record.rank, "", 1, record.enqueued_at, end.wall if record.holds else None, None, 0, 0,
-            None, record.fence or None, record.since, deadline, record.patience, None, None, None, None, None, None,
+            int(record.priority), record.rank, "", 1, record.enqueued_at, end.wall if record.holds else None, None, 0,
+            0, None, record.fence or None, record.since, deadline, record.patience, None, None, None, None, None, None,
         )  # fmt: skip
         metadata = b"" if record.metadata is None else unpack(record.metadata)
         self._run("add_body", record.key, None, None, None, metadata)

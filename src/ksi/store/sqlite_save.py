@@ -103,7 +103,7 @@ class _Reading:
         return rows
 
     def _figures(self) -> Figures:
-        totals = dict(self._all("figures"))
+        totals: dict[str, int] = dict(self._all("figures"))
         ended = {state.value: totals.get(state.value, 0) for state in State if state.final}
         ended[State.CANCELLED.value] += self._all("cancelling")[0][0]
         return Figures(
@@ -128,8 +128,8 @@ class _Reading:
 
     def _request(self, row: Row) -> SavedRequest:
         (
-            _, key, request_id, conversation, state, place, priority, rank, route, hold, enqueued_at, due, expires, begun,
-            interruptions, interrupted_by, fence, since, _, provider, started_at, finished_at, error, message,
+            _, key, request_id, conversation, state, place, priority, rank, route, hold, enqueued_at, due, expires,
+            begun, interruptions, interrupted_by, fence, since, _, provider, started_at, finished_at, error, message,
             cancelling, last_attempt, model, agent, requeued_from, body,
         ) = row  # fmt: skip
         saved = SavedRequest(
@@ -178,8 +178,8 @@ class _Reading:
 
     def _lock(self, row: Row) -> SavedLock:
         (
-            _, key, request_id, conversation, _, place, priority, rank, _, _, enqueued_at, _, _, _, _, _, fence, since, term,
-            *_, metadata,
+            _, key, request_id, conversation, _, place, priority, rank, _, _, enqueued_at, _, _, _, _, _, fence, since,
+            term, *_, metadata,
         ) = row  # fmt: skip
         return SavedLock(
             key=key,

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 import genai_prices
+import msgspec
 import pytest
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import StartDateConstraint
@@ -15,9 +16,11 @@ from ksi.clock import microseconds
 from ksi.completion import price_library
 from ksi.completion.price_library import PriceLibrary
 from ksi.completion.prices import FREE, UNKNOWN, Prices
+from ksi.completion.render import Teller
 from ksi.config import PriceConfig
 from ksi.providers.base import Capabilities
-from ksi.request import Attempt, Outcome, Usage
+from ksi.request import Attempt, Outcome, Priority, State, Usage
+from ksi.store.base import RequestView
 from ksi.store.usage import rates_for
 
 NOW = microseconds(1_795_000_000)
@@ -103,6 +106,26 @@ async def test_public_prices_are_found_by_address_and_by_name() -> None:
     assert by_address == known.cost(attempt("cli", None, "cli/claude-haiku-4-5-20251001"))
     assert by_address is not None
     assert by_address > 0
+
+
+@pytest.mark.promise("T1")
+async def test_the_first_reply_waits_for_the_lists_and_has_its_cost() -> None:
+    view = RequestView(
+        request_id="r",
+        conversation="c",
+        state=State.COMPLETED,
+        priority=Priority.NORMAL,
+        model="cli/haiku",
+        route="cli",
+        body=b"{}",
+        attempts=(attempt("cli", "claude-haiku-4-5"), attempt("home", "m")),
+    )
+    known = prices()
+    reply = await Teller(known).tell(view)
+    assert reply.cost_usd == known.cost(view.attempts[0])
+    assert reply.cost_usd is not None
+    unknown = msgspec.structs.replace(view, attempts=(*view.attempts, attempt("mystery", "m")))
+    assert (await Teller(known).tell(unknown)).cost_usd is None
 
 
 async def test_the_lists_are_read_only_where_somebody_s_prices_are_in_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment
+from ksi.completion import session_manager
 from ksi.completion.session_manager import (
     ANSWER_SHARE,
     Exchange,
@@ -29,6 +30,7 @@ from ksi.store.memory import MemoryStore
 from ksi.testing import SimulatedClock
 
 OFFER = Offer("p", "p", 1_000)
+OTHER = Offer("p", "other", 1_000)
 
 
 class FakeProvider:
@@ -76,19 +78,19 @@ class Talk:
         """A daemon that remembers nothing."""
         self.sessions = SessionManager(self.store, Session(**settings))
 
-    async def claim(self, prompt: str = "now", name: str = "talk", **fields: Any) -> Claimed:
+    async def claim(self, prompt: str = "now", name: str = "talk", offer: Offer = OFFER, **fields: Any) -> Claimed:
         """The next request of the conversation, running."""
         self.turns += 1
         body = encode_body(RequestBody(prompt=prompt, **fields))
         new = NewRequest(request_id=f"r{self.turns}", conversation=name, body=body, route="p", rank=self.turns)
-        enqueued = await self.store.enqueue(new, [OFFER], self.clock.now())
+        enqueued = await self.store.enqueue(new, [offer], self.clock.now())
         assert enqueued.claim is not None
         return enqueued.claim
 
     async def settle(self, claim: Claimed, text: str, *, remember: bool = True, **fields: Any) -> int:
         """Its answer."""
         now = self.clock.now().wall
-        known: dict[str, Any] = {"provider": "p", "started_at": now, "finished_at": now}
+        known: dict[str, Any] = {"provider": claim.provider, "started_at": now, "finished_at": now}
         attempt = Attempt(number=1, outcome=Outcome.COMPLETED, text=text, **(known | fields))
         settled = await self.store.settle(claim, attempt, Finish(state=State.COMPLETED), self.clock.now())
         assert settled.turn is not None
@@ -177,7 +179,7 @@ async def test_a_call_has_the_history_and_last_what_is_said_now(warm: bool) -> N
 
 async def test_a_call_is_what_the_request_says() -> None:
     talk = Talk()
-    options = {"stop": ("x",), "max_tokens": 7, "temperature": 0.5, "system": "be brief"}
+    options: dict[str, Any] = {"stop": ("x",), "max_tokens": 7, "temperature": 0.5, "system": "be brief"}
     claim = await talk.claim("q", provider_options={"a": 1}, mcp_config={"b": 2}, **options)
     call = await talk.call(claim)
     assert (call.request_id, call.attempt, call.conversation, call.model) == ("r1", 1, "talk", "model")
@@ -248,6 +250,21 @@ async def test_many_short_turns_are_all_there_after_a_restart() -> None:
     talk.restart(history_tokens=3_000)
     call = await talk.call(await talk.claim("now"), FakeProvider(context=100_000))
     assert len(call.messages) == 401
+
+
+async def test_a_history_of_giants_is_not_read_to_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_manager, "MOST_READ", 20_000)
+    talk = Talk()
+    for number in range(20):
+        claim = await talk.claim(f"q{number}", metadata={"m": "x" * 5_000})
+        await talk.settle(claim, f"a{number}", remember=False)
+    talk.restart()
+    claim = await talk.claim("now")
+    call = await talk.call(claim, FakeProvider(context=2_000))
+    assert 4 <= len(call.messages) // 2 < 15
+    reads = talk.store.reads
+    await talk.call(claim, FakeProvider(context=2_000))
+    assert talk.store.reads == reads
 
 
 @pytest.mark.promise("F9")
@@ -364,7 +381,7 @@ async def test_a_stateful_provider_has_the_history_at_hand_should_its_own_be_gon
 @pytest.mark.promise("L9")
 async def test_a_conversation_that_comes_from_another_provider_brings_its_history_as_something_new() -> None:
     talk = Talk()
-    await talk.turn("q1", "a1", provider="other", provider_session="ps", last_message="m1")
+    await talk.settle(await talk.claim("q1", offer=OTHER), "a1", provider_session="ps", last_message="m1")
     call = await talk.call(await talk.claim("q2"), keeper())
     assert (call.provider_session, call.last_message, call.history) == (None, None, 0)
     assert said(call) == ["q1", "a1", "q2"]
