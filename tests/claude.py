@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -208,9 +209,14 @@ def session_of(request: Any) -> str:
     return str(json.loads(request.json["metadata"]["user_id"])["session_id"])
 
 
+_REMINDERS = re.compile(r"(<system-reminder>.*?</system-reminder>\s*)+", re.DOTALL)
+
+
 def said(request: Any) -> list[tuple[str, str]]:
     """What an endpoint was sent, in pairs of role and text, without what Claude Code adds about its surroundings."""
-    return [(m["role"], _text(m["content"])) for m in request.json["messages"] if m["role"] != "system"]
+    messages = [(m["role"], _text(m["content"])) for m in request.json["messages"] if m["role"] != "system"]
+    plain = [(role, text if role == "assistant" else _REMINDERS.sub("", text, count=1)) for role, text in messages]
+    return [(role, text) for role, text in plain if text]
 
 
 def system_of(request: Any) -> str:

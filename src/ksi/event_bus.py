@@ -97,6 +97,10 @@ class EventBus:
         for request_id in list(self._followed.get(listener, ())):
             self.unfollow(listener, request_id)
 
+    def follows(self, listener: Listener, request_id: str) -> bool:
+        """Whether a listener still follows a request: neither has left, and it has not ended."""
+        return request_id in self._followed.get(listener, ())
+
     def streams(self, request_id: str) -> bool:
         """Whether anybody who follows a request reads its chunks."""
         return any(wish.chunks for wish in self._followers.get(request_id, {}).values())

@@ -83,6 +83,16 @@ async def test_the_reply_tells_the_place_in_the_conversation_s_line(wire: Wire) 
     assert ended == ["r0", "h", "w0", "w1", "w2"]
 
 
+@pytest.mark.promise("L2", "Q8")
+async def test_positions_are_exact_up_to_a_thousand(wire: Wire) -> None:
+    await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", provider_options=LONG)
+    replies = [wire.post("completion:async", {"prompt": "x", "session_id": "c"}) for _ in range(1_010)]
+    positions = [(await answer(reply))["position"] for reply in replies]
+    assert positions == [*range(1_000), *[1_000] * 10]
+    status = await wire.ask("conversation:lock_status", conversation_id="c", limit=10)
+    assert (len(status["queue"]), status["waiting"]) == (10, 1_000)
+
+
 @pytest.mark.promise("L3")
 async def test_a_request_that_will_not_wait_is_told_who_is_there(wire: Wire) -> None:
     await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", provider_options=LONG)

@@ -47,6 +47,13 @@ kind = "stub"
 max_concurrency = 6
 record = "record.tsv"
 
+[providers.second]
+kind = "stub"
+models = ["stub/b"]
+priority = 20
+max_concurrency = 3
+record = "record.tsv"
+
 [providers.other]
 kind = "stub"
 max_concurrency = 3
@@ -213,7 +220,8 @@ async def test_a_daemon_killed_thirty_times_loses_nothing_and_does_nothing_twice
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     dice = random.Random(seed)
-    process = DaemonProcess(make_home(tmp_path, CONFIG))
+    durability = f'\n[store]\ndurability = "{dice.choice(("full", "normal"))}"\n'
+    process = DaemonProcess(make_home(tmp_path, CONFIG + durability))
     request.addfinalizer(lambda: process.end(signal.SIGKILL))
     load = Load(dice)
     pids = []

@@ -608,8 +608,8 @@ async def test_a_spent_quota_parks_its_requests_without_using_attempts_and_other
         replies = [await house.advance_to(f"r{number}", "completed", "failed") for number in range(4)]
         assert [reply["status"] for reply in replies] == ["completed"] * 4
         outcomes = [[entry[1] for entry in trail(reply)] for reply in replies]
-        parked = sum(outcome.count("parked") for outcome in outcomes)
-        assert parked == 2, "only the two that the endpoint refused were parked"
+        refused = sum(outcome.count("parked") for outcome in outcomes)
+        assert refused == 2, "only the two that the endpoint refused were parked"
         assert all(outcome == ["parked"] * (len(outcome) - 1) + ["completed"] for outcome in outcomes)
 
 
@@ -922,4 +922,4 @@ async def test_a_provider_that_dies_under_load_costs_no_more_calls_than_its_thre
 
 
 async def _open(house: House) -> bool:
-    return (await house.status("a"))["breaker"] == "open"
+    return bool((await house.status("a"))["breaker"] == "open")

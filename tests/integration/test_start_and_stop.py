@@ -225,6 +225,23 @@ async def test_what_a_kill_interrupts_runs_again_three_times_and_then_fails(proc
             assert (await wire.ask("completion:wait", request_id="w"))["status"] == "completed"
 
 
+@pytest.mark.promise("Q1", "Q2", "Q3")
+async def test_places_in_the_queue_survive_a_kill(home: Path, process: DaemonProcess) -> None:
+    make_home(home, CONFIG.replace("max_concurrency = 8", 'max_concurrency = 1\nrecord = "record.tsv"'))
+    process.start()
+    async with await Wire.open(process.socket_path) as wire:
+        await wire.ask("completion:async", prompt="x", request_id="runs", provider_options={"delay": 1})
+        for word in ("background", "low", "normal", "high", "critical"):
+            await wire.ask("completion:async", prompt="x", request_id=word, priority=word)
+    process.end(signal.SIGKILL)
+    with process:
+        async with await Wire.open(process.socket_path) as wire:
+            assert (await wire.ask("completion:wait", request_id="background"))["status"] == "completed"
+    lines = [line.split("\t") for line in (home / "record.tsv").read_text().splitlines()]
+    begun = [request for word, _, _, request, _ in lines if word == "begin"]
+    assert begun == ["runs", "critical", "high", "runs", "normal", "low", "background"], "it keeps its rank, as normal"
+
+
 @pytest.mark.promise("Q3")
 async def test_what_a_kill_interrupts_fails_at_once_where_configured(home: Path, process: DaemonProcess) -> None:
     make_home(home, '[queue]\non_interrupted = "fail"\n' + CONFIG)

@@ -246,7 +246,7 @@ def test_the_error_reference_draws_the_tree() -> None:
 
 def parts() -> dict[str, type[msgspec.Struct]]:
     """The sections of the configuration, by their names."""
-    tables = {"home", "providers", "models"}
+    tables = {"home", "providers", "models", "prices"}
     return {name: kind for name, kind in get_type_hints(configuration.Config).items() if name not in tables}
 
 
@@ -287,6 +287,7 @@ def test_the_configuration_reference_has_every_key_with_its_default() -> None:
         assert told_defaults(told[name]) == defaults(kind, "head_start"), name
     assert told_defaults(told["queue.head_start"]) == defaults(configuration.HeadStart)
     assert told_defaults(told["Models"]) == defaults(configuration.ModelConfig)
+    assert told_defaults(told["Prices"]) == defaults(configuration.PriceConfig)
     common = told["Providers"].partition("### kind")[0]
     expected = defaults(configuration.ProviderConfig, "options")
     assert told_defaults(common) == expected

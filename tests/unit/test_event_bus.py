@@ -174,6 +174,16 @@ def test_to_follow_again_widens_what_is_wanted_and_never_narrows_it(bus: EventBu
     assert ear.names() == [CHUNK, RESULT]
 
 
+def test_who_follows_what_can_be_asked(bus: EventBus) -> None:
+    ear = Ear()
+    bus.follow(ear, "r")
+    assert bus.follows(ear, "r")
+    assert not bus.follows(ear, "s")
+    assert not bus.follows(Ear(), "r")
+    bus.publish(RESULT, {}, "r")
+    assert not bus.follows(ear, "r")
+
+
 @pytest.mark.parametrize("name", sorted(ENDINGS))
 def test_after_an_ending_nothing_is_kept_of_the_request(bus: EventBus, name: str) -> None:
     ear = Ear()

@@ -39,6 +39,8 @@ class Prices:
     def __init__(self, configured: Mapping[str, PriceConfig], providers: Mapping[str, Capabilities]) -> None:
         self._configured = {name: _configured_rates(price) for name, price in configured.items()}
         self._providers = providers
+        self.unread = any(self._price_list(name) is not None for name in providers)
+        """Whether some prices are in lists that are not read yet."""
         self._library: PriceLibrary | None = None
         self._loading: asyncio.Future[None] | None = None
         self._settled: dict[_Call, Tariff | None] = {}
@@ -50,14 +52,14 @@ class Prices:
 
     def warm(self, provider: str) -> None:
         """A call goes out: have the provider's list at hand when its answer comes."""
-        if self._loading is None and self._price_list(provider) is not None:
+        if self.unread and self._loading is None and self._price_list(provider) is not None:
             self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
 
     async def ready(self, providers: Collection[str]) -> None:
         """Wait until these providers' lists can be asked."""
         for provider in providers:
             self.warm(provider)
-        if self._library is None and self._loading is not None and not self._loading.done():
+        if self._loading is not None and not self._loading.done():
             await asyncio.shield(self._loading)
 
     def _load(self) -> None:
@@ -67,6 +69,7 @@ class Prices:
             self._library = PriceLibrary()
         except Exception:  # noqa: BLE001 - a table that cannot be read makes prices unknown, and loses no answer
             self._log.exception("the public prices cannot be read; costs are known only where [prices] has them")
+        self.unread = False
 
     def _price_list(self, provider: str) -> str | None:
         can = self._providers.get(provider)
@@ -119,7 +122,10 @@ class Prices:
         if usage is None or usage.cost_usd is not None:
             return None if usage is None else usage.cost_usd
         begin = attempt.finished_at // PRICE_SLICE * PRICE_SLICE
-        rates = rates_for(self.tariff(attempt.provider, attempt.model, attempt.asked, begin), usage)
+        tariff = self.tariff(attempt.provider, attempt.model, attempt.asked, begin)
+        if tariff is FREE:
+            return 0.0
+        rates = rates_for(tariff, usage)
         return None if rates is None else rates.cost(usage)
 
 

@@ -53,16 +53,20 @@ class Teller:
 
     async def tell(self, view: RequestView) -> RequestReply:
         """A request as it goes over the wire. It waits only where public prices are read for the first time."""
-        if view.attempts:
+        if self._prices.unread:
             await self._prices.ready([attempt.provider for attempt in view.attempts])
         return request_reply(view, self._cost(view))
 
     def _cost(self, view: RequestView) -> float | None:
         """The sum over its attempts; None where one with a report has no price, and where none has a report."""
-        reported = [attempt for attempt in view.attempts if attempt.usage is not None]
-        costs = [self._prices.cost(attempt) for attempt in reported]
-        known = [cost for cost in costs if cost is not None]
-        return sum(known) if known and len(known) == len(costs) else None
+        total: float | None = None
+        for attempt in view.attempts:
+            if attempt.usage is not None:
+                cost = self._prices.cost(attempt)
+                if cost is None:
+                    return None
+                total = cost if total is None else total + cost
+        return total
 
 
 def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:

@@ -72,10 +72,13 @@ class ConversationLocks:
                 self._bus.unfollow(listener, data.request_id)
             raise
         if acquired.queued:
-            if deadline is None:
-                self._bound.setdefault(listener, set()).add(data.request_id)
             self._on_due()
             self._events.queued(conversation, data.request_id, acquired.position, acquired.holder, external=True)
+            if deadline is None and self._bus.follows(listener, data.request_id):
+                self._bound.setdefault(listener, set()).add(data.request_id)
+            elif deadline is None:
+                # Its connection went before the answer: nobody else would take it out of the line.
+                await self._withdraw(data.request_id)
             return self._reply(data, conversation, "queued", position=acquired.position + 1, holder=acquired.holder)
         self._bus.unfollow(listener, data.request_id)
         if acquired.grant is None:
@@ -107,8 +110,8 @@ class ConversationLocks:
 
     async def release(self, data: LockHolderData, listener: Listener) -> ReleaseReply:
         """Give a lock back."""
-        self._bound.get(listener, set()).discard(data.request_id)
         passing = await self._store.release(data.request_id, self._clock.now(), data.fence)
+        self._bound.get(listener, set()).discard(data.request_id)
         self._events.passed(passing)
         return ReleaseReply(
             released=True,
@@ -157,11 +160,15 @@ class ConversationLocks:
     async def forget(self, listener: Listener) -> None:
         """A connection is gone: its waiters without a timeout go with it; holders stay (L5)."""
         for request_id in self._bound.pop(listener, ()):
-            if any(request_id in others for others in self._bound.values()):
-                continue  # it waits on another connection too
-            passing = await self._store.withdraw(request_id, self._clock.now())
-            if passing is not None:
-                self._events.passed(passing)
+            await self._withdraw(request_id)
+
+    async def _withdraw(self, request_id: str) -> None:
+        """Take a waiter out of its line, unless it waits on another connection too. A holder stays."""
+        if any(request_id in others for others in self._bound.values()):
+            return
+        passing = await self._store.withdraw(request_id, self._clock.now())
+        if passing is not None:
+            self._events.passed(passing)
 
 
 def _lock_reply(view: LockView) -> dict[str, Any]:

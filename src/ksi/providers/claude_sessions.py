@@ -22,7 +22,8 @@ FOREIGN = "foreign_turn"
 NEW = "new_session"
 
 _WRITTEN = 2.0
-"""Seconds within which a turn's last message must be in the transcript; it always was there before its `result`."""
+"""Seconds in which a turn's last message must be in the transcript: current versions write it before the `result`, older
+ones soon after."""
 _LOOK_PAUSE = 0.02
 
 
@@ -179,29 +180,33 @@ class Sessions:
         `session` is what came back, `prompt` and `last_message` are the turn's first and last message. Where no
         transcript is written, the session can only go on in its warm process.
         """
-        process = opened.process
-        fork = NEW if session != process.session else None
-        path = await self.find(session)
-        if path is None:
-            return Spot(last_message=last_message, transcript=None, size=0), fork
+        fork = NEW if session != opened.process.session else None
         seen = None if fork is not None else opened.seen
         waited = 0.0
-        tail = await self._turn_in(path, seen, prompt, last_message)
-        while not tail.found and waited < _WRITTEN:
+        while (found := await self._turn_in(session, seen, prompt, last_message)) is None and waited < _WRITTEN:
             await self._clock.sleep(_LOOK_PAUSE)
             waited += _LOOK_PAUSE
-            tail = await self._turn_in(path, seen, prompt, last_message)
+        if found is None:
+            return Spot(last_message=last_message, transcript=None, size=0), fork
+        path, tail = found
         if tail.foreign:
             fork = fork or FOREIGN
         return Spot(last_message=last_message, transcript=path, size=tail.size), fork
 
-    async def _turn_in(self, path: Path, seen: int | None, prompt: str, last_message: str) -> Tail:
-        """What a transcript holds of a turn: since `seen`, or where that is None, since its prompt."""
+    async def _turn_in(
+        self, session: str, seen: int | None, prompt: str, last_message: str
+    ) -> tuple[Path, Tail] | None:
+        """What a transcript holds of a turn: since `seen`, or where that is None, since its prompt. None while the
+        turn's last message is not there."""
+        path = await self.find(session)
+        if path is None:
+            return None
         if seen is not None:
-            return await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
-        tail = await asyncio.to_thread(look_back, path, prompt, self._seal.is_ours)
+            tail = await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
+            return (path, tail) if tail.found else None
         written = await asyncio.to_thread(look_back, path, last_message, self._seal.is_ours)
-        return Tail(written.found, tail.foreign if tail.found else 0, tail.size)
+        begun = await asyncio.to_thread(look_back, path, prompt, self._seal.is_ours)
+        return (path, msgspec.structs.replace(begun, size=written.size)) if written.found else None
 
 
 def _can_go_on(warm: ClaudeProcess, launch: Launch, last_message: str | None) -> bool:

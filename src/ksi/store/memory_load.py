@@ -118,6 +118,8 @@ class _Load:
         )
         if record.interrupted:
             (self.failed if record.state.final else self.interrupted).append(record.request_id)
+        if record.state is State.RUNNING:
+            raise contradiction(f"request {record.request_id!r} is running")
         conversation = self._data.conversations[record.conversation]
         request = Request(
             key=record.key,
@@ -157,13 +159,15 @@ class _Load:
 
     def _take_lock(self, record: SavedLock) -> None:
         """A holder's time begins anew; a waiter without patience was tied to a connection that is gone (L5)."""
+        conversation = self._data.conversations[record.conversation]
         if not record.holds and record.patience is None:
+            conversation.active_at = max(conversation.active_at, self._now.wall)
             return
         self._refuse_known(record.request_id, record.key)
         lock = ExternalLock(
             key=record.key,
             request_id=record.request_id,
-            conversation=self._data.conversations[record.conversation],
+            conversation=conversation,
             rank=record.rank,
             priority=record.priority,
             enqueued_at=record.enqueued_at,

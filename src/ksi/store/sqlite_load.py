@@ -148,9 +148,10 @@ class Load:
 
     def _take_lock(self, record: SavedLock) -> None:
         """A holder's time begins anew; a waiter without patience was tied to a connection that is gone (L5)."""
-        if not record.holds and record.patience is None:
-            return
         conversation = self._conversation(record.conversation)
+        if not record.holds and record.patience is None:
+            self._run("was_active", conversation, self._now.wall)
+            return
         end = self._now.after_us(self._ledger.rules.lock_expiry)
         deadline = end.mono if record.holds else self._now.mono + (record.patience or 0)
         state, place = (State.RUNNING, HOLDS) if record.holds else (State.QUEUED, IN_LINE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from ksi.clock import Clock
@@ -56,7 +57,8 @@ class Exchange:
             if isinstance(data, dict):
                 data = {**data, "warnings": self._warnings}
             elif hasattr(data, "warnings"):
-                data.warnings = self._warnings
+                # A copy: others who wait for the same answer have warnings of their own.
+                data = msgspec.structs.replace(data, warnings=self._warnings)
         self._send(encode_reply(self._event or "", data, self._correlation_id, self._clock.unix()))
 
     def refuse(self, error: Exception) -> None:
@@ -90,14 +92,13 @@ class Dispatcher:
             envelope = decode_envelope(line)
             exchange = Exchange(connection, self._clock, envelope.event, envelope.correlation_id)
             reply = await self._call(envelope, exchange)
+            if reply is not LATER:
+                exchange.answer(reply)
         except KsiError as error:
             exchange.refuse(error)
         except Exception as error:  # noqa: BLE001 - a defect: the client hears of it, the log has it
             self._log.exception("handler failed", line=line[:200])
             exchange.refuse(error)
-        else:
-            if reply is not LATER:
-                exchange.answer(reply)
 
     async def _call(self, envelope: Envelope, exchange: Exchange) -> Any:
         spec = SPECS.get(envelope.event)
