@@ -91,10 +91,15 @@ class SocketConnection(asyncio.Protocol):
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
         return any(happened & (select.POLLHUP | select.POLLERR) for _, happened in poll.poll(0))
 
-    def abort_if_gone(self) -> None:
-        """After its end of file nothing is read any more, so a client that leaves then must be asked after."""
+    def look_after(self) -> None:
+        """After its end of file nothing is read any more, so a client that leaves then must be asked after.
+
+        What it waited for may also have ended without a word for it: then it is closed.
+        """
         if self.is_gone():
             self._abort()
+        else:
+            self._close_if_done()
 
     def _abort(self) -> None:
         if self._transport is not None:
@@ -306,7 +311,7 @@ class UnixSocket:
         while True:
             await self.clock.sleep(HALF_CLOSED_LOOK)
             for connection in list(self.half_closed):
-                connection.abort_if_gone()
+                connection.look_after()
 
     def forget(self, connection: SocketConnection) -> None:
         """A client is gone."""

@@ -1,0 +1,469 @@
+"""One client's connection without a loop's transport, and the socket's path."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from ksi.config import Socket
+from ksi.errors import ConfigError
+from ksi.testing import SimulatedClock, settle_down
+from ksi.transports.dispatch import Connection, Dispatcher
+from ksi.transports.unix_socket import (
+    BURST,
+    HALF_CLOSED_LOOK,
+    IN_FLIGHT,
+    SocketConnection,
+    UnixSocket,
+    peer_uid,
+)
+
+
+class FakeTransport:
+    """Keeps what is written, and says when it is closed; its socket is one end of a real pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self.writes: list[bytes] = []
+        self.closed = False
+        self.aborted = False
+        self.reading = True
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        assert name == "socket"
+        return self._end
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        self.reading = True
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was written, line by line."""
+        return [msgspec.json.decode(line) for line in b"".join(self.writes).splitlines()]
+
+
+class Echo:
+    """A dispatcher that keeps each line until it is told to answer."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.later = False
+
+    async def serve(self, line: bytes, connection: Connection) -> None:
+        self.lines.append(line)
+        await self.go_on.wait()
+        if not self.later:
+            connection.push(b'"' + line + b'"\n')
+            connection.settle()
+
+
+class Door:
+    """A server with one client at it."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.echo = Echo()
+        self.clock = SimulatedClock(wall=7.5)
+        self.waits = False
+        self.gone: list[SocketConnection] = []
+        self.server = UnixSocket(
+            folder / "daemon.sock",
+            Socket(**config),
+            cast(Dispatcher, self.echo),
+            self.clock,
+            awaits=lambda _: self.waits,
+            on_gone=self._on_gone,
+        )
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    async def _on_gone(self, connection: SocketConnection) -> None:
+        self.gone.append(connection)
+
+    def connect(self) -> tuple[SocketConnection, FakeTransport]:
+        """Another client comes in."""
+        pair = socket.socketpair()
+        self.pairs.append(pair)
+        connection, transport = SocketConnection(self.server), FakeTransport(pair[0])
+        connection.connection_made(cast(asyncio.Transport, transport))
+        return connection, transport
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            for end in pair:
+                end.close()
+
+
+@pytest.fixture
+def doors(tmp_path: Path) -> Iterator[list[Door]]:
+    doors: list[Door] = []
+    yield doors
+    for door in doors:
+        door.close()
+
+
+@pytest.fixture
+async def door(tmp_path: Path, doors: list[Door]) -> Door:
+    doors.append(Door(tmp_path))
+    return doors[0]
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("S1")
+async def test_lines_are_served_as_they_are_complete_and_empty_ones_are_nothing(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.data_received(b"one\ntw")
+    connection.data_received(b"o\n\n  \r\nthree")
+    await settle_down()
+    assert door.echo.lines == [b"one", b"two"]
+    assert transport.writes == [b'"one"\n"two"\n']
+
+
+@pytest.mark.promise("S1")
+async def test_a_line_that_is_too_long_is_answered_and_the_next_one_served(tmp_path: Path, doors: list[Door]) -> None:
+    doors.append(Door(tmp_path, max_line=10))
+    connection, transport = doors[0].connect()
+    connection.data_received(b"x" * 50)
+    connection.data_received(b"x" * 50 + b"\nnext\n")
+    await settle_down()
+    refused, answered = b"".join(transport.writes).splitlines()
+    assert msgspec.json.decode(refused)["error"]["code"] == "payload_too_large"
+    assert answered == b'"next"'
+    assert len(doors[0].echo.lines) == 1
+
+
+@pytest.mark.promise("S4")
+async def test_reading_waits_while_too_much_is_served_and_goes_on_later(door: Door) -> None:
+    connection, transport = door.connect()
+    door.echo.go_on.clear()
+    connection.data_received(b"x\n" * (IN_FLIGHT - 1))
+    assert transport.reading
+    connection.data_received(b"x\n")
+    assert not transport.reading
+    door.echo.go_on.set()
+    await settle_down()
+    assert transport.reading
+    assert len(transport.events()) == IN_FLIGHT
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+async def test_lines_of_one_turn_are_written_together(door: Door) -> None:
+    connection, transport = door.connect()
+    for number in range(3):
+        connection.push(b"%d\n" % number)
+    assert transport.writes == []
+    await settle_down()
+    connection.push(b"3\n")
+    await settle_down()
+    assert transport.writes == [b"0\n1\n2\n", b"3\n"]
+
+
+async def test_a_burst_does_not_wait_for_the_turn_s_end(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.push(b"x" * BURST)
+    assert transport.writes == []
+    connection.push(b"y\n")
+    assert [len(data) for data in transport.writes] == [BURST + 2]
+    await settle_down()
+    assert len(transport.writes) == 1
+
+
+@pytest.mark.promise("S4")
+async def test_what_a_paused_client_does_not_read_is_kept_in_order(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.pause_writing()
+    for number in range(3):
+        connection.push(b"%d\n" % number)
+    await settle_down()
+    assert transport.writes == []
+    connection.resume_writing()
+    await settle_down()
+    assert b"".join(transport.writes) == b"0\n1\n2\n"
+
+
+@pytest.mark.promise("S4")
+async def test_a_client_that_reads_too_little_is_let_go_with_the_reason(tmp_path: Path, doors: list[Door]) -> None:
+    doors.append(Door(tmp_path, max_backlog=1_000))
+    connection, transport = doors[0].connect()
+    connection.pause_writing()
+    connection.push(b"x" * 1_000)
+    assert not transport.closed
+    with capture_logs() as logs:
+        connection.push(b"y")
+    assert transport.closed
+    (event,) = transport.events()
+    assert (event["error"]["code"], event["error"]["retryable"]) == ("slow_consumer", True)
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    connection.push(b"more\n")
+    connection.resume_writing()
+    await settle_down()
+    assert len(transport.events()) == 1
+
+
+async def test_nothing_is_written_to_a_client_that_is_gone(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.push(b"before\n")
+    connection.connection_lost(None)
+    connection.push(b"after\n")
+    await settle_down()
+    assert transport.writes == []
+    assert door.gone == [connection]
+    assert door.server.connections == 0
+
+
+async def test_the_daemon_s_stop_sends_what_is_there_and_closes(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.pause_writing()
+    connection.push(b"last words\n")
+    connection.close()
+    connection.close()
+    assert transport.writes == [b"last words\n"]
+    assert transport.closed
+    connection.push(b"too late\n")
+    await settle_down()
+    assert transport.writes == [b"last words\n"]
+
+
+# -- clients that send no more ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("S1")
+async def test_who_sends_no_more_gets_what_it_is_owed_and_is_closed_then(door: Door) -> None:
+    connection, transport = door.connect()
+    door.echo.go_on.clear()
+    connection.data_received(b"one\nlast without an end")
+    assert connection.eof_received()
+    await settle_down()
+    assert not transport.closed
+    door.echo.go_on.set()
+    await settle_down()
+    assert transport.writes == [b'"one"\n"last without an end"\n']
+    assert transport.closed
+
+
+async def test_who_sends_no_more_and_is_owed_nothing_is_closed(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.data_received(b"one\n")
+    await settle_down()
+    connection.eof_received()
+    assert transport.closed
+
+
+async def test_who_sends_no_more_and_waits_for_something_stays_until_it_came(door: Door) -> None:
+    connection, transport = door.connect()
+    door.waits = True
+    connection.eof_received()
+    await settle_down()
+    assert not transport.closed
+    door.waits = False
+    connection.push(b"the result\n")
+    await settle_down()
+    assert transport.writes == [b"the result\n"]
+    assert transport.closed
+
+
+async def test_a_later_answer_that_is_still_owed_keeps_the_connection(door: Door) -> None:
+    connection, transport = door.connect()
+    door.echo.later = True
+    connection.data_received(b"ask\n")
+    connection.eof_received()
+    await settle_down()
+    assert not transport.closed
+    connection.push(b"answer\n")
+    connection.settle()
+    await settle_down()
+    assert transport.writes == [b"answer\n"]
+    assert transport.closed
+
+
+@pytest.mark.promise("L5")
+async def test_who_closed_both_ways_is_gone_at_once(door: Door) -> None:
+    connection, transport = door.connect()
+    door.waits = True
+    door.pairs[0][1].close()
+    connection.eof_received()
+    assert transport.aborted
+    assert connection.is_gone()
+
+
+@pytest.mark.promise("L5")
+async def test_a_half_closed_client_is_looked_after_again_and_again(door: Door) -> None:
+    await door.server.start()
+    connection, transport = door.connect()
+    door.waits = True
+    door.pairs[0][1].shutdown(socket.SHUT_WR)
+    connection.eof_received()
+    await door.clock.advance(3 * HALF_CLOSED_LOOK)
+    assert not transport.aborted
+    assert not transport.closed
+    door.pairs[0][1].close()
+    await door.clock.advance(HALF_CLOSED_LOOK)
+    assert transport.aborted
+    connection.connection_lost(None)
+    assert connection.is_gone()
+    await door.clock.advance(HALF_CLOSED_LOOK)
+    await door.server.stop()
+
+
+async def test_a_half_closed_client_for_which_nothing_can_come_any_more_is_closed(door: Door) -> None:
+    """What it waited for ended in silence: there is no last line after which it could be closed."""
+    await door.server.start()
+    connection, transport = door.connect()
+    door.waits = True
+    door.pairs[0][1].shutdown(socket.SHUT_WR)
+    connection.eof_received()
+    door.waits = False
+    await door.clock.advance(HALF_CLOSED_LOOK)
+    assert transport.closed
+    assert not transport.aborted
+    connection.connection_lost(None)
+    await door.server.stop()
+
+
+# -- who may come in --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("S2")
+def test_the_kernel_says_who_is_at_the_other_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert peer_uid(ours) == os.geteuid()
+
+
+class Peer:
+    """The end of a socket whose other end is somebody."""
+
+    def __init__(self, uid: int) -> None:
+        self._uid = uid
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        if hasattr(socket, "SO_PEERCRED"):
+            return struct.pack("3i", 1234, self._uid, 5)
+        return struct.pack("2I", 0, self._uid) + bytes(68)
+
+
+@pytest.mark.promise("S2")
+@pytest.mark.parametrize(("uid", "welcome"), [(os.geteuid(), True), (0, True), (os.geteuid() + 1, False)])
+async def test_only_this_user_and_root_come_in(door: Door, uid: int, welcome: bool) -> None:
+    transport = FakeTransport(cast(socket.socket, Peer(uid)))
+    connection = SocketConnection(door.server)
+    with capture_logs() as logs:
+        connection.connection_made(cast(asyncio.Transport, transport))
+    assert transport.closed is not welcome
+    assert door.server.connections == (1 if welcome else 0)
+    assert transport.writes == []
+    assert bool(logs) is not welcome
+    connection.connection_lost(None)
+    await settle_down()
+    assert len(door.gone) == (1 if welcome else 0)
+
+
+@pytest.mark.promise("S4")
+async def test_one_client_too_many_is_told_so_and_the_others_stay(tmp_path: Path, doors: list[Door]) -> None:
+    doors.append(Door(tmp_path, max_connections=2))
+    inside = [doors[0].connect() for _ in range(2)]
+    _, refused = doors[0].connect()
+    (event,) = refused.events()
+    assert (event["error"]["code"], event["error"]["details"]) == ("too_many_connections", {"limit": 2})
+    assert refused.closed
+    assert not any(transport.closed for _, transport in inside)
+    inside[0][0].connection_lost(None)
+    _, welcome = doors[0].connect()
+    assert not welcome.closed
+    await settle_down()
+
+
+# -- the path ---------------------------------------------------------------------------------------------------------
+
+
+def at(path: Path, door: Door) -> UnixSocket:
+    async def on_gone(_: SocketConnection) -> None: ...
+
+    dispatcher = cast(Dispatcher, door.echo)
+    return UnixSocket(path, Socket(), dispatcher, door.clock, awaits=lambda _: False, on_gone=on_gone)
+
+
+@pytest.mark.promise("S2")
+async def test_the_socket_is_for_this_user_alone_and_gone_after_the_stop(door: Door, tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    mask = os.umask(0)
+    try:
+        await door.server.start()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.is_socket()
+        assert os.umask(0) == 0
+    finally:
+        os.umask(mask)
+    await door.server.stop()
+    assert not path.exists()
+
+
+@pytest.mark.promise("R7")
+async def test_a_stale_socket_is_taken_over(door: Door, tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(str(path))
+    await door.server.start()
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"hello\n")
+    assert await asyncio.wait_for(reader.readline(), 5) == b'"hello"\n'
+    writer.close()
+    await writer.wait_closed()
+    await door.server.stop()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+async def test_what_is_no_socket_is_left_alone(door: Door, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "daemon.sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError) as caught:
+        await door.server.start()
+    assert caught.value.place == "socket.path"
+    assert path.is_symlink() or path.exists()
+
+
+async def test_a_path_that_is_too_long_for_the_kernel_is_named_before_it_is_tried(door: Door, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="107 bytes") as caught:
+        await at(tmp_path / ("é" * 60), door).start()
+    assert caught.value.place == "socket.path"
+
+
+async def test_a_folder_that_is_not_there_is_named(door: Door, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        await at(Path("/nowhere/d.sock"), door).start()
+
+
+async def test_to_stop_what_never_started_is_harmless(door: Door) -> None:
+    await door.server.stop()
