@@ -72,6 +72,8 @@ class House:
     def __init__(self, folder: Path, url: str = "http://127.0.0.1:9", clock: Clock | None = None) -> None:
         self.folder = folder
         self.home = folder / "home"
+        self.work = self.home / "var" / "claude" / "work"
+        """Where providers here run Claude Code."""
         self.variables = environment(folder / "user", url)
         self.clock = clock or SystemClock()
         self.providers: list[ClaudeProvider] = []
@@ -80,14 +82,16 @@ class House:
         """The configuration keys of a provider here."""
         return {"command": [real_claude()], "env": self.variables, **options}
 
-    async def provider(self, *, idle_timeout: float = 60.0, **options: Any) -> ClaudeProvider:
-        """A provider that is started."""
+    async def provider(
+        self, *, idle_timeout: float = 60.0, environ: Mapping[str, str] | None = None, **options: Any
+    ) -> ClaudeProvider:
+        """A provider that is started; `environ` are the daemon's variables."""
         setting = Setting(
             name="claude-cli",
             clock=self.clock,
             home=self.home,
             log_dir=self.home / "var" / "logs",
-            environ={},
+            environ=environ or {},
             idle_timeout=idle_timeout,
         )
         provider = build(setting, msgspec.convert(self.options(**options), Options))

@@ -22,6 +22,7 @@ import uvloop
 
 from ksi.clock import Chance, Clock, Moment, SystemClock, microseconds
 from ksi.completion.announcer import Announcer
+from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.cleaner import Cleaner
 from ksi.completion.completion_runner import CompletionRunner
 from ksi.completion.completion_service import CompletionService
@@ -103,7 +104,10 @@ class Daemon:
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, config.retention, clock)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
-        dispatcher = Dispatcher(handlers(completions, tracker, self._locks, self.bus, self), clock)
+        checkpoints = Checkpoints(
+            self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
+        )
+        dispatcher = Dispatcher(handlers(completions, tracker, self._locks, checkpoints, self.bus, self), clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -153,6 +157,12 @@ class Daemon:
         await self._responses.stop()
         await self.store.close()
         self._log.info("stopped")
+
+    async def _work_came(self) -> None:
+        """A checkpoint was loaded: offer its routes, claim what may run, look at what has a time."""
+        self.providers.know(await self.store.waiting_by_route())
+        self.queue.on_work()
+        self.queue.on_due()
 
     async def _client_gone(self, connection: Any) -> None:
         self.bus.forget(connection)

@@ -376,6 +376,37 @@ class TokenUsageData(PageData):
     group_by: Literal["agent", "model", "provider", "session"] | None = None
 
 
+class CollectData(Data):
+    """Where the checkpoint goes: an absolute path, or one below `var/checkpoints`; without it a name is made there."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
+
+class RestoreData(Data):
+    """Which checkpoint to load: an absolute path, or one below `var/checkpoints`."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class CheckpointReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a checkpoint holds. `created_at` is the moment that was saved, `version` the KSI that wrote it."""
+
+    path: str
+    created_at: float
+    version: str
+    bytes: int
+    sha256: str
+    conversations: int
+    requests: int
+    locks: int
+    interrupted: int
+    """Requests that ran when it was saved: they run again."""
+    failed: int = 0
+    """Those of them that failed instead when it was loaded, as `queue.on_interrupted` says."""
+    notice: str | None = None
+    warnings: list[str] = []
+
+
 class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A conversation went on in another place (L7)."""
 
@@ -449,6 +480,13 @@ SPECS: Mapping[str, EventSpec] = {
         _in("provider:disable", ProviderName, "Ask a provider no more; what runs there goes on."),
         _in("provider:enable", ProviderName, "Ask a disabled provider again."),
         _in("provider:reset", ProviderName, "Forget a provider's failures and ask it at once."),
+        _in("checkpoint:collect", CollectData, "Save everything to a file, while requests run.", CheckpointReply),
+        _in(
+            "checkpoint:restore",
+            RestoreData,
+            "Load a checkpoint into an empty daemon and go on with it.",
+            CheckpointReply,
+        ),
         _in("completion:provider_status", Nothing, "Each provider: what it serves, its slots, its trouble."),
         _in(
             "conversation:acquire_lock",

@@ -126,7 +126,7 @@ async def test_a_foreign_turn_is_an_event_and_stands_in_the_tree(place: Place) -
         first = await ask(wire, "one", session_id="trip")
         session = first["provider_session_id"]
         await wire.ask("monitor:subscribe", patterns=["conversation:forked"])
-        await place.house.run(f"--resume={place.house.transcript(session)}", prompt="behind your back")
+        await place.house.run(f"--resume={session}", prompt="behind your back", folder=place.house.work)
         await ask(wire, "two", session_id="trip", request_id="r2")
         forked = await wire.pushed("conversation:forked", conversation_id="trip")
         assert (forked["kind"], forked["request_id"], forked["child"]) == ("foreign_turn", "r2", session)

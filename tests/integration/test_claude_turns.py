@@ -164,7 +164,7 @@ async def test_a_conversation_goes_on_after_a_restart(scene: Scene) -> None:
     assert second.fork is None
     assert scene.last_said == [("user", "one"), ("assistant", "You said: one"), ("user", "two")]
     assert first.usage is not None and second.usage is not None
-    assert second.usage.cost_usd == pytest.approx(first.usage.cost_usd)
+    assert second.usage.cost_usd in (None, pytest.approx(first.usage.cost_usd)), "older versions do not tell"
 
 
 async def test_another_system_prompt_or_model_counts_for_its_turn(scene: Scene) -> None:
@@ -261,8 +261,7 @@ async def test_a_foreign_turn_is_told_once_and_left_aside(scene: Scene, warm: bo
     if not warm:
         await talk.provider.stop()
         talk.provider = await scene.house.provider()
-    path = scene.house.transcript(talk.session)
-    foreign = await scene.house.run(f"--resume={path}", prompt="I was here")
+    foreign = await scene.house.run(f"--resume={talk.session}", prompt="I was here", folder=scene.house.work)
     assert foreign["session_id"] == talk.session
     second = await talk.say("two")
     assert second.fork == "foreign_turn"
@@ -276,12 +275,8 @@ async def test_a_foreign_turn_is_told_once_and_left_aside(scene: Scene, warm: bo
 async def test_a_foreign_turn_in_the_middle_of_ours_is_told(scene: Scene) -> None:
     talk = await scene.talk()
     await talk.say("one")
-    path = scene.house.transcript(talk.session)
-    go_on = asyncio.Event()
-
-    answer = await _held(scene, talk, go_on)
-    await scene.house.run(f"--resume={path}", prompt="I was here")
-    go_on.set()
+    answer = await _held(scene, talk)
+    await scene.house.run(f"--resume={talk.session}", prompt="I was here", folder=scene.house.work)
     completion = await answer
     assert completion.fork == "foreign_turn"
     talk.session, talk.last_message = completion.provider_session, completion.last_message
@@ -290,8 +285,8 @@ async def test_a_foreign_turn_in_the_middle_of_ours_is_told(scene: Scene) -> Non
     assert [text for _, text in scene.last_said] == ["one", "You said: one", "slow", "At last.", "three"]
 
 
-async def _held(scene: Scene, talk: Talk, go_on: asyncio.Event) -> asyncio.Task[Completion]:
-    """A turn whose answer comes when we say so: its first piece has come."""
+async def _held(scene: Scene, talk: Talk) -> asyncio.Task[Completion]:
+    """A turn whose answer takes its time: the endpoint was asked."""
     scene.endpoint._script = lambda seen: (
         Answer(pieces=("At last.",), delay=3.0) if said(seen)[-1][1] == "slow" else echo(seen)
     )

@@ -534,6 +534,28 @@ async def test_who_comes_back_gets_what_it_missed_and_then_the_rest(wire: Wire, 
     assert not reply.get("chunks_lost")
 
 
+@pytest.mark.promise("Q4", "R2")
+@pytest.mark.parametrize("event", ["completion:async", "completion:request"])
+async def test_attaching_to_a_running_stream_gives_it_from_the_beginning(
+    wire: Wire, connect: Connect, event: str
+) -> None:
+    data = {
+        "prompt": "x",
+        "request_id": "r",
+        "stream": True,
+        "provider_options": {"pieces": 6, "piece_delay": 0.03, "text": "abcdef"},
+    }
+    await wire.ask("completion:async", **data)
+    await wire.pushed("completion:chunk", seq=2)
+    other = await connect()
+    attached = await other.ask(event, **data)
+    if event == "completion:async":
+        assert attached["status"] == "running"
+        attached = await other.pushed("completion:result")
+    assert attached["result"] == "abcdef"
+    assert [(chunk["seq"], chunk["text"]) for chunk in seen_chunks(other)] == list(enumerate("abcdef"))
+
+
 @pytest.mark.promise("R2")
 async def test_the_text_so_far_can_be_fetched_while_it_runs(wire: Wire) -> None:
     script = {"pieces": 3, "piece_delay": 0.2, "text": "abc"}

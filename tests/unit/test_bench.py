@@ -125,8 +125,14 @@ def test_a_job_survives_its_way_to_the_other_process() -> None:
 
 
 def test_the_target_is_that_of_durability_full_alone() -> None:
-    found = report.lines(whole_report(throughput={"full": [rate(4_999)], "normal": [rate(4_999)]}))
+    found = report.lines(
+        whole_report(
+            throughput={"full": [rate(4_999)], "normal": [rate(4_999)]},
+            latency={"full": [latency(9, 9)], "normal": [latency(9, 9)]},
+        )
+    )
     assert [line.met for line in found if line.unit == "1/s"] == [False, None]
+    assert [line.met for line in found if line.what.startswith("one at a time")] == [False, False, None, None]
 
 
 def test_a_rate_is_the_median_of_its_runs() -> None:

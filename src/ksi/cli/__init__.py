@@ -36,6 +36,12 @@ COMMANDS: Mapping[str, Lazy] = {
     "usage": Lazy("ksi.cli.usage", "usage", "Show what completions used and cost, and when."),
     "show": Lazy("ksi.cli.requests", "show", "Show all that is known of a request."),
     "cancel": Lazy("ksi.cli.requests", "cancel", "Stop requests."),
+    "requeue": Lazy("ksi.cli.providers", "requeue", "Ask again for requests that failed for good."),
+    "retries": Lazy("ksi.cli.providers", "retries", "Show what waits to be tried again."),
+    "providers": Lazy("ksi.cli.providers", "providers", "Show how providers are doing; disable, enable or reset one."),
+    "checkpoint": Lazy(
+        "ksi.cli.checkpoint", "checkpoint", "Save everything to a file, or load it into an empty daemon."
+    ),
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
     "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),

@@ -43,7 +43,7 @@ async def _pages(
             return
 
 
-async def _print_list(
+async def print_list(
     settings: Settings,
     event: str,
     data: Json,
@@ -55,6 +55,7 @@ async def _print_list(
     everything: bool,
     as_json: bool,
 ) -> None:
+    """A list under its columns, or with `--json` an item a line; `everything` follows it to its end."""
     async with settings.client() as client:
         first = True
         async for rows in _pages(client, event, data, key, limit, everything):
@@ -111,7 +112,7 @@ def queue(settings: Settings, listing: str | None, limit: int, everything: bool,
         "error",
     )
     asyncio.run(
-        _print_list(
+        print_list(
             settings,
             "completion:queue_status",
             {"list": listing},
@@ -159,7 +160,7 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
     if conversation is None:
         columns = ("conversation", "holder", "kind", "state", "since", "expires", "fence", "waiting")
         asyncio.run(
-            _print_list(
+            print_list(
                 settings,
                 event,
                 {},
@@ -246,7 +247,7 @@ def sessions(
         return
     columns = ("conversation", "state", "turns", "provider", "agents", "locked", "created", "active", "forked from")
     asyncio.run(
-        _print_list(
+        print_list(
             settings,
             event,
             {"agent_id": agent} if agent is not None else {},

@@ -46,6 +46,8 @@ _EXITS = {
     "unknown_event": Exit.USAGE,
     "unknown_model": Exit.USAGE,
     "connection_failed": Exit.UNREACHABLE,
+    "checkpoint_invalid": Exit.USAGE,
+    "store_not_empty": Exit.USAGE,
     "not_found": Exit.NOT_FOUND,
     "cancelled": Exit.CANCELLED,
     "queue_full": Exit.LATER,

@@ -135,4 +135,5 @@ def _first_try(claim: Claimed, model: str, attempt: Attempt, settled: Settled) -
         finished_at=settled.finished_at,
         attempts=(attempt,),
         provider=attempt.provider,
+        requeued_from=claim.requeued_from,
     )

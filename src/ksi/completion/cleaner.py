@@ -49,6 +49,9 @@ class Cleaner:
             except StoreError as error:
                 self._log.error("not cleaned", error=error.message)
                 continue
+            except Exception:  # noqa: BLE001 - the top of a long-lived loop: a defect in one round must not end all
+                self._log.exception("not cleaned")
+                continue
             if requests or conversations:
                 self._log.info("cleaned", requests=requests, conversations=conversations)
 

@@ -88,6 +88,8 @@ class CompletionService:
         def follow(enqueued: Enqueued) -> None:
             if enqueued.existing is None or not enqueued.existing.state.final:
                 self._bus.follow(listener, enqueued.request_id, chunks=data.stream)
+                if data.stream:
+                    self._catch_up(listener, enqueued.request_id, None)
 
         new, enqueued = await self._enqueue(data, follow)
         if enqueued.existing is not None:
@@ -103,6 +105,7 @@ class CompletionService:
             self._announcer.wait_for(enqueued.request_id, answer)
             if data.stream:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
+                self._catch_up(listener, enqueued.request_id, None)
 
         _, enqueued = await self._enqueue(data, wait)
         if enqueued.existing is not None and enqueued.existing.state.final:
@@ -191,21 +194,22 @@ class CompletionService:
             reply.chunks_lost = data.stream or data.after_seq is not None
             return reply
         if data.stream:
-            self._stream_again(data, listener)
+            self._bus.follow(listener, data.request_id, end=False, chunks=True)
+            self._catch_up(listener, data.request_id, data.after_seq)
         if data.timeout is not None:
             self._limit_wait(data.request_id, data.timeout, take_back, refuse)
         return None
 
-    def _stream_again(self, data: WaitData, listener: Listener) -> None:
-        self._bus.follow(listener, data.request_id, end=False, chunks=True)
-        run = self._queue.runs.get(data.request_id)
+    def _catch_up(self, listener: Listener, request_id: str, after_seq: int | None) -> None:
+        """Send the pieces of a running answer that a listener has not seen; further ones follow (R2)."""
+        run = self._queue.runs.get(request_id)
         if run is None:
             return
-        first = data.after_seq + 1 if data.after_seq is not None else 0
+        first = after_seq + 1 if after_seq is not None else 0
         if first > len(run.pieces):
             first = 0
         for seq in range(first, len(run.pieces)):
-            push = ChunkPush(request_id=data.request_id, attempt=run.claim.attempt, seq=seq, text=run.pieces[seq])
+            push = ChunkPush(request_id=request_id, attempt=run.claim.attempt, seq=seq, text=run.pieces[seq])
             self._announcer.chunk_to(listener, push)
 
     def _limit_wait(self, request_id: str, timeout: float, take_back: Callable[[], bool], refuse: Refuse) -> None:

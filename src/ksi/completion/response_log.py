@@ -51,6 +51,7 @@ class ResponseLog:
         self._clock = clock
         self._enabled = enabled
         self._watermark = 0
+        self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.responses")
 
@@ -74,20 +75,30 @@ class ResponseLog:
     async def stop(self) -> None:
         """Write what is left."""
         if self._task is not None:
-            self._task.cancel()
+            # Not in the middle of a batch: its thread would go on beside what is written here.
+            async with self._writing:
+                self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._write_all()
+
+    async def forget(self) -> None:
+        """Another store's answers follow from here on: what the files have stays as it is. Not while it follows."""
+        await asyncio.to_thread(self._files.forget)
 
     async def _follow(self) -> None:
         while True:
             await self._clock.sleep(_PAUSE)
-            await self._write_all()
+            try:
+                await self._write_all()
+            except Exception:  # noqa: BLE001 - the top of a long-lived loop: a defect in one look must not end all
+                self._log.exception("response log not written")
 
     async def _write_all(self) -> None:
         """Everything that is there now. What cannot be written stays behind the watermark for the next time."""
         try:
-            while await self._write_some():
-                pass
+            async with self._writing:
+                while await self._write_some():
+                    pass
         except (OSError, StoreError) as error:
             self._log.error("response log not written", error=str(error))
 
@@ -98,8 +109,8 @@ class ResponseLog:
             return False
         if self._enabled:
             await asyncio.to_thread(self._files.write, turns, self._watermark)
+        await self._store.set_log_watermark(turns[-1].id)
         self._watermark = turns[-1].id
-        await self._store.set_log_watermark(self._watermark)
         return len(turns) == _BATCH or sum(answer_chars(turn.attempt) for turn in turns) >= _BATCH_CHARS
 
 
@@ -155,6 +166,10 @@ class _Files:
             for name, size in journal.sizes.items():
                 if self._size(name) > size:
                     os.truncate(self._folder / name, size)
+
+    def forget(self) -> None:
+        """What was written is whole."""
+        self._journal.unlink(missing_ok=True)
 
     def _size(self, name: str) -> int:
         try:

@@ -57,7 +57,13 @@ class ClaudeProvider:
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.name = setting.name
-        self.capabilities = Capabilities(stateful=True, mcp=True, process=True, context_tokens=options.context_tokens)
+        self.capabilities = Capabilities(
+            stateful=True,
+            mcp=True,
+            process=True,
+            context_tokens=options.context_tokens,
+            price_list="anthropic",
+        )
         self._setting = setting
         self._options = options
         self._idle_timeout = options.idle_timeout or setting.idle_timeout
@@ -225,7 +231,8 @@ class ClaudeProvider:
         if cost is None and finished.total_cost is not None and before is not None:
             cost = finished.total_cost - before
         process.total_cost = finished.total_cost
-        return turn.completion(finished, cost=cost, now=self._setting.clock.now().unix)
+        completion = turn.completion(finished, cost=cost, now=self._setting.clock.now().unix)
+        return msgspec.structs.replace(completion, mcp=process.launch.mcp_config is not None)
 
     # -- the home -------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ FOREIGN = "foreign_turn"
 NEW = "new_session"
 
 _WRITTEN = 2.0
-"""Seconds in which a turn's last message must be in the transcript: current versions write it before the `result`, older
-ones soon after."""
+"""Seconds in which a turn's last message must be in the transcript: current versions write it before the `result`,
+older ones soon after."""
 _LOOK_PAUSE = 0.02
 
 

@@ -15,8 +15,8 @@ from ksi.errors import FailureClass, ProviderError
 from ksi.providers.claude_faults import LOG_IN
 from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError
 
-OLDEST = (2, 1, 100)
-"""The oldest version that is known to work."""
+OLDEST = (2, 1, 97)
+"""The oldest version that was tried and works; 2.1.39 cannot go on where a conversation stood."""
 _PATIENCE = 20.0
 _USUAL_PLACES = (".local/bin/claude", ".claude/local/claude")
 """Where Claude Code's own installers put it below the user's home, which services often do not have in their PATH."""

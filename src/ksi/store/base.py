@@ -105,6 +105,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     head: int | None
     """The conversation's last good turn, for `history`."""
     agent_id: str | None = None
+    requeued_from: str | None = None
 
 
 class Passing(msgspec.Struct, frozen=True, kw_only=True):

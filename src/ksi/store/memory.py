@@ -453,6 +453,7 @@ class MemoryStore(MemoryReads):
             enqueued_at=request.enqueued_at,
             head=conversation.head,
             agent_id=request.agent_id,
+            requeued_from=request.requeued_from,
         )
 
     def _add_turn(self, request: Request, attempt: Attempt) -> int:

@@ -76,9 +76,9 @@ class Ledger:
 
     def write_totals(self) -> None:
         """Put the changed figures into the transaction that changed what they count (Q8)."""
-        for name, value in self.totals.items():
-            if self._written.get(name) != value:
-                self.run("set_total", name, value)
+        changed = {name: value for name, value in self.totals.items() if self._written.get(name) != value}
+        if changed:
+            self.run("set_totals", msgspec.json.encode(changed).decode())
 
     def committed(self) -> None:
         """The transaction is in the database."""

@@ -195,6 +195,7 @@ class Requests:
             enqueued_at=now.wall,
             head=arrival.turn,
             agent_id=new.agent_id,
+            requeued_from=new.requeued_from,
         )
         return Enqueued(
             request_id=new.request_id,
@@ -279,7 +280,7 @@ class Requests:
         row = self._ledger.one("claimable", key)
         if row is None:
             raise InternalError("a ready request without its body or conversation", key=key)
-        request_id, place, priority, route, attempt, enqueued_at, body, agent, name, head = row
+        request_id, place, priority, route, attempt, enqueued_at, body, agent, requeued_from, name, head = row
         fence, token = self._ledger.next_fence(), self._ledger.token()
         self._ledger.run("start", key, provider, fence, token, now.wall)
         self._ledger.move(State.QUEUED, State.RUNNING)
@@ -301,6 +302,7 @@ class Requests:
             enqueued_at=enqueued_at,
             head=head,
             agent_id=agent,
+            requeued_from=requeued_from,
         )
 
     # -- settle ---------------------------------------------------------------------------------------------------

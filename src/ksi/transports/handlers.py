@@ -6,6 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.completion_service import CompletionService
 from ksi.completion.token_tracker import TokenTracker
 from ksi.conversation.conversation_lock import ConversationLocks
@@ -48,6 +49,7 @@ def handlers(
     completions: CompletionService,
     tracker: TokenTracker,
     locks: ConversationLocks,
+    checkpoints: Checkpoints,
     bus: EventBus,
     system: System,
 ) -> Mapping[str, Handler]:
@@ -95,6 +97,8 @@ def handlers(
         "conversation:release_lock": lambda data, exchange: locks.release(data, exchange.connection),
         "conversation:renew_lock": _plain(locks.renew),
         "conversation:lock_status": _plain(locks.status),
+        "checkpoint:collect": _plain(checkpoints.collect),
+        "checkpoint:restore": _plain(checkpoints.restore),
         "monitor:subscribe": subscribe,
         "monitor:unsubscribe": unsubscribe,
     }

@@ -2,8 +2,9 @@
 
 -- name: totals
 SELECT name, value FROM total;
--- name: set_total
-INSERT INTO total (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2;
+-- name: set_totals
+INSERT INTO total (name, value) SELECT key, value FROM json_each(?) WHERE true
+ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 -- name: last_key
 SELECT max(coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0));
 -- name: last_attempt
@@ -84,7 +85,8 @@ SELECT count(*) FROM request WHERE provider = ? AND state = 2 AND external = 0;
 SELECT rank, key FROM request WHERE ready = 1 AND route = ?1 AND (expires IS NULL OR expires > ?2)
 ORDER BY rank, key LIMIT ?3;
 -- name: claimable
-SELECT r.request_id, r.place, r.priority, r.route, r.attempt, r.enqueued_at, b.data, b.agent, c.name, c.head
+SELECT r.request_id, r.place, r.priority, r.route, r.attempt, r.enqueued_at, b.data, b.agent, b.requeued_from, c.name,
+    c.head
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: start
 UPDATE request SET state = 2, place = 1, ready = 0, provider = ?2, fence = ?3, token = ?4, attempt = attempt + 1,

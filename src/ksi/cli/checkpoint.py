@@ -1,0 +1,73 @@
+"""`ksi checkpoint save` and `ksi checkpoint restore`: everything in a file, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ksi.cli.render import clock_time, figures, json_line, note
+from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.status import ask_one
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  ksi checkpoint save
+  ksi checkpoint save /backup/ksi-monday.ksi
+  ksi --home /srv/other checkpoint restore /backup/ksi-monday.ksi
+"""
+)
+def checkpoint() -> None:
+    """Save all requests and conversations to a file while the daemon works, or load one into an empty daemon."""
+
+
+@checkpoint.command()
+@click.argument("file", required=False)
+@json_option
+@pass_settings
+def save(settings: Settings, file: str | None, as_json: bool) -> None:
+    """Save everything as of this moment to a new FILE; without one, to a name made up in var/checkpoints.
+
+    What runs is saved as queued and interrupted. The file is for this user only: it holds all prompts and answers.
+    """
+    path = str(Path(file).absolute()) if file is not None else None
+    reply = asyncio.run(ask_one(settings, "checkpoint:collect", {"path": path} if path is not None else {}))
+    _print(reply, as_json)
+
+
+@checkpoint.command()
+@click.argument("file")
+@json_option
+@pass_settings
+def restore(settings: Settings, file: str, as_json: bool) -> None:
+    """Load FILE into the running daemon, which must have no requests and no conversations, and go on with it.
+
+    While the daemon that was saved goes on too, requests that had not ended run in both, and are paid twice.
+    """
+    reply = asyncio.run(ask_one(settings, "checkpoint:restore", {"path": str(Path(file).absolute())}))
+    _print(reply, as_json)
+
+
+def _print(reply: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        json_line(reply)
+        return
+    figures(
+        {
+            "checkpoint": reply.get("path"),
+            "saved": clock_time(reply.get("created_at")),
+            "size": f"{reply.get('bytes', 0) / 2**20:,.1f} MiB",
+            "requests": reply.get("requests"),
+            "conversations": reply.get("conversations"),
+            "outside locks": reply.get("locks") or None,
+            "interrupted": reply.get("interrupted") or None,
+            "failed instead": reply.get("failed") or None,
+        }
+    )
+    if reply.get("notice"):
+        note(f"note: {reply['notice']}")

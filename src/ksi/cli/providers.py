@@ -1,0 +1,180 @@
+"""`ksi providers`, `ksi retries` and `ksi requeue`: how providers are doing, what waits for them, and asking again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from ksi.cli.lists import page_options, print_list
+from ksi.cli.render import clock_time, duration, figures, json_line, note, table
+from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
+from ksi.cli.status import ask_one
+
+Json = Mapping[str, Any]
+ACTIONS = ("disable", "enable", "reset")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi providers
+  ksi providers disable team
+  ksi providers reset claude-cli
+  ksi providers --json | jq '.providers.team.latency_ms'
+"""
+)
+@click.argument("action", type=click.Choice(ACTIONS), required=False)
+@click.argument("name", required=False)
+@json_option
+@pass_settings
+def providers(settings: Settings, action: str | None, name: str | None, as_json: bool) -> None:
+    """Show how each provider is doing, or change what is done with the one called NAME.
+
+    \b
+    disable  ask it no more, until it is enabled or the daemon starts again; what runs there goes on
+    enable   ask it again
+    reset    forget its failures and its spent quota, and ask it at once
+    """
+    if action is None:
+        reply = asyncio.run(ask_one(settings, "completion:provider_status"))
+        if as_json:
+            json_line(reply)
+        else:
+            _print(reply.get("providers", {}))
+        return
+    if name is None:
+        raise click.UsageError(f"which provider? ksi providers {action} NAME")
+    report = asyncio.run(ask_one(settings, f"provider:{action}", {"provider": name}))
+    if as_json:
+        json_line(report)
+    else:
+        figures({name: _state(report)})
+
+
+def _print(reports: Mapping[str, Json]) -> None:
+    columns = ("provider", "kind", "state", "running", "calls", "good", "p50", "p95", "first text", "last error")
+    table(columns, [_row(name, report) for name, report in reports.items()])
+    for name, report in reports.items():
+        if report.get("problem"):
+            note(f"{name}: {report['problem']}")
+
+
+def _row(name: str, report: Json) -> Sequence[object]:
+    rate = report.get("success_rate")
+    latency = report.get("latency_ms") or {}
+    first = report.get("time_to_first_token_ms") or {}
+    error = report.get("last_error") or {}
+    return (
+        name,
+        report.get("kind"),
+        _state(report),
+        f"{report.get('running')}/{report.get('max_concurrency')}",
+        report.get("calls"),
+        None if rate is None else f"{rate:.1%}",
+        _milliseconds(latency.get("p50")),
+        _milliseconds(latency.get("p95")),
+        _milliseconds(first.get("p50")),
+        f"{clock_time(error.get('at'))} {error.get('code')}" if error else None,
+    )
+
+
+def _state(report: Json) -> str:
+    """In a word, and until when."""
+    if not report.get("enabled"):
+        return "disabled"
+    if report.get("parked_until") is not None:
+        return f"parked until {clock_time(report['parked_until'])}"
+    if report.get("open_until") is not None:
+        return f"left alone until {clock_time(report['open_until'])}"
+    return {"closed": "well", "half_open": "being tried"}.get(str(report.get("breaker")), str(report.get("breaker")))
+
+
+def _milliseconds(value: float | None) -> str | None:
+    return None if value is None else duration(value / 1000)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi retries
+  ksi retries --all --json | jq -r 'select(.error == "overloaded") | .request_id'
+"""
+)
+@page_options
+@json_option
+@pass_settings
+def retries(settings: Settings, limit: int, everything: bool, as_json: bool) -> None:
+    """Show what waits to be tried again or for a quota, the soonest first: why, since when, and until when."""
+    columns = ("request", "status", "conversation", "model", "attempt", "since", "until", "error", "message")
+    asyncio.run(
+        print_list(
+            settings,
+            "completion:retry_status",
+            {},
+            "waiting",
+            columns,
+            _retry_row,
+            limit=limit,
+            everything=everything,
+            as_json=as_json,
+        )
+    )
+
+
+def _retry_row(item: Json) -> Sequence[object]:
+    return (
+        item.get("request_id"),
+        item.get("status"),
+        item.get("session_id"),
+        item.get("model"),
+        item.get("attempt"),
+        clock_time(item.get("failed_at")),
+        clock_time(item.get("due_at")),
+        item.get("error"),
+        item.get("message"),
+    )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi requeue req_0197...
+  ksi queue --list failed --all --json | jq -r .request_id | xargs ksi requeue
+"""
+)
+@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True)
+@json_option
+@pass_settings
+@click.pass_context
+def requeue(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> None:
+    """Ask again for each REQUEST that ended without an answer, as a new request in the same conversation.
+
+    One that has an answer, has not ended, or is unknown is named; the others are asked again all the same.
+    """
+    ctx.exit(asyncio.run(_requeue(settings, request_ids, as_json)))
+
+
+async def _requeue(settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> Exit:
+    from ksi.errors import RemoteError
+    from ksi.protocol import error_body
+
+    code = Exit.DONE
+    async with settings.client() as client:
+        for request_id in request_ids:
+            try:
+                reply = await client.send_event("completion:requeue", {"request_id": request_id})
+            except RemoteError as error:
+                code = exit_code(error)
+                if as_json:
+                    json_line({"request_id": request_id, "error": error_body(error)})
+                else:
+                    note(f"ksi: {error.message}")
+                continue
+            if as_json:
+                json_line({"requeued_from": request_id, **reply})
+            else:
+                figures({request_id: reply.get("request_id")})
+    return code

@@ -1,0 +1,105 @@
+"""Clean-up on a clock."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from ksi.clock import Chance, Moment
+from ksi.completion.cleaner import STEP, Cleaner
+from ksi.config import Retention
+from ksi.errors import StoreUnavailable
+from ksi.store.base import Pruned, StoreRules
+from ksi.store.memory import MemoryStore
+from ksi.testing import SimulatedClock, settle_down
+
+EVERY = 10.0
+
+
+class Prunings(MemoryStore):
+    """A store whose prunings are told beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__(StoreRules(), Chance())
+        self.steps: list[Pruned | Exception] = []
+        self.asked: list[tuple[Moment, int]] = []
+
+    async def prune(self, now: Moment, limit: int = 500) -> Pruned:
+        self.asked.append((now, limit))
+        step = self.steps.pop(0) if self.steps else Pruned()
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+@pytest.fixture
+def clock() -> SimulatedClock:
+    return SimulatedClock()
+
+
+@pytest.fixture
+def store() -> Prunings:
+    return Prunings()
+
+
+@pytest.fixture
+def cleaner(store: Prunings, clock: SimulatedClock) -> Cleaner:
+    return Cleaner(store, Retention(clean_every=EVERY), clock)
+
+
+@pytest.mark.promise("R7")
+async def test_a_round_goes_on_step_by_step_until_nothing_is_left(cleaner: Cleaner, store: Prunings) -> None:
+    store.steps = [Pruned(requests=50, more=True), Pruned(requests=3, conversations=2, more=True), Pruned(requests=1)]
+    assert await cleaner.clean() == (54, 2)
+    assert [limit for _, limit in store.asked] == [STEP] * 3
+
+
+@pytest.mark.promise("R7")
+async def test_it_cleans_each_time_that_its_time_has_come(
+    cleaner: Cleaner, store: Prunings, clock: SimulatedClock
+) -> None:
+    assert not cleaner.alive
+    cleaner.start()
+    assert cleaner.alive
+    await settle_down()
+    await clock.advance(EVERY - 0.1)
+    assert store.asked == []
+    await clock.advance(0.1)
+    assert len(store.asked) == 1
+    assert store.asked[0][0] == clock.now()
+    await clock.advance(3 * EVERY)
+    assert len(store.asked) == 4
+    await cleaner.stop()
+    assert not cleaner.alive
+    await clock.advance(3 * EVERY)
+    assert len(store.asked) == 4
+    await cleaner.stop()
+
+
+@pytest.mark.promise("R7")
+@pytest.mark.parametrize("fault", [StoreUnavailable("no disk"), ZeroDivisionError("a defect")])
+async def test_a_fault_is_told_and_the_next_round_comes_all_the_same(
+    cleaner: Cleaner, store: Prunings, clock: SimulatedClock, fault: Exception
+) -> None:
+    store.steps = [fault, Pruned(requests=7)]
+    cleaner.start()
+    await settle_down()
+    with capture_logs() as logs:
+        await clock.advance(EVERY)
+        assert cleaner.alive
+        await clock.advance(EVERY)
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [("error", "not cleaned"), ("info", "cleaned")]
+    assert logs[1]["requests"] == 7
+    await cleaner.stop()
+
+
+async def test_a_round_without_work_is_no_line_in_the_log(
+    cleaner: Cleaner, store: Prunings, clock: SimulatedClock
+) -> None:
+    cleaner.start()
+    await settle_down()
+    with capture_logs() as logs:
+        await clock.advance(5 * EVERY)
+    assert len(store.asked) == 5
+    assert logs == []
+    await cleaner.stop()
