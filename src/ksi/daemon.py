@@ -50,6 +50,9 @@ from ksi.transports.dispatch import Dispatcher
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread gives way; the interpreter's own default is ten times that."""
+
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_IN_USE = 3
@@ -388,6 +391,8 @@ async def _serve(config: Config, say: Callable[[str], None]) -> int:
         loop.add_signal_handler(name, daemon.stopping.set)
     await daemon.start()
     _spare_the_collector()
+    # The threads behind the loop (response log, checkpoints, reports) must not keep it waiting for the interpreter.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     say(f"ksi is ready on {config.socket_path} (pid {os.getpid()})")
     tell_systemd("READY=1")
     await daemon.stopping.wait()

@@ -296,6 +296,27 @@ async def _held(scene: Scene, talk: Talk) -> asyncio.Task[Completion]:
     return task
 
 
+@pytest.mark.promise("L7")
+async def test_a_history_that_claude_code_shortens_by_itself_is_no_fork(scene: Scene) -> None:
+    scene.house.variables["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] = "100000"
+    full = Usage(input_tokens=990_000, output_tokens=5)
+    scene.endpoint._script = lambda seen: Answer(
+        pieces=("Yes.",), usage=full if said(seen)[-1][1].startswith("word") else USAGE
+    )
+    talk = await scene.talk()
+    for prompt in ("one", "word " * 30_000, "two"):
+        completion = await talk.say(prompt)
+        assert completion.fork is None
+    assert talk.provider.report()["warm"] == 1
+    assert "compact_boundary" in scene.house.transcript(talk.session).read_text()
+    await talk.provider.stop()
+    talk.provider = await scene.house.provider()
+    completion = await talk.say("three")
+    assert completion.fork is None
+    assert completion.provider_session == talk.session
+    assert [text for _, text in scene.last_said][-3:] == ["two", "Yes.", "three"]
+
+
 @pytest.mark.promise("L9")
 async def test_a_session_of_a_terminal_is_adopted(scene: Scene, tmp_path: Path) -> None:
     folder = tmp_path / "my.project_1"

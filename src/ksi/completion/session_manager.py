@@ -89,12 +89,14 @@ class SessionManager:
         """The call for a claim: the history that fits, and what is said now.
 
         A stateful provider that stands at the conversation's head needs the history only should its own be gone.
-        `shrink` divides the history's limit: 2 after the provider found the context too long.
+        `shrink` divides the history: 2 after the provider found the context too long.
         """
         now = tuple(Message(m.role, m.content) for m in body.dialogue())
         place = await self._place(claim, provider)
-        limit = self._limit(body, now, provider.capabilities) // shrink
-        past = fit(await self._past(claim, limit), limit)
+        limit = self._limit(body, now, provider.capabilities)
+        known = await self._past(claim, limit)
+        # A share of what there is: of a limit that the history does not reach, half may be all of it once more.
+        past = fit(known, limit if shrink == 1 else min(limit, known.tokens) // shrink)
         return Call(
             request_id=claim.request_id,
             attempt=claim.attempt,

@@ -97,6 +97,7 @@ class ClaudeProvider:
         if self._look is not None:
             self._look.cancel()
             await asyncio.wait([self._look])
+        self._sessions = None
         await self._pool.close()
 
     def problem(self) -> str | None:
@@ -130,6 +131,10 @@ class ClaudeProvider:
                     pointed = True
                 except _NotTakenError:
                     self._log.warning("a warm process hung; a new one goes on", session=call.provider_session)
+        except OSError as fault:
+            raise ProviderError(
+                FailureClass.PROVIDER_ERROR, f"{self.name}: its transcript cannot be used: {fault}", provider=self.name
+            ) from None
         except ProviderError as error:
             if error.failure is FailureClass.AUTHENTICATION:
                 self._installation.logged_in = False
@@ -143,7 +148,7 @@ class ClaudeProvider:
 
     async def _prepared(self, call: Call) -> tuple[Sessions, Start]:
         if self._sessions is None:
-            raise ProviderError(FailureClass.PROVIDER_ERROR, "it was not started")
+            raise ProviderError(FailureClass.PROVIDER_ERROR, "it was not started, or is stopped already")
         _check(call)
         launch = launch_of(wishes_of(self._options, call), call, self._setting.home)
         command = await self._installation.ready()

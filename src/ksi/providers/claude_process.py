@@ -99,8 +99,11 @@ class ClaudeProcess:
                 environment=environment,
                 folder=Path(launch.folder),
             )
-        except OSError as error:
-            raise ProcessStartError(str(error)) from None
+        except BaseException as error:
+            shutil.rmtree(files, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise ProcessStartError(str(error)) from None
+            raise
         return cls(child, launch, place.session, files, clock)
 
     @property

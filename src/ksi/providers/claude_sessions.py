@@ -46,6 +46,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """What was found on the way, in the words of `Completion.fork`."""
     seen: int | None = None
     """The transcript's bytes that were looked at; None where all before the prompt is somebody else's business."""
+    transcript: Path | None = None
+    """Where the turn is expected to be written; None where that is to be found out."""
 
 
 class Sessions:
@@ -94,10 +96,16 @@ class Sessions:
         warm = await self._pool.take(session)
         if warm is None:
             return await self._resume(call, start, session, session)
-        tail = await self._since(warm)
-        if tail is not None and not tail.foreign and _can_go_on(warm, start.launch, call.last_message):
-            return Opened(process=warm, warm=True, seen=tail.size)
-        await self._pool.discard(warm)
+        tail = None
+        good = False
+        try:
+            tail = await self._since(warm)
+            good = tail is not None and not tail.foreign and _can_go_on(warm, start.launch, call.last_message)
+        finally:
+            if not good:
+                await self._pool.discard(warm)
+        if good and tail is not None and warm.spot is not None:
+            return Opened(process=warm, warm=True, seen=tail.size, transcript=warm.spot.transcript)
         opened = await self._resume(call, start, session, session)
         foreign = tail is not None and tail.foreign > 0
         return msgspec.structs.replace(opened, fork=opened.fork or (FOREIGN if foreign else None))
@@ -142,7 +150,7 @@ class Sessions:
         process = await self._start(start, Place(session=becomes, resumed=str(path), at=call.last_message))
         if becomes != session:
             return Opened(process=process)
-        return Opened(process=process, fork=FOREIGN if tail.foreign else None, seen=tail.size)
+        return Opened(process=process, fork=FOREIGN if tail.foreign else None, seen=tail.size, transcript=path)
 
     async def _since(self, warm: ClaudeProcess) -> Tail | None:
         """What came to a warm process's transcript since its turn; None where it cannot be read any more."""
@@ -180,33 +188,34 @@ class Sessions:
         `session` is what came back, `prompt` and `last_message` are the turn's first and last message. Where no
         transcript is written, the session can only go on in its warm process.
         """
-        fork = NEW if session != opened.process.session else None
-        seen = None if fork is not None else opened.seen
+        is_same = session == opened.process.session
+        fork = None if is_same else NEW
+        seen, path = (opened.seen, opened.transcript) if is_same else (None, None)
         waited = 0.0
-        while (found := await self._turn_in(session, seen, prompt, last_message)) is None and waited < _WRITTEN:
+        while True:
+            path = path or await self.find(session)
+            tail = await self._turn_in(path, seen, prompt, last_message) if path is not None else None
+            if tail is not None and path is not None:
+                fork = fork or (FOREIGN if tail.foreign else None)
+                return Spot(last_message=last_message, transcript=path, size=tail.size), fork
+            if waited >= _WRITTEN:
+                return Spot(last_message=last_message, transcript=None, size=0), fork
+            path = None  # older versions write a session that was begun in another folder to a file of their own
             await self._clock.sleep(_LOOK_PAUSE)
             waited += _LOOK_PAUSE
-        if found is None:
-            return Spot(last_message=last_message, transcript=None, size=0), fork
-        path, tail = found
-        if tail.foreign:
-            fork = fork or FOREIGN
-        return Spot(last_message=last_message, transcript=path, size=tail.size), fork
 
-    async def _turn_in(
-        self, session: str, seen: int | None, prompt: str, last_message: str
-    ) -> tuple[Path, Tail] | None:
+    async def _turn_in(self, path: Path, seen: int | None, prompt: str, last_message: str) -> Tail | None:
         """What a transcript holds of a turn: since `seen`, or where that is None, since its prompt. None while the
         turn's last message is not there."""
-        path = await self.find(session)
-        if path is None:
-            return None
-        if seen is not None:
-            tail = await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
-            return (path, tail) if tail.found else None
-        written = await asyncio.to_thread(look_back, path, last_message, self._seal.is_ours)
-        begun = await asyncio.to_thread(look_back, path, prompt, self._seal.is_ours)
-        return (path, msgspec.structs.replace(begun, size=written.size)) if written.found else None
+        try:
+            if seen is not None:
+                tail = await asyncio.to_thread(look_on, path, seen, last_message, self._seal.is_ours)
+                return tail if tail.found else None
+            written = await asyncio.to_thread(look_back, path, last_message, self._seal.is_ours)
+            begun = await asyncio.to_thread(look_back, path, prompt, self._seal.is_ours)
+        except OSError:
+            return None  # taken away under our hands: the answer is good, and the next turn will not find the session
+        return msgspec.structs.replace(begun, size=written.size) if written.found else None
 
 
 def _can_go_on(warm: ClaudeProcess, launch: Launch, last_message: str | None) -> bool:

@@ -41,6 +41,7 @@ class Installation:
         self._environment = environment
         self._registry = registry
         self._folder = folder
+        self._looking = asyncio.Lock()
         self._looked_at: tuple[str, int] | None = None
         self._options = ""
         self.version: str | None = None
@@ -83,14 +84,16 @@ class Installation:
         Raises:
             ProviderError: it is not installed, or too old.
         """
-        program = self.program()
-        if program is not None and (file := _identity(program[0])) != self._looked_at:
-            async with asyncio.TaskGroup() as asking:  # which, unlike gather, ends with nothing left running
-                version = asking.create_task(self._ask(program, "--version"))
-                options = asking.create_task(self._ask(program, "--help"))
-            self.version = version.result().strip().partition(" ")[0] or None
-            self._options = options.result()
-            self._looked_at = file
+        async with self._looking:
+            program = self.program()
+            file = _identity(program[0]) if program is not None else None
+            if program is not None and file != self._looked_at:
+                async with asyncio.TaskGroup() as asking:  # which, unlike gather, ends with nothing left running
+                    version = asking.create_task(self._ask(program, "--version"))
+                    options = asking.create_task(self._ask(program, "--help"))
+                self.version = version.result().strip().partition(" ")[0] or None
+                self._options = options.result()
+                self._looked_at = file
         if program is None or self.too_old:
             raise ProviderError(FailureClass.PROVIDER_ERROR, self.problem() or "it cannot be run")
         return program
@@ -131,5 +134,9 @@ class Installation:
         return printed.decode("utf-8", "replace")
 
 
-def _identity(path: str) -> tuple[str, int]:
-    return path, Path(path).stat().st_mtime_ns
+def _identity(path: str) -> tuple[str, int] | None:
+    """A file, and when it was written; None where it is gone."""
+    try:
+        return path, Path(path).stat().st_mtime_ns
+    except OSError:
+        return None

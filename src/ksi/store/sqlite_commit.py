@@ -19,7 +19,7 @@ T = TypeVar("T")
 BATCH = 256
 """Operations in one transaction, so that none waits long for its commit."""
 
-SLOW_COMMIT = 0.002
+SLOW_COMMIT = 0.004
 """Seconds: above this a commit is made off the loop, so that streams and renewals do not stall."""
 
 _Operation = tuple[Callable[[], Any], "asyncio.Future[Any]"]

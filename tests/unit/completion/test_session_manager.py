@@ -221,7 +221,9 @@ async def test_whatever_the_sizes_the_call_fits_and_keeps_system_and_prompt(
     assert past in [dialogue(*turns[first:]) for first in range(len(turns) + 1)]
     fixed = count([last]) + (estimate_tokens(call.system) if call.system else 0)
     left = context - fixed - (max_tokens or context // ANSWER_SHARE)
-    limit = max(0, left if history_tokens is None else min(left, history_tokens)) // shrink
+    limit = max(0, left if history_tokens is None else min(left, history_tokens))
+    if shrink > 1:
+        limit = min(limit, count(dialogue(*turns))) // shrink
     assert count(past) <= limit
     if len(past) < 2 * len(turns):
         assert count(dialogue(*turns[len(turns) - len(past) // 2 - 1 :])) > limit
@@ -250,6 +252,16 @@ async def test_many_short_turns_are_all_there_after_a_restart() -> None:
     talk.restart(history_tokens=3_000)
     call = await talk.call(await talk.claim("now"), FakeProvider(context=100_000))
     assert len(call.messages) == 401
+
+
+@pytest.mark.promise("L9")
+async def test_half_of_a_history_that_is_far_below_the_limit_is_half_of_it_all_the_same() -> None:
+    talk = Talk()
+    for number in range(4):
+        await talk.turn(f"q{number}", f"a{number}")
+    claim = await talk.claim("now")
+    assert len((await talk.call(claim, FakeProvider(context=1_000_000))).messages) == 9
+    assert said(await talk.call(claim, FakeProvider(context=1_000_000), shrink=2)) == ["q2", "a2", "q3", "a3", "now"]
 
 
 async def test_a_history_of_giants_is_not_read_to_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,148 @@
+"""Claude Code's stream-json: lines out of bytes, events out of lines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksi.providers.claude_stream import (
+    Finished,
+    Limited,
+    LineSplitter,
+    MessageBegins,
+    Other,
+    Piece,
+    Retrying,
+    Said,
+    Started,
+    Stopped,
+    UnreadableError,
+    parse,
+)
+from ksi.request import Usage
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def result(**fields: Any) -> Finished:
+    event = parse(line(type="result", **{"subtype": "success", "session_id": "s", "num_turns": 1, **fields}))
+    assert isinstance(event, Finished)
+    return event
+
+
+# -- lines ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(min_size=1).filter(lambda text: b"\n" not in text)), st.lists(st.integers(1, 40)))
+def test_lines_come_whole_wherever_the_bytes_are_cut(lines: list[bytes], sizes: list[int]) -> None:
+    data = b"".join(text + b"\n" for text in lines)
+    splitter, found = LineSplitter(), []
+    for size in [*sizes, len(data)]:
+        found += splitter.feed(data[:size])
+        data = data[size:]
+    assert found == lines
+
+
+def test_empty_lines_are_passed_over_and_an_unended_one_waits() -> None:
+    splitter = LineSplitter()
+    assert list(splitter.feed(b"\n\none\n\ntw")) == [b"one"]
+    assert list(splitter.feed(b"o\n")) == [b"two"]
+
+
+def test_a_line_beyond_the_limit_is_unreadable() -> None:
+    splitter = LineSplitter(limit=10)
+    assert list(splitter.feed(b"x" * 10)) == []
+    with pytest.raises(UnreadableError, match="longer than 10 bytes"):
+        list(splitter.feed(b"x"))
+
+
+# -- events ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [b"{", b"null", b"[]", b"Warning: x", b"\xff{}", b"{}", b'{"type": 7}', b"[" * 100_000])
+def test_what_is_no_event_is_unreadable(bad: bytes) -> None:
+    with pytest.raises(UnreadableError):
+        parse(bad)
+
+
+def test_a_turn_s_lines_are_its_events() -> None:
+    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}}
+    thought = {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}}
+    stop = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 1}}
+    blocks = [{"type": "text", "text": "Hi"}, {"type": "tool_use", "id": "t", "name": "Bash", "input": {}}]
+    told = {"status": "rejected", "resetsAt": 1_795_434_984, "rateLimitType": "five_hour", "unifiedWindows": {}}
+    pairs = [
+        (
+            line(type="system", subtype="init", session_id="s", model="m", claude_code_version="2.1.330", tools=[]),
+            Started("s", "m", "2.1.330"),
+        ),
+        (line(type="system", subtype="status", status="requesting"), Other("system")),
+        (line(type="stream_event", event={"type": "message_start", "message": {}}), MessageBegins()),
+        (line(type="stream_event", event=text), Piece("Hi")),
+        (line(type="stream_event", event=thought), Other("stream_event")),
+        (line(type="stream_event", event={"type": "ping"}), Other("stream_event")),
+        (line(type="stream_event", event=stop), Stopped("max_tokens")),
+        (line(type="assistant", uuid="u", message={"model": "m", "content": blocks}), Said("u", "m", "Hi", None)),
+        (
+            line(type="assistant", uuid="u", error="rate_limit", message={"model": "<synthetic>", "content": "no"}),
+            Said("u", "<synthetic>", "no", "rate_limit"),
+        ),
+        (
+            line(
+                type="system", subtype="api_retry", error_status=529, error="overloaded", retry_delay_ms=5248, attempt=1
+            ),
+            Retrying(529, "overloaded", 5.248),
+        ),
+        (line(type="rate_limit_event", rate_limit_info=told), Limited("rejected", 1_795_434_984, "five_hour")),
+        (line(type="user", message={"role": "user", "content": []}), Other("user")),
+        (line(type="what comes next year", event=3, message="x"), Other("what comes next year")),
+    ]
+    for data, event in pairs:
+        assert parse(data) == event
+
+
+def test_what_a_sub_agent_says_is_not_the_turn_s_text() -> None:
+    delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "inner"}}
+    assert parse(line(type="stream_event", parent_tool_use_id="t", event=delta)) == Other("stream_event")
+    message = {"model": "m", "content": []}
+    assert parse(line(type="assistant", parent_tool_use_id="t", uuid="u", message=message)) == Other("assistant")
+
+
+@pytest.mark.promise("T1")
+def test_a_result_s_usage_is_counted_as_it_says() -> None:
+    usage = {
+        "input_tokens": 12,
+        "cache_creation_input_tokens": 78,
+        "cache_read_input_tokens": 56,
+        "output_tokens": 34,
+        "output_tokens_details": {"thinking_tokens": 9},
+        "server_tool_use": {"web_search_requests": 0},
+    }
+    assert result(usage=usage).usage == Usage(
+        input_tokens=12, output_tokens=34, cache_read_tokens=56, cache_write_tokens=78, reasoning_tokens=9
+    )
+    assert result(usage={"input_tokens": 0, "output_tokens": 0}).usage is None
+    assert result(usage=None).usage is None
+    assert result().usage is None
+
+
+@pytest.mark.promise("T1")
+def test_a_turn_s_cost_is_what_its_models_cost_since_the_last_result() -> None:
+    costs = {"haiku": {"costUSD": 0.5, "inputTokens": 1}, "opus": {"costUSD": 0.25}}
+    assert result(model_usage_since_last_result=costs, total_cost_usd=9.0).turn_cost == 0.75
+    assert result(model_usage_since_last_result={"new": {"inputTokens": 1}}).turn_cost is None
+    assert result(total_cost_usd=9.0).turn_cost is None
+
+
+def test_a_result_keeps_its_line_and_bears_what_is_missing() -> None:
+    data = line(type="result", subtype="error_during_execution", is_error=True, errors=["a", {"b": 1}], result=None)
+    event = parse(data)
+    assert isinstance(event, Finished)
+    assert event.raw == data
+    assert (event.text, event.session, event.turns, event.errors) == ("", "", 0, ("a", "{'b': 1}"))
