@@ -42,7 +42,8 @@ def result(**fields: Any) -> Finished:
 @given(st.lists(st.binary(min_size=1).filter(lambda text: b"\n" not in text)), st.lists(st.integers(1, 40)))
 def test_lines_come_whole_wherever_the_bytes_are_cut(lines: list[bytes], sizes: list[int]) -> None:
     data = b"".join(text + b"\n" for text in lines)
-    splitter, found = LineSplitter(), []
+    splitter = LineSplitter()
+    found: list[bytes] = []
     for size in [*sizes, len(data)]:
         found += splitter.feed(data[:size])
         data = data[size:]
