@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,10 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ksi.clock import Chance, Moment
 from ksi.errors import KsiError, QueueFull, StoreFull, StoreUnavailable
+from ksi.store.base import Enqueued, NewRequest, Offer, StoreRules
+from ksi.store.sqlite import SqliteStore
 from ksi.store.sqlite_commit import BATCH, Committer, as_ksi_error
 from ksi.store.sqlite_ledger import Ledger
 
@@ -380,6 +384,51 @@ async def test_close_ends_where_nothing_can_be_committed_any_more(desk: Desk) ->
     await desk.committer.close()
     assert isinstance(lost.exception(), StoreUnavailable)
     other.close()
+
+
+# -- the store on it --------------------------------------------------------------------------------------------------
+
+
+def poisoned(name: str, conversation: str, at: int) -> NewRequest:
+    """A request; the database refuses the one that is named `bad`."""
+    return NewRequest(
+        request_id=name, conversation=conversation, body=b"{}", route=f"route-{name}", rank=at, agent_id=f"agent-{name}"
+    )
+
+
+@pytest.mark.promise("Q3", "Q8")
+@pytest.mark.parametrize("bad_at", [0, 1, 2])
+async def test_a_store_counts_and_knows_only_what_was_committed_after_a_fault(tmp_path: Path, bad_at: int) -> None:
+    """The batch is done again one by one: what the ledger had in memory of it must be forgotten first."""
+    moment = Moment(1_000_000, 1_000_000)
+    store = SqliteStore(tmp_path / "ksi.db", StoreRules(), Chance(random.Random(1)))
+    await store.open(moment, lambda: None)
+    store._writer.execute(
+        "CREATE TRIGGER poison BEFORE INSERT ON request WHEN NEW.request_id = 'bad'"
+        " BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+    )
+    names = ["a", "b"]
+    names.insert(bad_at, "bad")
+    offers = [Offer(f"route-{name}", "p", 1) for name in names]
+    waiting = [store.enqueue(poisoned(name, f"talk-{name}", 1), offers, moment) for name in names]
+    waiting.append(store.enqueue(poisoned("bad", "talk-a", 2), [], moment))
+    *answers, last = await asyncio.gather(*waiting, return_exceptions=True)
+    for name, answer in zip(names, answers, strict=True):
+        assert isinstance(answer, StoreUnavailable) if name == "bad" else isinstance(answer, Enqueued)
+    assert isinstance(last, StoreUnavailable)
+    totals = await store.totals()
+    assert (totals.running, totals.queued, totals.conversations, totals.locks) == (1, 1, 2, 1)
+    assert set(await store.waiting_by_route()) == {"route-a", "route-b"}
+    assert await store.session("talk-bad") is None
+    assert (await store.lock("talk-a", 10)) is not None
+    store._writer.execute("DROP TRIGGER poison")
+    again = await store.enqueue(poisoned("bad", "talk-bad", 1), [], moment)
+    assert again.existing is None
+    assert set(await store.waiting_by_route()) == {"route-a", "route-b", "route-bad"}
+    view = await store.session("talk-bad")
+    assert view is not None
+    assert view.agents == ("agent-bad",)
+    await store.close()
 
 
 # -- names of errors --------------------------------------------------------------------------------------------------
