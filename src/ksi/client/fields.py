@@ -70,5 +70,14 @@ REPEATABLE = IDENTIFIED | {
 }
 """Events that mean the same when they come twice: sent again where the connection is lost before their answer."""
 
-ONCE = frozenset({"system:shutdown", "completion:failed", "completion:requeue", "conversation:release_lock"})
+ONCE = frozenset(
+    {
+        "checkpoint:collect",
+        "checkpoint:restore",
+        "system:shutdown",
+        "completion:failed",
+        "completion:requeue",
+        "conversation:release_lock",
+    }
+)
 """Events whose second coming does or says something else. Unanswered at a loss, they fail with `connection_failed`."""
