@@ -478,6 +478,31 @@ async def test_a_failover_keeps_the_conversation_s_order() -> None:
         assert said == [[f"turn {n}" for n in range(turns + 1)] for turns in range(4)]
 
 
+@both_apis
+@pytest.mark.promise("R2", "F2", "F4")
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["again", "elsewhere"])
+async def test_a_stream_that_broke_begins_anew_and_only_its_last_text_counts(api: str, elsewhere: bool) -> None:
+    cut = Answer(pieces=("Half of", " it"), cut_after=1, piece_delay=0.02)
+    whole = Answer(pieces=("All ", "of ", "it."))
+    async with (
+        ScriptedEndpoint(cut, *(() if elsewhere else (whole,))) as first,
+        ScriptedEndpoint(whole) as second,
+        serving(
+            {"a": provider(api, first, priority=1), **({"b": provider(api, second, priority=2)} if elsewhere else {})}
+        ) as house,
+    ):
+        reply = await house.asked(request_id="r1", stream=True)
+        assert reply["result"] == "All of it."
+        assert reply["attempts"][0]["text"] == "Half of"
+        pushed = [line["data"] for line in house.wire.lines if line["event"] == "completion:chunk"]
+        texts = {1: "", 2: ""}
+        for attempt, text in texts.items():
+            mine = [chunk for chunk in pushed if chunk["attempt"] == attempt]
+            assert [chunk["seq"] for chunk in mine] == list(range(len(mine)))
+            texts[attempt] = text.join(chunk["text"] for chunk in mine)
+        assert texts == {1: "Half of", 2: "All of it."}
+
+
 # -- F3: breakers -----------------------------------------------------------------------------------------------------
 
 BREAKER = {"failures": 3, "open_for": 10.0, "probes_to_close": 2}
@@ -742,7 +767,7 @@ async def test_a_reset_provider_is_asked_at_once() -> None:
         await house.begin("r2", "queued", model="spent/x")
         assert (await house.wire.ask("provider:reset", provider="team"))["breaker"] == "closed"
         assert (await house.wire.ask("provider:reset", provider="spent"))["parked_until"] is None
-        for name in ("r1", "r2"):
+        for name in ("r1", "r2", "parked"):
             await in_state(house.wire, name, "completed")
         assert await house.changes(4) == [
             ("team", "closed", "open"),

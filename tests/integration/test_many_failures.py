@@ -161,6 +161,7 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
             status = await house.wire.ask("completion:queue_status")
             listed = [await house.wire.ask("completion:get", request_id=name) for name in ended]
             report = (await house.wire.ask("completion:provider_status"))["providers"]
+            account = await house.wire.ask("completion:token_usage", hours=1)
             changes = [line["data"] for line in house.wire.lines if line["event"] == "provider:state_changed"]
 
     # Each request ended once, and stayed so.
@@ -198,6 +199,13 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
     unknown = sum(usage.get("unknown_attempts", 0) for usage in usages)
     unknown += sum(len(reply["attempts"]) for reply in ended.values() if "usage" not in reply)
     assert unknown == len(calls) - len(reported) > 100
+    totals = account["totals"]
+    assert (totals["requests"], totals["attempts"], totals["unknown_attempts"]) == (REQUESTS, len(calls), unknown)
+    assert totals["total_tokens"] == sum(usage.input_tokens + usage.output_tokens for usage in reported)
+    by_provider: Counter[str] = Counter()
+    for called in calls:
+        by_provider[called.provider] += called.reported.input_tokens if called.reported is not None else 0
+    assert {row["provider"]: row["input_tokens"] for row in account["by_provider"]} == dict(by_provider)
     played = {id(called.fault) for called in calls}
     assert [fault for fault in (*FAULTS, GOOD) if id(fault) not in played] == [], "not every fault was played"
     assert {name: entry["calls"] for name, entry in report.items() if name in providers} == dict(scene.by_provider)

@@ -231,6 +231,10 @@ class ProviderManager:
                 times.append(member.breaker.next_change(now.mono) or now.mono)
         return now.wall + min(times) - now.mono if times else None
 
+    def routes_of(self, provider: str) -> list[str]:
+        """The known routes that a provider is in."""
+        return [route for route, steps in self._routes.items() if any(step.provider == provider for step in steps)]
+
     def orphans(self, waiting: Mapping[str, int]) -> list[str]:
         """Routes with waiting requests that no configured provider serves any more."""
         return sorted(route for route in self._orphans if waiting.get(route))

@@ -575,6 +575,13 @@ class Store(Protocol):
         """Do what time asks for: queue what is due, end what was not started in time, and locks and waits for them."""
         ...
 
+    async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        """Let parked requests of a route be due now: its provider is back before it said so (F5).
+
+        At most `limit`, the soonest first; how many there were. `expire` queues them.
+        """
+        ...
+
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """Take away one step's worth of finished requests and conversations past their retention (R7).
 

@@ -75,6 +75,10 @@ class MemoryStore(MemoryReads):
         """See the protocol."""
         return self._upkeep.expire(now, limit)
 
+    async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        """See the protocol."""
+        return self._upkeep.unpark(route, now, limit)
+
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """See the protocol."""
         return self._upkeep.prune(now, limit)

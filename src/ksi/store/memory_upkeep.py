@@ -113,6 +113,15 @@ class Upkeep:
         passing = self._lines.take_away(lock, now)
         return Lapsed(request_id=lock.request_id, conversation=lock.conversation.name, held=held, passing=passing)
 
+    def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        """See `Store.unpark`."""
+        waiting = [self._data.request(key) for key in self._data.delayed.walk() if key[0] > now.wall]
+        parked = [one for one in waiting if one.state is State.PARKED and one.route == route][:limit]
+        for request in parked:
+            with self._data.changing(request):
+                request.due = now.wall
+        return len(parked)
+
     def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """See `Store.prune`. A completed request also stays until the response log has its turn (R3)."""
         finished = [

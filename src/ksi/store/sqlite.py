@@ -190,6 +190,10 @@ class SqliteStore:
             self._on_work()
         return expiry
 
+    async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        """See `Store.unpark`."""
+        return await self._committer.submit(lambda: self._upkeep.unpark(route, now, limit))
+
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """See `Store.prune`."""
         return await self._committer.submit(lambda: self._upkeep.prune(now, limit))

@@ -72,6 +72,10 @@ class Upkeep:
             passing=self._ledger.drop_external(key, request_id, conversation, place, now),
         )
 
+    def unpark(self, route: str, now: Moment, limit: int) -> int:
+        """See `Store.unpark`."""
+        return len(self._ledger.all("unpark", route, now.wall, limit))
+
     # -- recovery -------------------------------------------------------------------------------------------------
 
     def recover(self, now: Moment) -> Recovery:

@@ -141,6 +141,10 @@ WHERE deadline <= ?1 AND place = 0 ORDER BY deadline, key LIMIT ?2;
 -- name: lapsed_locks
 SELECT key, request_id, conversation, place FROM request
 WHERE deadline <= ?1 AND place = 1 ORDER BY deadline, key LIMIT ?2;
+-- name: unpark
+UPDATE request SET due = ?2 WHERE key IN (
+    SELECT key FROM request WHERE state IN (0, 3, 4) AND state = 4 AND route = ?1 AND due > ?2 ORDER BY due, key LIMIT ?3
+) RETURNING key;
 -- name: next_due
 SELECT min(due) FROM request WHERE state IN (0, 3, 4);
 -- name: next_expiry
