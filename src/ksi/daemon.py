@@ -43,9 +43,10 @@ from ksi.event_bus import EventBus
 from ksi.logs import open_log
 from ksi.providers.base import Provider
 from ksi.request import HeadStarts
-from ksi.store.base import Store, StoreRules
+from ksi.store.base import Store
 from ksi.store.memory import MemoryStore
 from ksi.store.sqlite import SqliteStore
+from ksi.store.values import StoreRules
 from ksi.transports.dispatch import Dispatcher
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket

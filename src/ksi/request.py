@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from ksi.clock import MICROSECONDS
 
@@ -157,6 +158,55 @@ class RetryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_delay: float | None = None
 
 
+ORIGINATING = "originating"
+"""The target that means the request's own conversation."""
+
+PatternCode = Literal["repetition", "cycle", "growth", "collapse", "error_loop"]
+"""What the pattern checks can find (C7)."""
+
+_Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
+
+
+class InjectionConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a request's result goes when it ended (C1)."""
+
+    enabled: bool = True
+    trigger_type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "general"
+    """The template's name."""
+    target_sessions: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=100)] = (ORIGINATING,)
+    """Conversations; one that is named twice is a target once."""
+    follow_up_guidance: Annotated[str, Meta(max_length=16_384)] | None = None
+    mode: Literal["direct", "next"] = "direct"
+    """`direct`: a request of its own in the target; `next`: before the target's next prompt (C2)."""
+    inherit: bool | Literal["same", "reply"] = False
+    """What the child of a direct delivery does with its own result: nothing; `same` as this request; or `reply`, it
+    goes back into the conversation that sent."""
+
+    def __post_init__(self) -> None:
+        if self.inherit is True:
+            raise ValueError('inherit is false, "same" or "reply", not true')
+
+
+class ChainConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The limits that a request wants for its chain (C5), within the daemon's own. Times in seconds."""
+
+    max_depth: Annotated[int, Meta(ge=0, le=1_000_000)] = 5
+    token_budget: Annotated[int, Meta(ge=1, le=1_000_000_000_000)] = 50_000
+    time_window: Annotated[float, Meta(gt=0, le=1e9)] = 3600.0
+    parent_request_id: _Name | None = None
+    """The request that it was born of: it joins that one's chain."""
+
+
+class PatternsConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request says about the pattern checks (C7); what is not given is as configured."""
+
+    enabled: bool | None = None
+    threshold: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """The risk_score from which its chain is blocked."""
+    ignore: tuple[PatternCode, ...] = ()
+    """Findings that do not count."""
+
+
 class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request's content as it is stored: normalised, without request_id and stream (Q4).
 
@@ -182,6 +232,9 @@ class RequestBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     timeout: float | None = None
     retry: RetryBody | None = None
     mcp_config: Json | str | None = None
+    injection_config: InjectionConfig | None = None
+    circuit_breaker_config: ChainConfig | None = None
+    patterns: PatternsConfig | None = None
     metadata: Json | None = None
     provider_options: Json | None = None
 
@@ -279,3 +332,5 @@ class Turn(msgspec.Struct, frozen=True):
     """The provider's id of its last message."""
     conversation: str = ""
     """Where it was made: a fork's history begins in its parent."""
+    reminders: tuple[str, ...] = ()
+    """What went before its prompt (C2)."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ksi.store.base import StoreRules
+from ksi.store.values import StoreRules
 from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check
 
 StoreFactory = Callable[..., Awaitable[World]]

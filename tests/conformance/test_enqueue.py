@@ -7,7 +7,7 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import ConversationBusy, NotFound, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
-from ksi.store.base import Listing, Offer
+from ksi.store.values import Listing, Offer
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import HOUR, OFFER, ROUTE, World
 

@@ -7,7 +7,7 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import ConversationBusy, NotLockHolder, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
-from ksi.store.base import LineEntry
+from ksi.store.values import LineEntry
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, OFFER, World
 

@@ -7,7 +7,7 @@ import pytest
 from ksi.clock import MICROSECONDS, microseconds
 from ksi.errors import ConversationBusy, QueueFull
 from ksi.request import OnBusy, Priority, State
-from ksi.store.base import Offer
+from ksi.store.values import Claims, Offer
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HEAD_STARTS, HOUR, OFFER, ROUTE, World
 
@@ -204,7 +204,7 @@ async def test_offers_to_one_provider_are_each_held_to_their_own_limit(world: Wo
 
 async def test_nothing_offered_is_nothing_claimed(world: World) -> None:
     await world.enqueue("a")
-    assert await world.store.claim([], 10, world.clock.now()) == []
+    assert await world.store.claim([], 10, world.clock.now()) == Claims()
 
 
 @pytest.mark.promise("Q7")

@@ -8,7 +8,7 @@ import pytest
 
 from ksi.clock import microseconds
 from ksi.request import Outcome, State, Usage
-from ksi.store.base import Listing, Retry
+from ksi.store.values import Listing, Retry
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, OFFER, World
 

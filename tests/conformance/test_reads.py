@@ -10,7 +10,7 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import InvalidData
 from ksi.request import Outcome, Priority, State
-from ksi.store.base import Finish, Listing, Page, Totals
+from ksi.store.values import Finish, Listing, Page, Totals
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import OFFER, ROUTE, World, items, recount
 

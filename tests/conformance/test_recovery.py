@@ -7,7 +7,7 @@ import pytest
 from ksi.clock import MICROSECONDS, microseconds
 from ksi.errors import NotFound
 from ksi.request import OnBusy, Outcome, Priority, State
-from ksi.store.base import Recovery
+from ksi.store.values import Recovery
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, OFFER, World
 

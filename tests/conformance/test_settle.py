@@ -10,7 +10,7 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import NotFound
 from ksi.request import Attempt, Outcome, Priority, State, Usage
-from ksi.store.base import CancelOutcome, Claimed, Finish, GiveBack, Listing, Offer, Retry, Verdict
+from ksi.store.values import CancelOutcome, Claimed, Finish, GiveBack, Listing, Offer, Retry, Verdict
 from tests.conformance.world import DAY, HOUR, OFFER, World
 
 # -- the ends of a run ------------------------------------------------------------------------------------------------

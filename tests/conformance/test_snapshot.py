@@ -14,7 +14,6 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import CheckpointInvalid, StoreNotEmpty
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
-from ksi.store.base import Listing, StoreRules
 from ksi.store.snapshot import (
     FENCE_LEAP,
     Base64,
@@ -30,6 +29,7 @@ from ksi.store.snapshot import (
     unpack,
 )
 from ksi.store.usage import Tariff, UsageBy, UsageQuery
+from ksi.store.values import Listing, StoreRules
 from tests.conformance.world import DAY, OFFER, Home, MemoryHome, SqliteHome, World, items
 
 Make = Callable[..., Awaitable[World]]

@@ -6,7 +6,7 @@ import pytest
 
 from ksi.clock import microseconds
 from ksi.request import State
-from ksi.store.base import Listing
+from ksi.store.values import Listing
 from tests.conformance.world import DAY, HOUR, World
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ksi.request import State
-from ksi.store.base import Listing
+from ksi.store.values import Listing
 from tests.conformance.world import OFFER, World
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ksi.clock import MICROSECONDS
 from ksi.request import Outcome, State, Usage
-from ksi.store.base import Finish, Offer, StoreRules
 from ksi.store.usage import (
     PRICE_SLICE,
     Rates,
@@ -21,6 +20,7 @@ from ksi.store.usage import (
     UsageSums,
     rates_for,
 )
+from ksi.store.values import Finish, Offer, StoreRules
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, ROUTE, MemoryHome, SqliteHome, World
 

@@ -11,7 +11,10 @@ from typing import Any, Protocol, TypeVar
 
 from ksi.clock import MICROSECONDS, Chance, Moment, microseconds
 from ksi.request import Attempt, HeadStarts, Outcome, Priority, State, Usage
-from ksi.store.base import (
+from ksi.store.base import Store
+from ksi.store.memory import MemoryStore
+from ksi.store.memory_data import MemoryData
+from ksi.store.values import (
     Acquired,
     Cancelled,
     Claimed,
@@ -31,13 +34,10 @@ from ksi.store.base import (
     RequestView,
     Retry,
     Settled,
-    Store,
     StoreRules,
     Totals,
     Verdict,
 )
-from ksi.store.memory import MemoryStore
-from ksi.store.memory_data import MemoryData
 
 T = TypeVar("T")
 
@@ -200,8 +200,8 @@ class World:
         return enqueued.claim
 
     async def claim(self, *offers: Offer, limit: int = 100) -> list[Claimed]:
-        """Claim; by default with room for all."""
-        return await self.store.claim(offers or (OFFER,), limit, self.clock.now())
+        """Claim, and say what started; by default with room for all."""
+        return list((await self.store.claim(offers or (OFFER,), limit, self.clock.now())).started)
 
     async def claim_one(self) -> Claimed:
         """Claim the next one; there must be one."""

@@ -15,8 +15,9 @@ import msgspec
 
 from ksi.errors import ConversationBusy, KsiError
 from ksi.request import Attempt, State
-from ksi.store.base import (
+from ksi.store.values import (
     Claimed,
+    Claims,
     Enqueued,
     Listing,
     LockGrant,
@@ -38,7 +39,7 @@ OWN_FIELDS = {"key", "token"}
 Deed = Callable[[World], Awaitable[Any]]
 
 
-class Claims(msgspec.Struct, frozen=True):
+class Twins(msgspec.Struct, frozen=True):
     """One claim, as each of the two stores knows it."""
 
     of: tuple[Claimed, ...]
@@ -53,8 +54,8 @@ class Pair:
         self.worlds = tuple(World(home, rules) for home in homes)
         self.clock = self.worlds[0].clock
         self.worlds[1].clock = self.clock
-        self.claims: list[Claims] = []
-        self.running: list[Claims] = []
+        self.claims: list[Twins] = []
+        self.running: list[Twins] = []
         """Those whose runs have not ended yet, as far as their daemon knows."""
         self.grants: dict[str, int] = {}
         """The last fence that was granted to each outside holder."""
@@ -87,7 +88,7 @@ class Pair:
         answers = [self._answer(deed, world) for world in self.worlds]
         return self._agree(answers)
 
-    def settle(self, claims: Claims, attempt: Attempt, verdict: Verdict) -> None:
+    def settle(self, claims: Twins, attempt: Attempt, verdict: Verdict) -> None:
         """Settle one claim, each store by its own."""
         answers = [
             self._answer(lambda world, own=claim: world.settle(own, verdict, attempt), world)  # type: ignore[misc]
@@ -127,7 +128,7 @@ class Pair:
         for claims in zip(*of, strict=True):
             assert claims[0].fence > self._fence, "a claim's fence did not grow"
             self._fence = claims[0].fence
-            self.claims.append(Claims(claims))
+            self.claims.append(Twins(claims))
             self.running.append(self.claims[-1])
         for grant in _grants(answers[0]):
             self.grants[grant.request_id] = grant.fence
@@ -204,8 +205,9 @@ class Pair:
 
 def _claims(answer: Any) -> list[Claimed]:
     """The claims that an enqueue or a claim brought, in order."""
-    parts = answer if isinstance(answer, list) else [answer.claim] if isinstance(answer, Enqueued) else []
-    return [part for part in parts if isinstance(part, Claimed)]
+    if isinstance(answer, Claims):
+        return list(answer.started)
+    return [answer.claim] if isinstance(answer, Enqueued) and answer.claim is not None else []
 
 
 def _grants(value: Any) -> list[LockGrant]:

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ksi.clock import microseconds
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
-from ksi.store.base import Acquired, Finish, GiveBack, Offer, Retry, StoreRules, Verdict
+from ksi.store.values import Acquired, Finish, GiveBack, Offer, Retry, StoreRules, Verdict
 from tests.conformance.world import World
-from tests.stateful.pair import Claims, Pair
+from tests.stateful.pair import Pair, Twins
 
 CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
 SESSIONS = ["s1", "s2", "s3"]
@@ -190,7 +190,7 @@ class StoresAgree(RuleBasedStateMachine):
             self.both.running.remove(claims)
         self._settle(claims, ending)
 
-    def _settle(self, claims: Claims, ending: Ending) -> None:
+    def _settle(self, claims: Twins, ending: Ending) -> None:
         verdict = ending.verdict
         if isinstance(verdict, Retry):
             verdict = msgspec.structs.replace(verdict, at=self.both.clock.wall + verdict.at)

@@ -20,9 +20,9 @@ from ksi.clock import Chance
 from ksi.config import Config, load
 from ksi.daemon import Daemon, PidFile, build_store, run, store_rules, tell_systemd
 from ksi.errors import ConfigError, StoreInUse
-from ksi.store.base import StoreRules
 from ksi.store.memory import MemoryStore
 from ksi.store.sqlite import SqliteStore
+from ksi.store.values import StoreRules
 from ksi.testing import SimulatedClock
 
 

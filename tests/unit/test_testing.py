@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.store.base import StoreRules
 from ksi.store.memory import MemoryStore
+from ksi.store.values import StoreRules
 from ksi.testing import SimulatedClock, running_daemon, settle_down
 
 # -- the clock --------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from ksi.config import Config
 from ksi.daemon import store_rules
 from ksi.errors import ConfigError
 from ksi.request import RequestBody, encode_body
-from ksi.store.base import NewRequest
 from ksi.store.sqlite import SqliteStore
+from ksi.store.values import NewRequest
 
 SESSIONS = "waiting"
 """What the names of the filled conversations begin with."""

@@ -10,7 +10,8 @@ from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
 from ksi.events import ChunkPush, ProgressPush, RequestReply
 from ksi.request import Attempt, State
-from ksi.store.base import Claimed, Ended, Finish, RequestView, Retry, Settled, Store, Verdict
+from ksi.store.base import Store
+from ksi.store.values import Claimed, Ended, Finish, RequestView, Retry, Settled, Verdict
 
 Waiter = Callable[[RequestReply], None]
 

@@ -21,7 +21,8 @@ from ksi.errors import FailureClass, InvalidData, NotFound, ProviderError, Store
 from ksi.events import ChunkPush
 from ksi.providers.base import Chunk, Completion
 from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
-from ksi.store.base import Claimed, Finish, GiveBack, Retry, Settled, Store, Verdict
+from ksi.store.base import Store
+from ksi.store.values import Claimed, Finish, GiveBack, Retry, Settled, Verdict
 
 SETTLE_RETRY = 0.5
 """Seconds between tries to settle while the store says no; the first waits a tenth of it."""

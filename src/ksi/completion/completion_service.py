@@ -44,7 +44,8 @@ from ksi.events import (
     conversation_name,
 )
 from ksi.request import State, decode_body, full_model
-from ksi.store.base import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, SessionView, Store
+from ksi.store.base import Store
+from ksi.store.values import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, SessionView
 
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]

@@ -8,7 +8,7 @@ from ksi.clock import Chance, Moment, microseconds
 from ksi.errors import InvalidData
 from ksi.events import CompletionData, MessageData, RetryData, check_depth, conversation_name, parse_priority
 from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
-from ksi.store.base import NewRequest, RequestView
+from ksi.store.values import NewRequest, RequestView
 
 
 class Intake:

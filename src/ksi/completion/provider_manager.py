@@ -22,7 +22,7 @@ from ksi.events import ProviderPush
 from ksi.protocol import nearest
 from ksi.providers.base import Provider, Setting
 from ksi.request import Attempt, Outcome
-from ksi.store.base import Claimed, Offer
+from ksi.store.values import Claimed, Offer
 
 KEPT_SAMPLES = 1_000
 """Calls whose times make up the percentiles."""

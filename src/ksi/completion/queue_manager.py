@@ -15,7 +15,8 @@ from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
 from ksi.event_bus import EventBus
-from ksi.store.base import Claimed, Expiry, Recovery, Store
+from ksi.store.base import Store
+from ksi.store.values import Claimed, Expiry, Recovery
 
 CLAIMS = 64
 """Requests that one claim takes."""
@@ -190,9 +191,11 @@ class QueueManager:
         except BaseException:
             self._work.set()
             raise
-        for claim in claims:
+        for claim in claims.started:
             self.launch(claim)
-        if len(claims) == CLAIMS:
+        for ended in claims.blocked:
+            await self._announcer.ended_unrun(ended)
+        if len(claims.started) + len(claims.blocked) >= CLAIMS:
             self._work.set()
         if not self._waits_for_provider and self._providers.next_change(now) is not None:
             # Time alone will let more run: a breaker, a quota or a rate limit.

@@ -6,7 +6,7 @@ from ksi.clock import MICROSECONDS, to_seconds
 from ksi.completion.prices import Prices
 from ksi.events import AttemptReply, ErrorBody, RequestReply, UsageReply
 from ksi.request import Attempt, Outcome, State, Usage, decode_body
-from ksi.store.base import RequestRow, RequestView
+from ksi.store.values import RequestRow, RequestView
 
 
 def milliseconds(span: int | None) -> float | None:

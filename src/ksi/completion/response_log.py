@@ -23,7 +23,8 @@ import structlog
 from ksi.clock import MICROSECONDS, Clock
 from ksi.errors import ConfigError, StoreError
 from ksi.request import answer_chars
-from ksi.store.base import LoggedTurn, Store
+from ksi.store.base import Store
+from ksi.store.values import LoggedTurn
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}\Z")
 _BATCH = 5_000

@@ -12,7 +12,8 @@ from ksi.clock import Moment, microseconds
 from ksi.config import Session
 from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
 from ksi.request import RequestBody, Turn, decode_body
-from ksi.store.base import Claimed, SessionView, Store
+from ksi.store.base import Store
+from ksi.store.values import Claimed, SessionView
 
 BYTES_PER_TOKEN = 3.5
 """The estimate where a provider does not count: on the careful side for plain English, right for mixed text."""

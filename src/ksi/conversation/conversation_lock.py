@@ -23,7 +23,8 @@ from ksi.events import (
     parse_priority,
 )
 from ksi.request import HeadStarts
-from ksi.store.base import LockView, NewLock, Store
+from ksi.store.base import Store
+from ksi.store.values import LockView, NewLock
 
 
 class ConversationLocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ksi.clock import to_seconds
-from ksi.store.base import Fork
+from ksi.store.values import Fork
 
 
 def fork_reply(fork: Fork) -> dict[str, Any]:

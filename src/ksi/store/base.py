@@ -21,449 +21,39 @@ Fences come from one counter of the store that only grows: each new holder gets 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
-
-import msgspec
+from typing import Protocol
 
 from ksi.clock import Moment
-from ksi.request import Attempt, OnBusy, Priority, State, Turn, Usage
+from ksi.request import Attempt, Turn
+from ksi.store.chains import Aftermath, ChainView, ClosedChain, Delivered, FollowUp, InjectionView, MemberRow, Trail
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
-
-
-class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the configuration tells a store; times in microseconds."""
-
-    max_queued: int = 1_000_000
-    """Waiting requests (scheduled, queued, retrying, parked; no locks) at which one that would wait is refused (Q5)."""
-    lock_expiry: int = 300_000_000
-    """How long an external lock lives unrenewed (L4)."""
-    max_interruptions: int = 3
-    """A request interrupted this often by a daemon's death fails with `daemon_restart` (Q3)."""
-    fail_interrupted: bool = False
-    """Whether a request interrupted in mid-run fails at once instead of running again."""
-    keep_finished: int = 7 * 86_400_000_000
-    """How long a finished request can be asked for (Q4, R7)."""
-    keep_sessions: int = 90 * 86_400_000_000
-    """How long a conversation is kept after its last activity."""
-    position_limit: int = 1_000
-    """Positions are exact up to here (L2)."""
-
-
-class Offer(msgspec.Struct, frozen=True):
-    """Requests of `route` may run at `provider` now, which takes at most `limit` at once."""
-
-    route: str
-    provider: str
-    limit: int
-
-
-class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What `enqueue` is given; all decisions that need no state are already made."""
-
-    request_id: str
-    conversation: str
-    """The conversation's name: the client's, or a made one."""
-    body: bytes
-    """Canonical JSON of the request; equal bytes under an equal id mean the same request (Q4)."""
-    route: str
-    """Names of the providers that can serve it, in order, joined by commas."""
-    rank: int
-    """See `ksi.request.rank`."""
-    priority: Priority = Priority.NORMAL
-    model: str = ""
-    agent_id: str | None = None
-    due: int | None = None
-    """Wall time before which it does not run."""
-    expires: int | None = None
-    """Wall time after which it is not started any more (`ttl`)."""
-    on_busy: OnBusy = OnBusy.ENQUEUE
-    hold_on_retry: bool = True
-    fork_of: str | None = None
-    """Begin `conversation` as a child of this one, where it stands now."""
-    requeued_from: str | None = None
-
-
-class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, now running, with the right to write its conversation: `fence` and `token` together."""
-
-    key: int
-    """The store's own number for the request."""
-    request_id: str
-    conversation: str
-    body: bytes
-    route: str
-    provider: str
-    priority: Priority
-    attempt: int
-    """1 for the first."""
-    fence: int
-    token: int
-    started_at: int
-    enqueued_at: int
-    head: int | None
-    """The conversation's last good turn, for `history`."""
-    agent_id: str | None = None
-    requeued_from: str | None = None
-
-
-class Passing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a lock's release did: who had it, and who comes next."""
-
-    conversation: str
-    released_by: str
-    next_request: str | None = None
-    """The head of the line now, if there is one."""
-    granted: LockGrant | None = None
-    """Set where that head is an external waiter: it holds the lock already."""
-
-
-class LockGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """An external lock, held."""
-
-    request_id: str
-    conversation: str
-    fence: int
-    expires_at: int
-    """Wall time, for the eye; the store measures by the monotonic clock."""
-
-
-class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a new request."""
-
-    request_id: str
-    conversation: str
-    state: State
-    ready: bool = False
-    """The conversation was free and its line empty."""
-    position: int = 0
-    """How many stand before it in its conversation's line."""
-    holder: str | None = None
-    """Who holds the conversation, if it is another."""
-    claim: Claimed | None = None
-    """Set where it runs at once: free conversation, free slot, nobody ready before it at the same provider."""
-    stopping: str | None = None
-    """The running holder that must now be stopped (`on_busy: interrupt`)."""
-    passing: Passing | None = None
-    """Set where a holder that was not running was cancelled by the interruption."""
-    existing: RequestView | None = None
-    """Set where the id and content were known: nothing was enqueued (Q4)."""
-
-
-class Finish(msgspec.Struct, frozen=True, kw_only=True):
-    """The request ends. `state` is completed, failed or cancelled."""
-
-    state: State
-    error: str | None = None
-    message: str | None = None
-
-
-class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """It waits until `at` (wall time) and runs again, at `route` where given; `parked`: for a quota (F5)."""
-
-    at: int
-    route: str | None = None
-    parked: bool = False
-    error: str | None = None
-    message: str | None = None
-
-
-class GiveBack(msgspec.Struct, frozen=True):
-    """It goes back to the queue and keeps its place: the daemon is stopping (R6). Not counted as an interruption."""
-
-
-Verdict = Finish | Retry | GiveBack
-
-
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """What settling did."""
-
-    state: State
-    """The request's state now."""
-    fenced: bool = False
-    """Fence or token did not match: the attempt was kept as `fenced`, nothing else changed (F10)."""
-    turn: int | None = None
-    """The conversation's new head, where the request completed."""
-    finished_at: int | None = None
-    passing: Passing | None = None
-    due: int | None = None
-    fork: Fork | None = None
-    """A fork that the provider saw, as it was recorded (L7)."""
-
-
-class CancelOutcome(StrEnum):
-    """What a cancel found."""
-
-    CANCELLED = "cancelled"
-    """It was waiting and is final now (a lock or a waiter for one: it is gone)."""
-    STOPPING = "stopping"
-    """It is running: it is marked, and its runner must stop it and settle."""
-    ALREADY_FINAL = "already_final"
-
-
-class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `cancel`."""
-
-    outcome: CancelOutcome
-    request_id: str
-    conversation: str
-    state: State
-    passing: Passing | None = None
-
-
-class NewLock(msgspec.Struct, frozen=True, kw_only=True):
-    """An external holder's wish (L5)."""
-
-    request_id: str
-    conversation: str
-    rank: int
-    priority: Priority = Priority.NORMAL
-    wait: bool = True
-    """Join the line if it is taken; otherwise just say so."""
-    deadline: int | None = None
-    """Monotonic time after which a waiter is dropped."""
-    metadata: bytes | None = None
-
-
-class Acquired(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `acquire`: a grant, or the place in the line."""
-
-    grant: LockGrant | None = None
-    queued: bool = False
-    position: int = 0
-    """How many stand before it in the line."""
-    holder: str | None = None
-    renewed: bool = False
-    """It already held the lock: its time begins anew, the fence stays."""
-
-
-class Lapsed(msgspec.Struct, frozen=True, kw_only=True):
-    """An external holder whose time ran out (`held`), or a waiter that gave up."""
-
-    request_id: str
-    conversation: str
-    held: bool
-    passing: Passing | None = None
-
-
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that ended without a run of its own: its time to live passed, or it failed at recovery."""
-
-    request_id: str
-    conversation: str
-    state: State
-    error: str | None = None
-    passing: Passing | None = None
-
-
-class Expiry(msgspec.Struct, frozen=True, kw_only=True):
-    """What `expire` did, and when it has to be called again."""
-
-    woken: int = 0
-    """Scheduled, retrying or parked requests that are due and queued now."""
-    ended: tuple[Ended, ...] = ()
-    lapsed: tuple[Lapsed, ...] = ()
-    next_wall: int | None = None
-    """Wall time of the next due or ttl; None where nothing waits for one."""
-    next_mono: int | None = None
-    """Monotonic time of the next external lock's or waiter's end."""
-    more: bool = False
-    """There was more to do than one step takes: call again soon."""
-
-
-class Recovery(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening the store found: runs that a dead daemon left (Q3)."""
-
-    requeued: tuple[str, ...] = ()
-    ended: tuple[Ended, ...] = ()
-
-
-class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step of cleaning took away (R7)."""
-
-    requests: int = 0
-    conversations: int = 0
-    more: bool = False
-
-
-class RequestView(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of one request."""
-
-    request_id: str
-    conversation: str
-    state: State
-    priority: Priority
-    model: str
-    route: str
-    body: bytes
-    agent_id: str | None = None
-    enqueued_at: int = 0
-    due: int | None = None
-    expires: int | None = None
-    started_at: int | None = None
-    """Of the running or the last attempt."""
-    finished_at: int | None = None
-    attempts: tuple[Attempt, ...] = ()
-    """Ended attempts, in order."""
-    provider: str | None = None
-    """Where it runs, or who gave the answer."""
-    error: str | None = None
-    message: str | None = None
-    interruptions: int = 0
-    interrupted_by: str | None = None
-    cancelling: bool = False
-    requeued_from: str | None = None
-    position: int | None = None
-    """In its conversation's line, while it stands there."""
-    holder: str | None = None
-    """Who holds its conversation, if another does."""
-
-    @property
-    def answer(self) -> Attempt | None:
-        """The attempt that completed it."""
-        return next((a for a in reversed(self.attempts) if a.outcome == "completed"), None)
-
-    @property
-    def usage(self) -> Usage | None:
-        """The sum over its attempts; None while no attempt has a report (T1)."""
-        total: Usage | None = None
-        for attempt in self.attempts:
-            if attempt.usage is not None:
-                total = attempt.usage if total is None else total.plus(attempt.usage)
-        return total
-
-
-class Listing(StrEnum):
-    """The lists a store can page through without counting or sorting the whole queue."""
-
-    ACTIVE = "active"
-    """Running, by arrival."""
-    READY = "ready"
-    """What runs next, by route, in order."""
-    WAITING = "waiting"
-    """All lines, by conversation, in order; external waiters are not in it."""
-    DELAYED = "delayed"
-    """Scheduled, retrying, parked: the soonest first."""
-    FAILED = "failed"
-    """The newest first."""
-    FINISHED = "finished"
-    """All final states, the newest first."""
-
-
-class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a listing."""
-
-    request_id: str
-    conversation: str
-    state: State
-    priority: Priority
-    model: str
-    agent_id: str | None
-    attempt: int
-    enqueued_at: int
-    due: int | None = None
-    started_at: int | None = None
-    failed_at: int | None = None
-    """Since when it waits: its last attempt's end, while it is retrying or parked."""
-    finished_at: int | None = None
-    provider: str | None = None
-    error: str | None = None
-    message: str | None = None
-
-
-T = TypeVar("T")
-
-
-class Page(msgspec.Struct, Generic[T], frozen=True):
-    """A part of a list; `cursor` asks for the next one, None at the end."""
-
-    items: tuple[T, ...]
-    cursor: str | None = None
-
-
-class LineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for a conversation."""
-
-    request_id: str
-    priority: Priority
-    external: bool
-    enqueued_at: int
-
-
-class LockView(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation's lock (L6)."""
-
-    conversation: str
-    holder: str | None = None
-    external: bool = False
-    state: State | None = None
-    """The holder's state; an external holder's is `running`."""
-    since: int | None = None
-    expires_at: int | None = None
-    """Wall time; only external holders have one."""
-    fence: int | None = None
-    metadata: bytes | None = None
-    line: tuple[LineEntry, ...] = ()
-    """The first of the line, as many as were asked for."""
-    waiting: int = 0
-    """How many stand in the line, exact up to `StoreRules.position_limit`."""
-
-
-class Fork(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation that went on in another place (L7)."""
-
-    parent: str
-    child: str
-    request_id: str
-    at: int
-    kind: str
-
-
-class SessionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation and its life (L10)."""
-
-    conversation: str
-    created_at: int
-    active_at: int
-    turns: int = 0
-    head: int | None = None
-    provider: str | None = None
-    provider_session: str | None = None
-    agents: tuple[str, ...] = ()
-    locked: bool = False
-    forked_from: str | None = None
-
-
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures that are kept with the rows they count, in the same transaction (Q8)."""
-
-    scheduled: int = 0
-    queued: int = 0
-    running: int = 0
-    retrying: int = 0
-    parked: int = 0
-    completed: int = 0
-    """This and the next four: since the store was made."""
-    failed: int = 0
-    cancelled: int = 0
-    blocked: int = 0
-    expired: int = 0
-    locks: int = 0
-    """Conversations with a holder of either kind."""
-    external_locks: int = 0
-    external_waiters: int = 0
-    conversations: int = 0
-
-
-class LoggedTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """One ended attempt with an answer, for the response log (R3). `id` grows: it is the watermark."""
-
-    id: int
-    request_id: str
-    conversation: str
-    agent_id: str | None
-    attempt: Attempt
+from ksi.store.values import (
+    Acquired,
+    Cancelled,
+    Claimed,
+    Claims,
+    Enqueued,
+    Expiry,
+    Fork,
+    Listing,
+    LockGrant,
+    LockView,
+    LoggedTurn,
+    NewLock,
+    NewRequest,
+    Offer,
+    Page,
+    Passing,
+    Pruned,
+    Recovery,
+    RequestRow,
+    RequestView,
+    SessionView,
+    Settled,
+    Totals,
+    Verdict,
+)
 
 
 class Store(Protocol):
@@ -495,7 +85,12 @@ class Store(Protocol):
         With `on_busy: interrupt` the new one takes the head of the line; a holder that is a request of the same or a
         lower priority is stopped. An interrupted holder's view names the new one in `interrupted_by`.
 
+        A member of a chain is checked (`ksi.store.chains.check`; `admit` where it runs at once); where its chain has no
+        place for it, it is kept in state `blocked`, which is no error. A request whose parent is in no chain yet begins
+        one with the parent as root.
+
         Raises:
+            UnknownParent: its parent is not known.
             RequestIdConflict: the id names other content, or a lock.
             QueueFull: it would wait, and the queue is full (never for a request that runs at once).
             ConversationBusy: on_busy is `reject` and the conversation has a holder or a line; or it is `interrupt` and
@@ -505,11 +100,14 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """Start up to `limit` ready requests, the lowest (rank, key) first over all offered routes (Q2, Q6).
 
         A slot is free while fewer requests run at the provider than its offer's limit, counted from the rows.
         Requests whose `expires` has passed are not claimed; `expire` ends them.
+
+        A member of a chain is admitted first (`ksi.store.chains.admit`): what it may use is set aside in its chain, or
+        it ends as blocked. Reminders that wait for its conversation are taken with it (C2).
         """
         ...
 
@@ -520,7 +118,9 @@ class Store(Protocol):
         """
         ...
 
-    async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+    async def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+    ) -> Settled:
         """End an attempt: state, answer, usage, head and the lock's release in one step (section 2, step 6).
 
         A completed one becomes the conversation's head turn. A marked cancel wins over Retry and GiveBack: the request
@@ -532,6 +132,11 @@ class Store(Protocol):
         session and last message, so that the next one begins a new provider session from the history. A fork that the
         attempt saw is recorded: `new_session` from the session before to the one after, `foreign_turn` from the
         conversation to the session that holds the foreign messages.
+
+        Where it ends the request, `aftermath` is written in the same step: its follow-ups go into the queue, past its
+        limit (C3, Q5), or become dead letters where their chain has no place for them. What was set aside for the
+        attempt is given back to its chain, and what it used is charged (C6). Taken reminders are used up where it
+        completed and wait again otherwise; the delivery that it carried is delivered or a dead letter.
         """
         ...
 
@@ -581,6 +186,70 @@ class Store(Protocol):
         At most `limit`, the soonest first; how many there were. `expire` queues them.
         """
         ...
+
+    # -- chains ---------------------------------------------------------------------------------------------------
+
+    async def unrouted(self, limit: int = 100) -> tuple[str, ...]:
+        """Requests with an injection that ended outside a settle that brought its aftermath (cancelled while waiting,
+        expired, blocked, failed at recovery, cancelled by a mark), oldest first: `deliver` is to be called (C3)."""
+        ...
+
+    async def deliver(self, request_id: str, aftermath: Aftermath, now: Moment) -> Delivered:
+        """Write the aftermath of an unrouted request, once: again, or for any other, nothing happens."""
+        ...
+
+    async def redeliver(self, injection_id: str, again: FollowUp, now: Moment) -> Delivered:
+        """Send a dead letter again, under `again.injection_id`; the old one is `retried`.
+
+        Raises:
+            NotFound: no such delivery.
+            InvalidData: it is no dead letter.
+        """
+        ...
+
+    async def injection(self, injection_id: str) -> InjectionView | None:
+        """One delivery, with its text, and its child where it is a dead letter."""
+        ...
+
+    async def injections(self, limit: int, cursor: str | None = None, state: str | None = None) -> Page[InjectionView]:
+        """Deliveries without text and child, the newest first; those in one state where given."""
+        ...
+
+    async def trail(self, request_id: str, limit: int) -> Trail | None:
+        """A request's chain and the way from it back to the root, at most `limit` hops; None where it is unknown or in
+        no chain."""
+        ...
+
+    async def chain(self, name: str) -> ChainView | None:
+        """A chain's figures, by its id or by any member's `request_id`."""
+        ...
+
+    async def chains(self, limit: int, cursor: str | None = None) -> Page[ChainView]:
+        """Chains, the newest first."""
+        ...
+
+    async def members(self, chain: str, limit: int, cursor: str | None = None) -> Page[MemberRow]:
+        """A chain's requests in the order of arrival."""
+        ...
+
+    async def close_chain(self, name: str, now: Moment, limit: int = 200) -> ClosedChain:
+        """Close a chain to new members (F8); `name` as in `chain`. The caller cancels what is unfinished.
+
+        Raises:
+            NotFound: no such chain.
+        """
+        ...
+
+    async def reset_chain(self, name: str, now: Moment) -> ChainView:
+        """Begin a chain's budget and time anew, forget what tripped it, open it again; marks before it no longer count
+        (C8): trails end at the reset. `name` as in `chain`.
+
+        Raises:
+            NotFound: no such chain.
+        """
+        ...
+
+    # -- upkeep ---------------------------------------------------------------------------------------------------
 
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
         """Take away one step's worth of finished requests and conversations past their retention (R7).

@@ -13,11 +13,21 @@ import msgspec
 from ksi.clock import Chance, Moment
 from ksi.errors import ConversationBusy, FailureClass, NotFound, NotLockHolder, QueueFull, RequestIdConflict
 from ksi.request import Attempt, OnBusy, Outcome, State, Turn
-from ksi.store.base import (
+from ksi.store.chains import Aftermath
+from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, TurnRecord, name_of
+from ksi.store.memory_lines import Lines, no_work
+from ksi.store.memory_load import load
+from ksi.store.memory_reads import MemoryReads
+from ksi.store.memory_save import save
+from ksi.store.memory_upkeep import Upkeep
+from ksi.store.snapshot import Loaded, Record
+from ksi.store.unfinished import Unfinished
+from ksi.store.values import (
     Acquired,
     Cancelled,
     CancelOutcome,
     Claimed,
+    Claims,
     Enqueued,
     Expiry,
     Finish,
@@ -35,19 +45,12 @@ from ksi.store.base import (
     StoreRules,
     Verdict,
 )
-from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, TurnRecord, name_of
-from ksi.store.memory_lines import Lines, no_work
-from ksi.store.memory_load import load
-from ksi.store.memory_reads import MemoryReads
-from ksi.store.memory_save import save
-from ksi.store.memory_upkeep import Upkeep
-from ksi.store.snapshot import Loaded, Record
 
 _CANCELLED = FailureClass.CANCELLED.value
 _PIECE = 100
 
 
-class MemoryStore(MemoryReads):
+class MemoryStore(MemoryReads, Unfinished):
     """A `ksi.store.base.Store` in memory; what each verb means is written there.
 
     `data` is what an earlier store left: a new store over it, opened, stands for a daemon's restart.
@@ -147,7 +150,7 @@ class MemoryStore(MemoryReads):
             passing=passing,
         )
 
-    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """See the protocol."""
         claims: list[Claimed] = []
         while len(claims) < limit:
@@ -159,13 +162,15 @@ class MemoryStore(MemoryReads):
             if best is None:
                 break
             claims.append(self._run(best[0], best[1].provider, now))
-        return claims
+        return Claims(started=tuple(claims))
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """See the protocol: one daemon has this store, so nobody can take its runs."""
         return ()
 
-    async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+    async def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+    ) -> Settled:
         """See the protocol.
 
         Raises:

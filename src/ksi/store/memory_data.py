@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from ksi.errors import InternalError
 from ksi.request import FIRST_STATES, WAITING_STATES, Attempt, Outcome, Priority, State, Turn, may_become
-from ksi.store.base import Fork
 from ksi.store.memory_index import Key, Ordered
+from ksi.store.values import Fork
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ksi.errors import InternalError, InvalidData
-from ksi.store.base import Page
+from ksi.store.values import Page
 
 T = TypeVar("T")
 

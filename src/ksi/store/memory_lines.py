@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from ksi.clock import Moment
 from ksi.request import State
-from ksi.store.base import Ended, LockGrant, Passing, StoreRules
 from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
+from ksi.store.values import Ended, LockGrant, Passing, StoreRules
 
 
 def no_work() -> None:

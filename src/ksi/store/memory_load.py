@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from ksi.clock import Moment
 from ksi.errors import StoreNotEmpty
 from ksi.request import State, Turn
-from ksi.store.base import Fork, StoreRules
 from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request, Spent, TurnRecord
 from ksi.store.memory_lines import Lines
 from ksi.store.snapshot import (
@@ -27,6 +26,7 @@ from ksi.store.snapshot import (
     contradiction,
     unpack,
 )
+from ksi.store.values import Fork, StoreRules
 
 
 def load(data: MemoryData, rules: StoreRules, records: Iterable[Record], now: Moment) -> Loaded:

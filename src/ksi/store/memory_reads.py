@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ksi.request import State, Turn, answer_chars
-from ksi.store.base import (
+from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
+from ksi.store.memory_index import Listed
+from ksi.store.memory_usage import report
+from ksi.store.usage import Pricing, UsageQuery, UsageReport
+from ksi.store.values import (
     Fork,
     LineEntry,
     Listing,
@@ -18,10 +22,6 @@ from ksi.store.base import (
     StoreRules,
     Totals,
 )
-from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
-from ksi.store.memory_index import Listed
-from ksi.store.memory_usage import report
-from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 
 class MemoryReads:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ksi.clock import Moment
 from ksi.request import Attempt, State
-from ksi.store.base import Fork
 from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request
 from ksi.store.snapshot import (
     Figures,
@@ -20,6 +19,7 @@ from ksi.store.snapshot import (
     pack,
     stopped,
 )
+from ksi.store.values import Fork
 
 
 def save(data: MemoryData, now: Moment) -> list[Record]:

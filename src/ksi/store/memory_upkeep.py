@@ -5,10 +5,10 @@ from __future__ import annotations
 from ksi.clock import Moment
 from ksi.errors import FailureClass
 from ksi.request import Attempt, Outcome, State, decode_body
-from ksi.store.base import Ended, Expiry, Lapsed, Pruned, Recovery, StoreRules
 from ksi.store.memory_data import Conversation, Member, MemoryData, Request
 from ksi.store.memory_index import Key
 from ksi.store.memory_lines import Lines
+from ksi.store.values import Ended, Expiry, Lapsed, Pruned, Recovery, StoreRules
 
 
 class Upkeep:

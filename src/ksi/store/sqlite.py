@@ -15,10 +15,26 @@ import apsw
 from ksi.clock import Chance, Moment
 from ksi.errors import StoreInUse, StoreUnavailable, StoreVersion
 from ksi.request import Attempt, Turn
-from ksi.store.base import (
+from ksi.store.chains import Aftermath
+from ksi.store.snapshot import Loaded, Record
+from ksi.store.sqlite_checkpoint import Checkpointer, lengthen_log
+from ksi.store.sqlite_commit import Committer, as_ksi_error
+from ksi.store.sqlite_ledger import Ledger
+from ksi.store.sqlite_load import Load
+from ksi.store.sqlite_locks import Locks
+from ksi.store.sqlite_reads import Reads
+from ksi.store.sqlite_requests import Requests
+from ksi.store.sqlite_save import save
+from ksi.store.sqlite_upkeep import Upkeep
+from ksi.store.sqlite_usage import UsageReader
+from ksi.store.statements import read_sql
+from ksi.store.unfinished import Unfinished
+from ksi.store.usage import Pricing, UsageQuery, UsageReport
+from ksi.store.values import (
     Acquired,
     Cancelled,
     Claimed,
+    Claims,
     Enqueued,
     Expiry,
     Fork,
@@ -41,19 +57,6 @@ from ksi.store.base import (
     Totals,
     Verdict,
 )
-from ksi.store.snapshot import Loaded, Record
-from ksi.store.sqlite_checkpoint import Checkpointer
-from ksi.store.sqlite_commit import Committer, as_ksi_error
-from ksi.store.sqlite_ledger import Ledger
-from ksi.store.sqlite_load import Load
-from ksi.store.sqlite_locks import Locks
-from ksi.store.sqlite_reads import Reads
-from ksi.store.sqlite_requests import Requests
-from ksi.store.sqlite_save import save
-from ksi.store.sqlite_upkeep import Upkeep
-from ksi.store.sqlite_usage import UsageReader
-from ksi.store.statements import read_sql
-from ksi.store.usage import Pricing, UsageQuery, UsageReport
 
 LAYOUT = 1
 """The layout's version, kept in `user_version`."""
@@ -64,7 +67,7 @@ APPLICATION = 0x4B534931
 _CACHE_KIB = 64 * 1024
 
 
-class SqliteStore:
+class SqliteStore(Unfinished):
     """See `ksi.store.base.Store` for every verb.
 
     Verbs go through a `Committer` on the writing connection; reads use a second one, which sees what is committed.
@@ -102,6 +105,7 @@ class SqliteStore:
         for connection in (writer, reader, log_reader):
             undo.callback(connection.close)
         _prepare(writer, self._path)
+        lengthen_log(str(self._path))
         self._writer = writer
         self._ledger = Ledger(writer, self._rules, self._chance)
         self._requests = Requests(self._ledger, Reads(writer, self._rules))
@@ -141,7 +145,7 @@ class SqliteStore:
             self._on_work()
         return enqueued
 
-    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """See `Store.claim`."""
         return await self._committer.submit(lambda: self._requests.claim(offers, limit, now))
 
@@ -149,7 +153,9 @@ class SqliteStore:
         """See `Store.renew`. The file's lock is this daemon's lease: nobody else can take its runs."""
         return ()
 
-    async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+    async def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+    ) -> Settled:
         """See `Store.settle`."""
         future = self._committer.submit(lambda: self._requests.settle(claim, attempt, verdict, now))
         if self._ledger.totals.get("queued"):

@@ -1,17 +1,40 @@
-"""Moves the write-ahead log into the database from a thread of its own, so that no commit has to."""
+"""Moves the write-ahead log into the database from a thread of its own, so that no commit has to.
+
+A commit that writes over an old part of the log costs less than half of one that makes the file longer, whose new size
+has to be synced too. So the file has its full length from the start, and begins anew often.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import apsw
 import structlog
 
-PASSIVE_PAGES = 4_000
-"""Pages in the log above which it is copied into the database (16 MiB)."""
+PASSIVE_PAGES = 1_000
+"""New pages in the log after which it is copied into the database (4 MiB)."""
 
-RESET_PAGES = 16_000
-"""Pages in the log above which the writer copies the last of them itself, so that the log begins anew (64 MiB)."""
+RESET_PAGES = 4_000
+"""Pages in the log above which the writer copies the last of them itself, so that the log begins anew (16 MiB)."""
+
+LOG_BYTES = 5 * PASSIVE_PAGES * 4_120
+"""The log's length on disk from the start: `RESET_PAGES`, and what comes while they are copied."""
+
+
+def lengthen_log(path: str) -> None:
+    """Give an open database's log its full length. SQLite takes zeros for the log's end.
+
+    Where there is no room for that it stays as it is, and grows as it has to.
+    """
+    with Path(f"{path}-wal").open("r+b", buffering=0) as log:
+        length = log.seek(0, os.SEEK_END)
+        try:
+            if length < LOG_BYTES and log.write(bytes(LOG_BYTES - length)) < LOG_BYTES - length:
+                log.truncate(length)
+        except OSError:
+            log.truncate(length)
 
 
 class Checkpointer:
@@ -23,6 +46,8 @@ class Checkpointer:
         self._copying = threading.Event()
         self._closing = False
         self._pages = 0
+        self._asked = 0
+        """The log's length when a copy was last asked for."""
         self._log = structlog.get_logger("ksi.store")
         self._writer = writer
         writer.set_wal_hook(self._on_commit)
@@ -51,8 +76,11 @@ class Checkpointer:
         self._pages = 0
 
     def _on_commit(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        if pages < self._pages:
+            self._asked = 0
         self._pages = pages
-        if pages > PASSIVE_PAGES:
+        if pages - self._asked > PASSIVE_PAGES:
+            self._asked = pages
             self._wanted.set()
         return 0
 

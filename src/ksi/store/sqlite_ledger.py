@@ -10,9 +10,9 @@ import msgspec
 from ksi.clock import Chance, Moment
 from ksi.errors import InternalError, NotFound
 from ksi.request import Attempt, Priority, State, may_become
-from ksi.store.base import Finish, LockGrant, Passing, StoreRules
 from ksi.store.sqlite_rows import HOLDS, IN_LINE, STATE_CODES, STATES, Row, attempt_values
 from ksi.store.statements import load_statements
+from ksi.store.values import Finish, LockGrant, Passing, StoreRules
 
 KNOWN_AGENTS = 10_000
 """Pairs of agent and conversation that need not be written again."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ksi.clock import Moment
 from ksi.errors import NotLockHolder, QueueFull, RequestIdConflict
 from ksi.request import State
-from ksi.store.base import Acquired, LockGrant, NewLock, Passing
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_rows import HOLDS, IN_LINE, STATE_CODES, Row
+from ksi.store.values import Acquired, LockGrant, NewLock, Passing
 
 
 class Locks:

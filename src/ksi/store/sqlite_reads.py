@@ -8,18 +8,6 @@ from typing import Any
 import apsw
 
 from ksi.request import Attempt, Priority, Turn, answer_chars
-from ksi.store.base import (
-    Fork,
-    LineEntry,
-    Listing,
-    LockView,
-    LoggedTurn,
-    Page,
-    RequestRow,
-    RequestView,
-    SessionView,
-    StoreRules,
-)
 from ksi.store.sqlite_rows import (
     HOLDS,
     IN_LINE,
@@ -34,6 +22,18 @@ from ksi.store.sqlite_rows import (
     write_cursor,
 )
 from ksi.store.statements import load_statements
+from ksi.store.values import (
+    Fork,
+    LineEntry,
+    Listing,
+    LockView,
+    LoggedTurn,
+    Page,
+    RequestRow,
+    RequestView,
+    SessionView,
+    StoreRules,
+)
 
 _LAST = 2**63 - 1
 _FIRST = -(2**63)

@@ -10,10 +10,14 @@ import msgspec
 from ksi.clock import Moment
 from ksi.errors import ConversationBusy, FailureClass, InternalError, NotFound, QueueFull, RequestIdConflict
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State
-from ksi.store.base import (
+from ksi.store.sqlite_ledger import Holder, Ledger
+from ksi.store.sqlite_reads import Reads
+from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, STATES, Row
+from ksi.store.values import (
     Cancelled,
     CancelOutcome,
     Claimed,
+    Claims,
     Enqueued,
     Finish,
     Fork,
@@ -25,9 +29,6 @@ from ksi.store.base import (
     Settled,
     Verdict,
 )
-from ksi.store.sqlite_ledger import Holder, Ledger
-from ksi.store.sqlite_reads import Reads
-from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, STATES, Row
 
 _WAITING = ("scheduled", "queued", "retrying", "parked")
 CANCELLED = Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
@@ -253,7 +254,7 @@ class Requests:
 
     # -- claim ----------------------------------------------------------------------------------------------------
 
-    def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> list[Claimed]:
+    def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """See `Store.claim`."""
         by_route: dict[str, list[Offer]] = {}
         for offer in offers:
@@ -271,7 +272,7 @@ class Requests:
             provider = self._first_free(by_route[route])
             if provider is not None:
                 claimed.append(self._start(key, provider, now))
-        return claimed
+        return Claims(started=tuple(claimed))
 
     def _first_free(self, offers: Sequence[Offer]) -> str | None:
         return next((o.provider for o in offers if self._ledger.running_at(o.provider) < o.limit), None)

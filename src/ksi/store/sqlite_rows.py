@@ -10,7 +10,7 @@ import msgspec
 
 from ksi.errors import InvalidData
 from ksi.request import Attempt, Outcome, Priority, State, Usage
-from ksi.store.base import Fork, LineEntry, Listing, LockView, RequestRow, SessionView
+from ksi.store.values import Fork, LineEntry, Listing, LockView, RequestRow, SessionView
 
 Row = tuple[Any, ...]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ksi.clock import Moment
 from ksi.errors import FailureClass
 from ksi.request import Attempt, Outcome, State, decode_body
-from ksi.store.base import Ended, Expiry, Finish, Lapsed, Pruned, Recovery
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_requests import CANCELLED
 from ksi.store.sqlite_rows import HOLDS, STATES, Row
+from ksi.store.values import Ended, Expiry, Finish, Lapsed, Pruned, Recovery
 
 _EXPIRED = Finish(state=State.EXPIRED)
 

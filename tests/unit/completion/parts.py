@@ -25,8 +25,11 @@ from ksi.event_bus import EventBus
 from ksi.events import RequestReply
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
 from ksi.request import Attempt, Priority, RequestBody, Usage, encode_body
-from ksi.store.base import (
+from ksi.store.chains import Aftermath
+from ksi.store.memory import MemoryStore
+from ksi.store.values import (
     Claimed,
+    Claims,
     Enqueued,
     Expiry,
     NewRequest,
@@ -36,7 +39,6 @@ from ksi.store.base import (
     StoreRules,
     Verdict,
 )
-from ksi.store.memory import MemoryStore
 from ksi.testing import SimulatedClock, settle_down
 
 Step = str | Completion | Exception | asyncio.Event | Callable[[], None]
@@ -114,11 +116,13 @@ class FaultyStore(MemoryStore):
         if waiting:
             raise waiting.pop(0)
 
-    async def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+    async def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+    ) -> Settled:
         self._maybe("settle")
-        return await super().settle(claim, attempt, verdict, now)
+        return await super().settle(claim, attempt, verdict, now, aftermath)
 
-    async def claim(self, *args: Any) -> list[Claimed]:
+    async def claim(self, *args: Any) -> Claims:
         self._maybe("claim")
         return await super().claim(*args)
 

@@ -10,7 +10,7 @@ import pytest
 from ksi.event_bus import CHUNK, RESULT
 from ksi.events import ChunkPush, RequestReply
 from ksi.request import Attempt, Outcome, State, Usage
-from ksi.store.base import Claimed, Ended, Finish, Passing, Retry, Settled, Verdict
+from ksi.store.values import Claimed, Ended, Finish, Passing, Retry, Settled, Verdict
 from tests.unit.completion.parts import Ear, Parts
 
 
@@ -115,7 +115,7 @@ async def test_what_a_first_try_answers_is_what_the_store_says_of_it(parts: Part
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_request_that_was_asked_again_says_so_at_its_end(parts: Parts, at_once: bool) -> None:
     enqueued = await parts.enqueue(*([parts.offer] if at_once else []), requeued_from="old")
-    claim = enqueued.claim or (await parts.store.claim([parts.offer], 1, parts.clock.now()))[0]
+    claim = enqueued.claim or (await parts.store.claim([parts.offer], 1, parts.clock.now())).started[0]
     replies = parts.wait_for("r1")
     await settle(parts, claim)
     assert replies[0].requeued_from == "old"
@@ -129,7 +129,7 @@ async def test_a_later_try_s_answer_has_the_whole_trail(parts: Parts) -> None:
     await settle(parts, claim, Retry(at=now, error="overloaded", message="busy"), error="overloaded")
     assert replies == []
     await parts.store.expire(parts.clock.now())
-    (again,) = await parts.store.claim([parts.offer], 1, parts.clock.now())
+    (again,) = (await parts.store.claim([parts.offer], 1, parts.clock.now())).started
     await settle(parts, again)
     (reply,) = replies
     assert [attempt.outcome for attempt in reply.attempts] == ["failed", "completed"]

@@ -9,8 +9,8 @@ from ksi.clock import Chance, Moment
 from ksi.completion.cleaner import STEP, Cleaner
 from ksi.config import Retention
 from ksi.errors import StoreUnavailable
-from ksi.store.base import Pruned, StoreRules
 from ksi.store.memory import MemoryStore
+from ksi.store.values import Pruned, StoreRules
 from ksi.testing import SimulatedClock, settle_down
 
 EVERY = 10.0

@@ -13,7 +13,7 @@ from ksi.completion.completion_runner import SETTLE_RETRY, Run, Stop
 from ksi.config import Limits, Retry
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
 from ksi.request import Outcome, RetryBody, State, Usage
-from ksi.store.base import Claimed, Settled
+from ksi.store.values import Claimed, Settled
 from ksi.testing import settle_down
 from tests.unit.completion.parts import Ear, Parts, Player, whole
 
@@ -46,7 +46,7 @@ async def execute(parts: Parts, claim: Claimed, *, stream: bool = False) -> Sett
 async def again(parts: Parts) -> Claimed:
     """The next attempt of what waits for one."""
     await parts.store.expire(parts.clock.now())
-    (claim,) = await parts.store.claim(parts.providers.offers(parts.clock.now()), 5, parts.clock.now())
+    (claim,) = (await parts.store.claim(parts.providers.offers(parts.clock.now()), 5, parts.clock.now())).started
     return claim
 
 

@@ -15,7 +15,7 @@ from ksi.errors import InvalidData
 from ksi.events import CompletionData
 from ksi.protocol import convert
 from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, State, decode_body, encode_body
-from ksi.store.base import NewRequest, RequestView
+from ksi.store.values import NewRequest, RequestView
 
 HOUR = 3_600 * MICROSECONDS
 HEAD_STARTS = HeadStarts(high=6 * HOUR, normal=3 * HOUR, low=1 * HOUR, background=0)

@@ -20,8 +20,8 @@ from ksi.completion.render import Teller
 from ksi.config import PriceConfig
 from ksi.providers.base import Capabilities
 from ksi.request import Attempt, Outcome, Priority, State, Usage
-from ksi.store.base import RequestView
 from ksi.store.usage import rates_for
+from ksi.store.values import RequestView
 
 NOW = microseconds(1_795_000_000)
 PROVIDERS = {

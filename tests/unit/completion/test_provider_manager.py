@@ -17,7 +17,7 @@ from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
 from ksi.request import Attempt, Outcome, Priority, Usage
-from ksi.store.base import Claimed, Offer
+from ksi.store.values import Claimed, Offer
 from ksi.testing import SimulatedClock
 
 

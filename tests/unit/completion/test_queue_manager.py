@@ -15,7 +15,7 @@ from ksi.completion.queue_manager import CLAIMS, FAULT_PAUSE, TICK
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
 from ksi.event_bus import RESULT
 from ksi.request import Outcome, RetryBody, State
-from ksi.store.base import NewLock, Offer, StoreRules
+from ksi.store.values import NewLock, Offer, StoreRules
 from ksi.testing import settle_down
 from tests.unit.completion.parts import Ear, Parts, Player, whole
 

@@ -12,7 +12,7 @@ from ksi.completion.render import Teller, attempt_reply, milliseconds, request_r
 from ksi.config import PriceConfig
 from ksi.providers.base import Capabilities
 from ksi.request import Attempt, MessageBody, Outcome, Priority, RequestBody, State, Usage, encode_body
-from ksi.store.base import RequestRow, RequestView
+from ksi.store.values import RequestRow, RequestView
 
 BODY = encode_body(RequestBody(messages=(MessageBody("user", "hello"),)))
 

@@ -22,8 +22,8 @@ from ksi.completion import response_log
 from ksi.completion.response_log import ResponseLog, log_name
 from ksi.errors import ConfigError, StoreUnavailable
 from ksi.request import Attempt, Outcome, RequestBody, State, Usage, encode_body
-from ksi.store.base import Finish, LoggedTurn, NewRequest, Offer, StoreRules
 from ksi.store.memory import MemoryStore
+from ksi.store.values import Finish, LoggedTurn, NewRequest, Offer, StoreRules
 from ksi.testing import SimulatedClock, settle_down
 
 PAUSE = response_log._PAUSE

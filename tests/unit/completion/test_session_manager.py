@@ -25,8 +25,8 @@ from ksi.completion.session_manager import (
 from ksi.config import Session
 from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message
 from ksi.request import Attempt, Outcome, RequestBody, State, Turn, decode_body, encode_body
-from ksi.store.base import Claimed, Finish, NewRequest, Offer, SessionView, StoreRules
 from ksi.store.memory import MemoryStore
+from ksi.store.values import Claimed, Finish, NewRequest, Offer, SessionView, StoreRules
 from ksi.testing import SimulatedClock
 
 OFFER = Offer("p", "p", 1_000)

@@ -17,8 +17,8 @@ from ksi.event_bus import EventBus
 from ksi.events import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
 from ksi.protocol import convert
 from ksi.request import HeadStarts, RequestBody, encode_body
-from ksi.store.base import Acquired, NewLock, NewRequest, Offer, Passing, StoreRules
 from ksi.store.memory import MemoryStore
+from ksi.store.values import Acquired, NewLock, NewRequest, Offer, Passing, StoreRules
 from ksi.testing import SimulatedClock, settle_down
 
 HOUR = 3_600 * MICROSECONDS

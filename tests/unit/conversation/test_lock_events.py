@@ -12,7 +12,7 @@ from ksi.conversation.forks import fork_reply
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import EventBus
 from ksi.request import Priority
-from ksi.store.base import Claimed, Fork, Lapsed, LockGrant, Passing
+from ksi.store.values import Claimed, Fork, Lapsed, LockGrant, Passing
 from ksi.testing import SimulatedClock
 
 

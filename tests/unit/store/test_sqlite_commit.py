@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment
 from ksi.errors import KsiError, QueueFull, StoreFull, StoreUnavailable
-from ksi.store.base import Enqueued, NewRequest, Offer, StoreRules
 from ksi.store.sqlite import SqliteStore
 from ksi.store.sqlite_commit import BATCH, Committer, as_ksi_error
 from ksi.store.sqlite_ledger import Ledger
+from ksi.store.values import Enqueued, NewRequest, Offer, StoreRules
 
 SCHEMA = """
 CREATE TABLE word (id INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);

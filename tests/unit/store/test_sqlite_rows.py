@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from ksi.errors import InvalidData
 from ksi.request import Attempt, Outcome, Priority, State, Usage
-from ksi.store.base import Fork, LineEntry, Listing
 from ksi.store.sqlite_rows import (
     STATE_CODES,
     STATES,
@@ -29,6 +28,7 @@ from ksi.store.sqlite_rows import (
     write_cursor,
 )
 from ksi.store.statements import read_sql
+from ksi.store.values import Fork, LineEntry, Listing
 
 counts = st.integers(0, 2**53)
 times = st.integers(0, 2**53)

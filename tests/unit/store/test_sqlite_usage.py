@@ -16,10 +16,10 @@ import pytest_asyncio
 from ksi.clock import Chance, Moment
 from ksi.errors import StoreUnavailable
 from ksi.store import sqlite_usage
-from ksi.store.base import StoreRules
 from ksi.store.sqlite import SqliteStore
 from ksi.store.sqlite_usage import SLACK
 from ksi.store.usage import Tariff, UsageQuery, UsageReport, UsageSums
+from ksi.store.values import StoreRules
 
 NOW = 2_000_000_000_000_000
 SECOND = 1_000_000

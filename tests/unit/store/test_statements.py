@@ -10,8 +10,8 @@ import apsw
 import pytest
 
 from ksi.store import statements as module
-from ksi.store.base import Listing
 from ksi.store.statements import load_statements, read_sql
+from ksi.store.values import Listing
 
 SOURCE = Path(module.__file__).parent
 FILES = sorted(path.name for path in (SOURCE / "sql").glob("*.sql") if path.name != "schema.sql")

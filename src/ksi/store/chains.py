@@ -1,0 +1,311 @@
+"""Chains as the store keeps them: who belongs, what was spent, what stopped it; and the one check of their limits.
+
+A chain is the tree of requests born of one request, and is named by that root's `request_id`. It is written when a
+request belongs to one for sure: it has a parent, limits of its own, or an injection that will make a second hop.
+
+Times are microseconds of wall time. `check` is the rule that every store follows (C5); it knows no machine.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ksi.request import Attempt, State
+
+CHARS_PER_TOKEN = 4
+"""By which text is estimated where no report came (T1)."""
+
+
+class ChainLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chain may do (C5)."""
+
+    max_depth: int
+    """The root has depth 0; what is deeper than this is blocked."""
+    token_budget: int
+    """Input and output tokens of all its requests together."""
+    time_window: int
+    """Age at which nothing of it begins any more, in microseconds."""
+
+    def within(self, other: ChainLimits) -> ChainLimits:
+        """The minimum of both: who comes later can only ask for less."""
+        return ChainLimits(
+            max_depth=min(self.max_depth, other.max_depth),
+            token_budget=min(self.token_budget, other.token_budget),
+            time_window=min(self.time_window, other.time_window),
+        )
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request of a chain does not run: `code` for programs, `message` for people."""
+
+    code: str
+    """`max_depth`, `token_budget`, `time_window`, `chain_closed`; from the patterns `repetition`, `cycle`, `growth`,
+    `collapse`, `error_loop`."""
+    message: str
+    risk_score: float | None = None
+    """0..1, where patterns were the reason (C7)."""
+    evidence: tuple[str, ...] = ()
+
+
+class Spending(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain's figures as a check sees them."""
+
+    started_at: int
+    """When the chain, or its time since the last reset, began."""
+    used: int = 0
+    """Tokens charged since the last reset."""
+    reserved: int = 0
+    """Tokens set aside for what runs now (C6)."""
+    closed: bool = False
+    """It was cancelled: it takes no new members (F8)."""
+    tripped: Block | None = None
+    """What the patterns found; it holds until an operator resets the chain (C7, C8)."""
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A request may run: what is set aside for it."""
+
+    output_cap: int
+    """The most output tokens that it may ask the provider for."""
+    reserved: int
+
+
+def check(spending: Spending, limits: ChainLimits, depth: int, now: int) -> Block | None:
+    """Whether a member may come in (C5); None where it may. `now` is wall time."""
+    if spending.closed:
+        return Block(code="chain_closed", message="the chain was cancelled and takes no new requests")
+    if spending.tripped is not None:
+        return spending.tripped
+    if depth > limits.max_depth:
+        return Block(code="max_depth", message=f"depth {depth} is over the chain's max_depth {limits.max_depth}")
+    if now - spending.started_at > limits.time_window:
+        age, window = (now - spending.started_at) // 1_000_000, limits.time_window // 1_000_000
+        return Block(code="time_window", message=f"the chain is {age} s old, over its time_window of {window} s")
+    if spending.used + spending.reserved >= limits.token_budget:
+        return _spent(spending, limits)
+    return None
+
+
+def admit(
+    spending: Spending, limits: ChainLimits, depth: int, now: int, *, estimate: int, output_cap: int
+) -> Block | Grant:
+    """Whether a member may run now, and with how much (C6).
+
+    `estimate` is its input and `output_cap` the most output it wants, both in tokens. The output is cut to what the
+    budget leaves; where not even one token is left beside the input, it is blocked.
+    """
+    block = check(spending, limits, depth, now)
+    if block is not None:
+        return block
+    left = limits.token_budget - spending.used - spending.reserved - estimate
+    if left < 1:
+        return _spent(spending, limits)
+    cap = min(output_cap, left)
+    return Grant(cap, estimate + cap)
+
+
+def _spent(spending: Spending, limits: ChainLimits) -> Block:
+    return Block(
+        code="token_budget",
+        message=f"{spending.used} tokens used and {spending.reserved} set aside of the chain's {limits.token_budget}",
+    )
+
+
+def charge(attempt: Attempt, estimate: int) -> tuple[int, bool]:
+    """What an ended attempt costs its chain in tokens, and whether that is an estimate (T1)."""
+    if attempt.usage is not None:
+        return attempt.usage.input_tokens + attempt.usage.output_tokens, False
+    return estimate + len(attempt.text or "") // CHARS_PER_TOKEN, True
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """How a new request belongs to a chain."""
+
+    limits: ChainLimits
+    """Its own wish within the daemon's maxima; the store takes the minimum with its parent's."""
+    parent: str | None = None
+    """The request it was born of; None for a root."""
+    injects: bool = False
+    """Its end has to be routed to other conversations (C1)."""
+    estimate: int = 0
+    """Input tokens, estimated."""
+    output_cap: int = 0
+    """The most output tokens that it wants."""
+    block: Block | None = None
+    """What was found against it before: it is kept as blocked, and the chain is tripped where `trips`."""
+    trips: bool = False
+    guard: bool = False
+    """It tells of a block: limits and trips do not bind it, and there are at most `StoreRules.guard_messages`."""
+    mark: bytes | None = None
+    """What it leaves for the pattern checks of later hops; the store does not read it."""
+
+
+class MemberGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running member knows of its chain."""
+
+    chain: str
+    depth: int
+    parent: str | None
+    output_cap: int | None
+    """The most output tokens that it may ask for; None for a guard message."""
+    injects: bool
+
+
+class Reminder(msgspec.Struct, frozen=True, kw_only=True):
+    """A waiting result that goes before a conversation's next prompt (C2, mode `next`)."""
+
+    injection_id: str
+    text: str
+
+
+class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery of a finished request's result (C3). Its id is `<parent>/<number>`."""
+
+    injection_id: str
+    target: str
+    """The conversation's name; it is made where it does not exist."""
+    trigger: str
+    text: str
+    """The wrapped result."""
+    child: ChildRequest | None = None
+    """Mode `direct`: the request that carries it. None: mode `next`."""
+    block: Block | None = None
+    """What was found against it before it came here: it is a dead letter at once."""
+    guard: bool = False
+
+
+class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The request of a direct delivery; its id, chain, parent and depth are the follow-up's."""
+
+    body: bytes
+    route: str
+    rank: int
+    model: str
+    priority: int
+    membership: Membership
+    agent_id: str | None = None
+    error: str | None = None
+    """It cannot be asked for (its model is not served any more): a dead letter with this reason."""
+
+
+class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's end leaves: its follow-ups, and what it means for its chain."""
+
+    follow_ups: tuple[FollowUp, ...] = ()
+    mark: bytes | None = None
+    """Its result's mark, beside the prompt's."""
+    trip: Block | None = None
+    """The patterns are over the threshold: the chain takes no more members until it is reset (C7)."""
+
+
+class InjectionState(msgspec.Struct, frozen=True):
+    """The words of `InjectionView.state`."""
+
+    QUEUED = "queued"
+    """On its way: a child request that has not ended, or a reminder that waits for a prompt."""
+    TAKEN = "taken"
+    """A reminder in the prompt of a running request."""
+    DELIVERED = "delivered"
+    BLOCKED = "blocked"
+    """A dead letter: a chain's limit stood against it."""
+    FAILED = "failed"
+    """A dead letter: its request ended without an answer."""
+    RETRIED = "retried"
+    """It was a dead letter, and was sent again under another id."""
+
+
+class InjectionView(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery, as it stands."""
+
+    injection_id: str
+    chain: str
+    parent: str
+    """The request whose result it is."""
+    target: str
+    mode: str
+    """`direct` or `next`."""
+    trigger: str
+    state: str
+    """One of `InjectionState`."""
+    created_at: int
+    finished_at: int | None = None
+    request_id: str | None = None
+    """The request that carries or carried it."""
+    reason: Block | None = None
+    text: str = ""
+    child: ChildRequest | None = None
+    """What a retry needs, of a dead letter in mode `direct`."""
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of follow-ups when they were written, and of deliveries when their carrier ended."""
+
+    injections: tuple[InjectionView, ...] = ()
+    """Changed in this step, without text and child: to be told as events."""
+
+
+class ChainView(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain's figures (C8)."""
+
+    chain: str
+    created_at: int
+    limits: ChainLimits
+    """The minimum over the asked request and its ancestors; of a chain as a whole, its root's."""
+    spending: Spending
+    members: int
+    depth: int
+    """Of the asked request; of a chain as a whole, the deepest member's."""
+    estimated: int
+    """Of `spending.used`, what is an estimate."""
+    unfinished: int
+    """Members that are not final."""
+    guard_messages: int
+    resets: int
+
+
+class Hop(msgspec.Struct, frozen=True, kw_only=True):
+    """One request on the way from a chain's root, for the pattern checks."""
+
+    request_id: str
+    depth: int
+    conversation: str
+    agent_id: str | None
+    state: State
+    error: str | None
+    mark: bytes | None
+    """Of its prompt."""
+    result: bytes | None
+    """The mark of its result, once it ended."""
+
+
+class Trail(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's way: its chain's figures, and the hops from it back to the root, the nearest first."""
+
+    view: ChainView
+    hops: tuple[Hop, ...]
+
+
+class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a chain, for the tree (in the order of arrival)."""
+
+    request_id: str
+    parent: str | None
+    depth: int
+    conversation: str
+    agent_id: str | None
+    state: State
+    enqueued_at: int
+    finished_at: int | None
+    tokens: int
+    """Charged to the chain by it."""
+    estimated: bool
+    reason: Block | None
+    """What blocked it."""
+
+
+class ClosedChain(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain that takes no more members, and which of them are not final yet (F8)."""
+
+    chain: str
+    unfinished: tuple[str, ...]
+    """At most a few hundred: close it again for the rest."""
