@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +36,8 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Service(_Section, frozen=True, kw_only=True):
     """What the daemon is."""
 
+    version: Literal[1, 2] = 2
+    """2: the queue and all that belongs to it. 1: each request runs at once, as before there was a queue."""
     default_model: str = "local/smollm2"
     shutdown_grace: float = 10.0
     """How long running requests may go on after SIGTERM (R6)."""
@@ -55,6 +59,18 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
 
     url: str = "sqlite:///var/db/ksi.db"
     durability: Literal["full", "normal"] = "full"
+    node_id: str = ""
+    """This machine's name among those that share a store; empty: its host name."""
+
+    @property
+    def node(self) -> str:
+        """This machine's name."""
+        return self.node_id or socket.gethostname()
+
+    @property
+    def shown_url(self) -> str:
+        """The address without its password (S3)."""
+        return re.sub(r"(?<=://)([^@/:]*):[^@/]*@", r"\1:***@", self.url)
 
 
 class HeadStart(_Section, frozen=True, kw_only=True):
@@ -100,7 +116,8 @@ class BreakerConfig(_Section, frozen=True, kw_only=True):
     rate: float = 0.5
     """... and such a share of its calls there."""
     window: float = 60.0
-    max_samples: int = 1_000
+    max_samples: int = 20
+    """Its latest calls, which are judged; few, so that one that was well for long is left soon after it died."""
     open_for: float = 10.0
     """How long it is left alone at first; twice as long each time that a probe fails."""
     max_open_for: float = 300.0
@@ -108,6 +125,28 @@ class BreakerConfig(_Section, frozen=True, kw_only=True):
     """Calls at once while it is tried again."""
     probes_to_close: int = 2
     """Probes that must succeed in a row."""
+
+
+class Chain(_Section, frozen=True, kw_only=True):
+    """The daemon's own maxima for every chain; a request can only ask for less (C5, C6)."""
+
+    max_depth: int = 20
+    token_budget: int = 2_000_000
+    time_window: float = DAY
+    max_output: int = 4096
+    """Output tokens that are set aside, and allowed, for a member that names no `max_tokens`."""
+    guard_messages: int = 3
+    """Notices of blocks that one chain may send past its limits."""
+
+
+class Patterns(_Section, frozen=True, kw_only=True):
+    """When a chain counts as gone astray (C7)."""
+
+    enabled: bool = True
+    threshold: Annotated[float, Meta(le=1)] = 0.7
+    """The risk score, above 0 and up to 1, from which a chain is blocked."""
+    hops: int = 64
+    """How far back a chain is looked at."""
 
 
 class Session(_Section, frozen=True, kw_only=True):
@@ -126,7 +165,7 @@ class Retention(_Section, frozen=True, kw_only=True):
 
     finished: float = 7 * DAY
     sessions: float = 90 * DAY
-    clean_every: float = 10.0
+    clean_every: float = 60.0
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -192,6 +231,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lock: Lock = Lock()
     retry: Retry = Retry()
     breaker: BreakerConfig = BreakerConfig()
+    chain: Chain = Chain()
+    patterns: Patterns = Patterns()
     session: Session = Session()
     retention: Retention = Retention()
     limits: Limits = Limits()
@@ -233,6 +274,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "lock": Lock,
     "retry": Retry,
     "breaker": BreakerConfig,
+    "chain": Chain,
+    "patterns": Patterns,
     "session": Session,
     "retention": Retention,
     "limits": Limits,
@@ -246,6 +289,8 @@ _MAY_BE_ZERO = frozenset(
         "queue.head_start.low",
         "queue.head_start.background",
         "breaker.rate",
+        "chain.max_depth",
+        "chain.guard_messages",
         "session.idle_after",
         "session.expire_after",
         "session.history_tokens",
@@ -452,8 +497,7 @@ def _check(config: Config, origin: _Origin) -> None:
             raise origin.error(f"must be above zero, not {value}", place)
         if type(value) is float and value > LONGEST:
             raise origin.error(f"must be no more than {LONGEST:.0f}, not {value}", place)
-    if config.breaker.rate > 1:
-        raise origin.error(f"is a share of 1, not {config.breaker.rate}", "breaker.rate")
+    _check_breaker(config.breaker, origin)
     for name, model in config.models.items():
         for fallback in (name, *model.fallbacks):
             if "/" not in fallback or "," in fallback or "=" in fallback:
@@ -466,6 +510,14 @@ def _check(config: Config, origin: _Origin) -> None:
         raise origin.error("must fall from high to background", "queue.head_start")
     if config.retention.sessions < config.retention.finished:
         raise origin.error("must not be shorter than retention.finished", "retention.sessions")
+
+
+def _check_breaker(breaker: BreakerConfig, origin: _Origin) -> None:
+    if breaker.rate > 1:
+        raise origin.error(f"is a share of 1, not {breaker.rate}", "breaker.rate")
+    if breaker.failures > breaker.max_samples:
+        reason = f"must not be more than breaker.max_samples, which is {breaker.max_samples}; raise that too"
+        raise origin.error(reason, "breaker.failures")
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:

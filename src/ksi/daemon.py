@@ -22,10 +22,13 @@ import uvloop
 
 from ksi.clock import Chance, Clock, Moment, SystemClock, microseconds
 from ksi.completion.announcer import Announcer
+from ksi.completion.chain_service import ChainService
 from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.cleaner import Cleaner
 from ksi.completion.completion_runner import CompletionRunner
 from ksi.completion.completion_service import CompletionService
+from ksi.completion.injection_events import InjectionEvents
+from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
 from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager, build_providers
@@ -38,15 +41,22 @@ from ksi.completion.token_tracker import TokenTracker
 from ksi.config import Config
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
+from ksi.direct.dialogues import Dialogues
+from ksi.direct.service import DirectService
 from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
 from ksi.event_bus import EventBus
+from ksi.injection.circuit_breakers import ChainBreaker
+from ksi.injection.injection_router import InjectionRouter
+from ksi.injection.reminders import Templates
 from ksi.logs import open_log
 from ksi.providers.base import Provider
 from ksi.request import HeadStarts
 from ksi.store.base import Store
+from ksi.store.chains import ChainLimits
 from ksi.store.memory import MemoryStore
 from ksi.store.sqlite import SqliteStore
 from ksi.store.values import StoreRules
+from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
 from ksi.transports.dispatch import Dispatcher
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
@@ -62,7 +72,60 @@ _LOOK_AGAIN = 0.005
 """Seconds between two tries at a lock that somebody shares for a moment."""
 
 
-class Daemon:
+class _Served:
+    """What a daemon says of itself, whatever its version serves."""
+
+    config: Config
+    socket: UnixSocket
+    _clock: Clock
+    _version: str
+    _started: Moment | None
+    _built: Mapping[str, Provider]
+
+    def identity(self) -> dict[str, Any]:
+        """What every status begins with."""
+        now = self._clock.now()
+        return {
+            "version": self._version,
+            "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
+        }
+
+    def startup(self) -> dict[str, Any]:
+        """`system:startup`."""
+        return {
+            "started_at": self._started.unix if self._started is not None else None,
+            "pid": os.getpid(),
+            "version": self._version,
+            "service_version": self.config.service.version,
+            "socket": str(self.config.socket_path),
+        }
+
+    def context(self) -> dict[str, Any]:
+        """`system:context`."""
+        return {
+            "home": str(self.config.home),
+            "node": self.config.store.node,
+            "store": self.config.store.shown_url,
+            "durability": self.config.store.durability,
+            "default_model": self.config.service.default_model,
+            "providers": sorted(self._built),
+        }
+
+    def _health(self, problems: list[str]) -> dict[str, Any]:
+        return {
+            "status": "degraded" if problems else "healthy",
+            "problems": problems,
+            **self.identity(),
+            "pid": os.getpid(),
+            "home": str(self.config.home),
+            "store": {"url": self.config.store.shown_url, "durability": self.config.store.durability},
+            "connections": self.socket.connections,
+            "memory_bytes": _resident_bytes(),
+            "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
+        }
+
+
+class Daemon(_Served):
     """All parts, wired. `start` and `stop` take them up and down in order."""
 
     def __init__(
@@ -84,12 +147,27 @@ class Daemon:
         can = {name: provider.capabilities for name, provider in self._built.items()}
         prices = Prices(config.prices, can)
         teller = Teller(prices)
-        announcer = Announcer(self.store, teller, self.bus, lock_events)
+        injection_events = InjectionEvents(self.bus)
+        announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
         self.providers = ProviderManager(config, self._built, router, self.bus, clock)
         sessions = SessionManager(self.store, config.session)
-        runner = CompletionRunner(self.store, self.providers, sessions, announcer, prices, config, clock, chance)
+        templates = Templates(config.path("var/templates"))
+        breaker = ChainBreaker(config.chain, config.patterns)
+        self._injections = InjectionManager(
+            self.store,
+            self.providers,
+            InjectionRouter(templates, breaker, head_starts),
+            breaker,
+            templates,
+            injection_events,
+            config,
+            clock,
+        )
+        runner = CompletionRunner(
+            self.store, self.providers, sessions, self._injections, announcer, prices, config, clock, chance
+        )
         self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)
         completions = CompletionService(
             self.store,
@@ -100,18 +178,21 @@ class Daemon:
             teller,
             announcer,
             lock_events,
+            self._injections,
+            injection_events,
             self.bus,
             config,
             clock,
         )
+        chains = ChainService(self.store, self._injections, clock)
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
-        self._cleaner = Cleaner(self.store, config.retention, clock)
+        self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(handlers(completions, tracker, self._locks, checkpoints, self.bus, self), clock)
+        dispatcher = Dispatcher(handlers(completions, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -140,6 +221,8 @@ class Daemon:
             undo.push_async_callback(self._responses.stop)
             await self.providers.start()
             undo.push_async_callback(self.providers.stop)
+            await self._injections.start()
+            undo.push_async_callback(self._injections.stop)
             await self.queue.start(recovery)
             undo.push_async_callback(self.queue.stop, 0.0)
             self._cleaner.start()
@@ -148,7 +231,7 @@ class Daemon:
             undo.pop_all()
         self._started = self._clock.now()
         self._ready = True
-        self._log.info("ready", socket=str(self.config.socket_path), store=self.config.store.url, pid=os.getpid())
+        self._log.info("ready", socket=str(self.config.socket_path), store=self.config.store.shown_url, pid=os.getpid())
 
     async def stop(self) -> None:
         """Take no more, let what runs end or give it back, then close in reverse order (R6)."""
@@ -156,6 +239,7 @@ class Daemon:
         self._log.info("stopping", running=len(self.queue.runs))
         await self._cleaner.stop()
         await self.queue.stop(self.config.service.shutdown_grace)
+        await self._injections.stop()
         await self.socket.stop()
         await self.providers.stop()
         await self._responses.stop()
@@ -177,35 +261,6 @@ class Daemon:
 
     # -- what it says of itself -----------------------------------------------------------------------------------
 
-    def identity(self) -> dict[str, Any]:
-        """What every status begins with."""
-        now = self._clock.now()
-        return {
-            "version": self._version,
-            "uptime_seconds": (now.mono - self._started.mono) / 1e6 if self._started is not None else 0.0,
-        }
-
-    def startup(self) -> dict[str, Any]:
-        """`system:startup`."""
-        return {
-            "started_at": self._started.unix if self._started is not None else None,
-            "pid": os.getpid(),
-            "version": self._version,
-            "service_version": 2,
-            "socket": str(self.config.socket_path),
-        }
-
-    def context(self) -> dict[str, Any]:
-        """`system:context`."""
-        return {
-            "home": str(self.config.home),
-            "node": socket.gethostname(),
-            "store": self.config.store.url,
-            "durability": self.config.store.durability,
-            "default_model": self.config.service.default_model,
-            "providers": sorted(self._built),
-        }
-
     def ready(self) -> dict[str, Any]:
         """`system:ready`."""
         return {"ready": self._ready and self.queue.claiming, "tasks": self._tasks_alive()}
@@ -215,6 +270,7 @@ class Daemon:
             **self.queue.tasks_alive(),
             "ksi-cleaner": self._cleaner.alive,
             "ksi-responses": self._responses.alive,
+            "ksi-injections": self._injections.alive,
         }
 
     async def health(self) -> dict[str, Any]:
@@ -228,22 +284,92 @@ class Daemon:
         ]
         if not self.queue.claiming:
             problems.append("stopping")
-        return {
-            "status": "degraded" if problems else "healthy",
-            "problems": problems,
-            **self.identity(),
-            "pid": os.getpid(),
-            "home": str(self.config.home),
-            "store": {"url": self.config.store.url, "durability": self.config.store.durability},
-            "connections": self.socket.connections,
-            "memory_bytes": _resident_bytes(),
-            "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
-        }
+        return self._health(problems)
 
     def ask_to_stop(self) -> dict[str, Any]:
         """`system:shutdown`."""
         self.stopping.set()
         return {"stopping": True, "running": len(self.queue.runs), "grace_seconds": self.config.service.shutdown_grace}
+
+
+class DirectDaemon(_Served):
+    """Service version 1: providers and the door, and nothing between them that keeps or holds anything."""
+
+    def __init__(self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self._clock = clock
+        self._log = structlog.get_logger("ksi.daemon")
+        self._version = version("ksi")
+        self._started = None
+        self.stopping = asyncio.Event()
+        self._built = build_providers(config, environ, clock)
+        self.bus = EventBus(clock)
+        can = {name: provider.capabilities for name, provider in self._built.items()}
+        enabled = {name: config.providers[name] for name in self._built}
+        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        self.providers = ProviderManager(config, self._built, router, self.bus, clock)
+        dialogues = Dialogues(config.log_dir / "responses", logged=config.log.responses)
+        teller = Teller(Prices(config.prices, can))
+        self.service = DirectService(self.providers, dialogues, teller, self.bus, config, clock, chance)
+        self.socket = UnixSocket(
+            config.socket_path,
+            config.socket,
+            Dispatcher(direct_handlers(self.service, self.bus, self), clock, DIRECT_SPECS),
+            clock,
+            awaits=self.bus.awaits,
+            on_gone=self._client_gone,
+        )
+
+    async def start(self) -> None:
+        """Start the providers, and at last the door.
+
+        Raises:
+            KsiError: what could not be started, undone as far as it went.
+        """
+        async with AsyncExitStack() as undo:
+            _claim_run_dir(self.config.run_dir, self.config.home)
+            self.socket.bind()
+            undo.push_async_callback(self.socket.stop)
+            await self.providers.start()
+            undo.push_async_callback(self.providers.stop)
+            await self.socket.start()
+            undo.pop_all()
+        self._started = self._clock.now()
+        self._log.info("ready", socket=str(self.config.socket_path), service_version=1, pid=os.getpid())
+
+    async def stop(self) -> None:
+        """Take no more, let what runs end within its grace, cancel the rest, and close (R6)."""
+        self._log.info("stopping", running=self.service.running)
+        await self.service.stop(self.config.service.shutdown_grace)
+        await self.socket.stop()
+        await self.providers.stop()
+        self._log.info("stopped")
+
+    async def _client_gone(self, connection: Any) -> None:
+        self.bus.forget(connection)
+
+    def ready(self) -> dict[str, Any]:
+        """`system:ready`."""
+        return {"ready": self._started is not None and self.service.taking, "tasks": {}}
+
+    async def health(self) -> dict[str, Any]:
+        """`system:health`."""
+        return self._health(self.providers.problems() + ([] if self.service.taking else ["stopping"]))
+
+    def ask_to_stop(self) -> dict[str, Any]:
+        """`system:shutdown`."""
+        self.stopping.set()
+        return {
+            "stopping": True,
+            "running": self.service.running,
+            "grace_seconds": self.config.service.shutdown_grace,
+        }
+
+
+def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> Daemon | DirectDaemon:
+    """The daemon of the configured service version."""
+    kind = DirectDaemon if config.service.version == 1 else Daemon
+    return kind(config, clock, chance, environ)
 
 
 def build_store(config: Config, chance: Chance) -> Store:
@@ -259,7 +385,29 @@ def build_store(config: Config, chance: Chance) -> Store:
     if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/"):
         # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
         return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
-    raise ConfigError(f"store.url: {config.store.url!r} is neither memory:// nor sqlite:///path", place="store.url")
+    if kind == "unix" or kind.startswith(("redis", "rediss")):
+        return _redis_store(config, chance)
+    raise ConfigError(
+        f"store.url: {config.store.shown_url!r} is none of memory://, sqlite:///path, redis://host, rediss://host, "
+        "unix:///socket",
+        place="store.url",
+    )
+
+
+def _redis_store(config: Config, chance: Chance) -> Store:
+    """The store on a server. Its client is only loaded where it is used."""
+    from ksi.store.redis import RedisStore
+    from ksi.store.redis_address import Address
+
+    node = config.store.node
+    return RedisStore(
+        Address(config.store.url),
+        store_rules(config),
+        chance,
+        daemon=f"{node}:{config.home}",
+        node=node,
+        lease=microseconds(config.queue.lease),
+    )
 
 
 def store_rules(config: Config) -> StoreRules:
@@ -271,6 +419,12 @@ def store_rules(config: Config) -> StoreRules:
         fail_interrupted=config.queue.on_interrupted == "fail",
         keep_finished=microseconds(config.retention.finished),
         keep_sessions=microseconds(config.retention.sessions),
+        guard_messages=config.chain.guard_messages,
+        chain_limits=ChainLimits(
+            max_depth=config.chain.max_depth,
+            token_budget=config.chain.token_budget,
+            time_window=microseconds(config.chain.time_window),
+        ),
     )
 
 
@@ -386,7 +540,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
-    daemon = Daemon(config, SystemClock(), Chance(), dict(os.environ))
+    daemon = build_daemon(config, SystemClock(), Chance(), dict(os.environ))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, daemon.stopping.set)

@@ -2,6 +2,7 @@
 
     KsiError                      code          retryable
     ├── ConfigError               config
+    ├── MigrationError            migration
     ├── ProtocolError             what came over the wire could not be taken
     │   ├── InvalidJson           invalid_json
     │   ├── InvalidEnvelope       invalid_envelope
@@ -18,7 +19,8 @@
     │   ├── UnknownModel          unknown_model
     │   ├── UnknownParent         unknown_parent
     │   ├── ShuttingDown          shutting_down       yes
-    │   └── WaitTimeout           wait_timeout        yes
+    │   ├── WaitTimeout           wait_timeout        yes
+    │   └── NotAvailableInV1      not_available_in_v1
     ├── StoreError                the disk or the database said no
     │   ├── StoreUnavailable      store_unavailable   yes
     │   ├── StoreFull             store_full          yes
@@ -100,6 +102,12 @@ class ConfigError(KsiError):
 
     code = "config"
     place: str | None = None
+
+
+class MigrationError(KsiError):
+    """A migration or its rollback that cannot be made; everything is as it was, unless the message says otherwise."""
+
+    code = "migration"
 
 
 class ProtocolError(KsiError):
@@ -203,6 +211,12 @@ class WaitTimeout(ServiceError):
 
     code = "wait_timeout"
     retryable = True
+
+
+class NotAvailableInV1(ServiceError):
+    """Service version 1 does not have this event; `event` names it."""
+
+    code = "not_available_in_v1"
 
 
 class StoreError(KsiError):

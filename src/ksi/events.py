@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from ksi.errors import InvalidData
 from ksi.protocol import nearest
-from ksi.request import PRIORITY_WORDS, Priority
+from ksi.request import PRIORITY_WORDS, ChainConfig, InjectionConfig, PatternsConfig, Priority
 from ksi.usage_report import TokenUsageReply
 
 Name = Annotated[str, Meta(min_length=1, max_length=65_536)]
@@ -80,6 +80,9 @@ class CompletionData(Data):
     retry: RetryData | None = None
     stream: bool = False
     mcp_config: Name | Json | None = None
+    injection_config: InjectionConfig | None = None
+    circuit_breaker_config: ChainConfig | None = None
+    patterns: PatternsConfig | None = None
     metadata: Json | None = None
     provider_options: Json | None = None
 
@@ -88,6 +91,13 @@ class RequestId(Data):
     """Names one request."""
 
     request_id: Name
+
+
+class CancelData(Data):
+    """Names one request, or a whole chain by its id (F8)."""
+
+    request_id: Name | None = None
+    chain_id: Name | None = None
 
 
 class GetData(Data):
@@ -111,6 +121,34 @@ class PageData(Data):
 
     limit: Limit = 100
     cursor: str | None = None
+
+
+class ChainStatusData(PageData):
+    """One chain, by its id or by any request of it; without either, a page of chains. `members` adds its requests."""
+
+    request_id: Name | None = None
+    chain_id: Name | None = None
+    members: bool = False
+
+
+class ChainName(Data):
+    """Names one chain, by its id or by any request of it."""
+
+    request_id: Name | None = None
+    chain_id: Name | None = None
+
+
+class InjectionStatusData(PageData):
+    """One delivery with its text, or a page: of all, or of one `state`. `blocked` and `failed` are the dead letters."""
+
+    injection_id: Name | None = None
+    state: Literal["queued", "taken", "delivered", "blocked", "failed", "retried"] | None = None
+
+
+class InjectionId(Data):
+    """Names one delivery."""
+
+    injection_id: Name
 
 
 class QueueStatusData(PageData):
@@ -204,6 +242,105 @@ class ErrorBody(msgspec.Struct, kw_only=True):
     message: str
 
 
+class ReasonBody(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Why a request of a chain did not run (C5, C7)."""
+
+    code: str
+    message: str
+    risk_score: float | None = None
+    evidence: list[str] = []
+
+
+class ChainReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A chain's figures (C8). Limits are the minimum over the asked request and its ancestors; times in seconds."""
+
+    chain_id: str
+    state: Literal["open", "tripped", "exhausted", "closed"]
+    """`tripped`: patterns stopped it; `exhausted`: its budget or time is spent; `closed`: it was cancelled."""
+    ideation_depth: int
+    """Of the asked request; of a chain as a whole, its deepest one's."""
+    max_depth: int
+    tokens_used: int
+    tokens_estimated: int
+    """Of `tokens_used`, what no provider reported."""
+    tokens_reserved: int
+    token_budget: int
+    age: float
+    time_window: float
+    members: int
+    unfinished: int
+    guard_messages: int
+    resets: int
+    created_at: float
+    reason: ReasonBody | None = None
+    """What tripped it."""
+
+
+class MemberReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One request of a chain, in the order of arrival."""
+
+    request_id: str
+    parent_request_id: str | None = None
+    depth: int
+    session_id: str
+    agent_id: str | None = None
+    status: str
+    enqueued_at: float
+    finished_at: float | None = None
+    tokens: int
+    estimated: bool = False
+    """Whether `tokens` holds an estimate."""
+    reason: ReasonBody | None = None
+    """What blocked it."""
+
+
+class ChainStatusReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One chain and, where asked for, a page of its requests; or a page of chains."""
+
+    chain: ChainReply | None = None
+    requests: list[MemberReply] | UnsetType = UNSET
+    chains: list[ChainReply] | UnsetType = UNSET
+    cursor: str | None = None
+    warnings: list[str] = []
+
+
+class InjectionReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One delivery of a result; also the data of the `injection:*` events. `text` only where one is asked for."""
+
+    injection_id: str
+    state: str
+    chain_id: str
+    parent_request_id: str
+    """The request whose result it is."""
+    target: str
+    mode: str
+    trigger_type: str
+    created_at: float
+    finished_at: float | None = None
+    request_id: str | None = None
+    """The request that carries it."""
+    reason: ReasonBody | None = None
+    text: str | None = None
+
+
+class InjectionStatusReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One delivery, or a page of them, the newest first."""
+
+    injection: InjectionReply | None = None
+    injections: list[InjectionReply] | UnsetType = UNSET
+    cursor: str | None = None
+    warnings: list[str] = []
+
+
+class InjectionRetryReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of a dead letter that was sent again, under an id of its own."""
+
+    injection: InjectionReply
+    retried: str
+    """The dead letter's id."""
+    warnings: list[str] = []
+
+
 class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A request as it stands; with `result` once it completed. Also the data of `completion:result`."""
 
@@ -231,6 +368,15 @@ class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     interruptions: int = 0
     interrupted_by: str | None = None
     requeued_from: str | None = None
+    chain_id: str | None = None
+    parent_request_id: str | None = None
+    ideation_depth: int | None = None
+    injection_id: str | None = None
+    """The delivery that it carries."""
+    reason: ReasonBody | None = None
+    """What blocked it."""
+    chain: ChainReply | None = None
+    """Its chain's figures, where it was blocked."""
     position: int | None = None
     holder: str | None = None
     cancelling: bool = False
@@ -252,16 +398,25 @@ class SubmitReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     conversation_locked: bool | UnsetType = UNSET
     holder: str | None = None
     due_at: float | None = None
+    reason: ReasonBody | None = None
+    """What blocked it."""
+    chain: ChainReply | None = None
+    """Its chain's figures, where it was blocked."""
     warnings: list[str] = []
 
 
 class CancelReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`status` is `cancelled`, or `already_final` with the state it ended in."""
+    """`status` is `cancelled`, or `already_final` with the state it ended in.
 
-    request_id: str
-    status: Literal["cancelled", "already_final"]
-    state: str
+    Of a chain: `closed`, and how many of its requests were stopped.
+    """
+
+    request_id: str | None = None
+    chain_id: str | None = None
+    status: Literal["cancelled", "already_final", "closed"]
+    state: str | None = None
     session_id: str | None = None
+    cancelled: int | None = None
     warnings: list[str] = []
 
 
@@ -361,7 +516,8 @@ class FailedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class TokenUsageData(PageData):
-    """Which attempts to account for: those that ended in the last `hours`, of one agent, model, provider or session.
+    """Which attempts to account for: those that ended in the last `hours`, of one agent, model, provider, session or
+    chain.
 
     `limit` is for the rows of each grouping; `cursor` goes with `group_by`.
     """
@@ -371,6 +527,7 @@ class TokenUsageData(PageData):
     provider: Name | None = None
     session_id: Name | None = None
     conversation_id: Name | None = None
+    chain_id: Name | None = None
     hours: Annotated[float, Meta(gt=0, le=100_000)] = 24.0
     bucket_minutes: Annotated[int, Meta(ge=1, le=6_000_000)] | None = None
     group_by: Literal["agent", "model", "provider", "session"] | None = None
@@ -462,7 +619,7 @@ SPECS: Mapping[str, EventSpec] = {
         ),
         _in("completion:get", GetData, "A request as it stands, with its result once it has one.", RequestReply),
         _in("completion:wait", WaitData, "A request's end, from any connection.", RequestReply),
-        _in("completion:cancel", RequestId, "Stop a request that is not final.", CancelReply),
+        _in("completion:cancel", CancelData, "Stop a request that is not final, or a whole chain.", CancelReply),
         _in("completion:status", Nothing, "What the service is doing: figures and running requests."),
         _in("completion:queue_status", QueueStatusData, "The queue's figures, and pages of its lists."),
         _in("completion:session_status", SessionStatusData, "A session's life, or a page of sessions."),
@@ -497,6 +654,25 @@ SPECS: Mapping[str, EventSpec] = {
         _in("conversation:release_lock", LockHolderData, "Give an acquired lock back.", ReleaseReply),
         _in("conversation:renew_lock", LockHolderData, "Begin an acquired lock's time anew.", LockReply),
         _in("conversation:lock_status", LockStatusData, "Who holds and who waits for one conversation, or all."),
+        _in(
+            "injection:status",
+            InjectionStatusData,
+            "How deliveries of results stand: one with its text, or a page.",
+            InjectionStatusReply,
+        ),
+        _in("injection:retry", InjectionId, "Send a dead letter again, as a new delivery.", InjectionRetryReply),
+        _in(
+            "circuit_breaker:status",
+            ChainStatusData,
+            "A chain's figures, limits and what stopped it, or a page of chains.",
+            ChainStatusReply,
+        ),
+        _in(
+            "circuit_breaker:reset",
+            ChainName,
+            "Let a stopped chain go on: budget and time begin anew, what tripped it is forgotten.",
+            ChainReply,
+        ),
         _in("monitor:subscribe", SubscribeData, "Get every pushed event whose name fits a pattern."),
         _in("monitor:unsubscribe", SubscribeData, "Get them no longer; without patterns, none at all."),
         _out("completion:result", "A request ended.", RequestReply),
@@ -512,6 +688,10 @@ SPECS: Mapping[str, EventSpec] = {
             LockPush,
         ),
         _out("provider:state_changed", "A provider is left alone, tried again, parked or switched.", ProviderPush),
+        _out("injection:queued", "A result is on its way into a conversation.", InjectionReply),
+        _out("injection:blocked", "A chain's limit stopped a delivery: it is a dead letter.", InjectionReply),
+        _out("injection:delivered", "A delivery reached its conversation.", InjectionReply),
+        _out("injection:failed", "A delivery's request ended without an answer: it is a dead letter.", InjectionReply),
         _out("conversation:forked", "A conversation went on in another place.", ForkPush),
     )
 }
@@ -573,4 +753,5 @@ def schema(spec: EventSpec) -> Json:
     for label, kind in (("request", spec.request), ("reply" if spec.incoming else "data", spec.reply)):
         if kind is not None:
             result[label] = shown[types.index(kind)]
-    return result
+    # Defaults may be tuples; what is shown is JSON.
+    return cast(Json, msgspec.json.decode(msgspec.json.encode(result)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -13,6 +13,9 @@ from ksi.errors import InvalidData, InvalidEnvelope, InvalidJson, KsiError, Payl
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes in one line, its newline not counted."""
+
+MOST_WARNINGS = 20
+"""About unknown fields, in one reply."""
 
 T = TypeVar("T")
 
@@ -175,19 +178,39 @@ def field_names(of: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(f.encode_name for f in msgspec.structs.fields(of))
 
 
-def unknown_fields(data: dict[str, Any], known: frozenset[str]) -> list[str]:
-    """A warning for each field that its event does not have, with a guess at the typo (S1)."""
-    if data.keys() <= known:
-        return []
-    warnings = []
-    for name in data:
-        if name not in known:
-            guess = nearest(name, known)
-            shown = name if len(name) <= 60 else name[:60] + "…"
-            warnings.append(f"unknown field {shown!r} was ignored" + (f"; did you mean {guess!r}?" if guess else ""))
-            if len(warnings) == 20:
-                break
-    return warnings
+@lru_cache(maxsize=256)
+def inner_types(of: type[msgspec.Struct]) -> Mapping[str, type[msgspec.Struct]]:
+    """The fields of a type whose values have fields themselves, and their types."""
+    found = {}
+    for field in cast(msgspec.inspect.StructType, msgspec.inspect.type_info(of)).fields:
+        options = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+        structs = [option.cls for option in options if isinstance(option, msgspec.inspect.StructType)]
+        if len(structs) == 1:
+            found[field.encode_name] = structs[0]
+    return found
+
+
+def unknown_fields(data: dict[str, Any], of: type[msgspec.Struct], place: str = "") -> list[str]:
+    """A warning for each field that a type does not have, inner ones too, with a guess at the typo (S1).
+
+    `place` goes before their names: where `data` stands in the whole.
+    """
+    known = field_names(of)
+    warnings: list[str] = []
+    if not data.keys() <= known:
+        for name in data:
+            if name not in known:
+                guess = nearest(name, known)
+                shown = place + (name if len(name) <= 60 else name[:60] + "…")
+                hint = f"; did you mean {guess!r}?" if guess else ""
+                warnings.append(f"unknown field {shown!r} was ignored{hint}")
+                if len(warnings) == MOST_WARNINGS:
+                    return warnings
+    for name, inner in inner_types(of).items():
+        value = data.get(name)
+        if isinstance(value, dict):
+            warnings += unknown_fields(value, inner, f"{place}{name}.")
+    return warnings[:MOST_WARNINGS]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

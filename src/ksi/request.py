@@ -171,7 +171,7 @@ class InjectionConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """Where a request's result goes when it ended (C1)."""
 
     enabled: bool = True
-    trigger_type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = "general"
+    trigger_type: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$(?!\n)")] = "general"
     """The template's name."""
     target_sessions: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=100)] = (ORIGINATING,)
     """Conversations; one that is named twice is a target once."""

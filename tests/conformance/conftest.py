@@ -10,14 +10,16 @@ import pytest
 import pytest_asyncio
 
 from ksi.store.values import StoreRules
-from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check
+from tests.conformance.world import Home, MemoryHome, RedisHome, SqliteHome, World, check
 
 StoreFactory = Callable[..., Awaitable[World]]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """Where one kind of store keeps its data."""
+    if request.param == "redis":
+        return RedisHome(request.getfixturevalue("redis_server").url)
     return MemoryHome() if request.param == "memory" else SqliteHome(tmp_path)
 
 

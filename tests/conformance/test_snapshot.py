@@ -14,15 +14,19 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import CheckpointInvalid, StoreNotEmpty
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
+from ksi.store.chains import Block, ChainLimits, ChildRequest, Membership
 from ksi.store.snapshot import (
     FENCE_LEAP,
     Base64,
     Figures,
     Record,
     SavedAttempt,
+    SavedChain,
     SavedConversation,
     SavedFork,
+    SavedInjection,
     SavedLock,
+    SavedMember,
     SavedRequest,
     SavedSpare,
     pack,
@@ -444,9 +448,12 @@ def fields_of(*types: type[msgspec.Struct]) -> Iterable[tuple[str, tuple[str, ..
     return [(kind.__name__, kind.__struct_fields__) for kind in types]
 
 
-def test_the_format_is_what_version_1_has() -> None:
+def test_the_format_is_what_version_2_has() -> None:
     """A change here is another format: raise its version, and read the old one too."""
-    types = (Figures, SavedConversation, SavedFork, SavedRequest, SavedLock, SavedSpare, SavedAttempt, Attempt, Usage)
+    types = (
+        *(Figures, SavedConversation, SavedFork, SavedChain, SavedRequest, SavedMember, SavedLock, SavedSpare),
+        *(SavedInjection, SavedAttempt, Attempt, Usage, ChainLimits, Block, ChildRequest, Membership),
+    )
     assert dict(fields_of(*types)) == {
         "Figures": ("ended", "fence", "logged", "routes"),
         "SavedConversation": (
@@ -464,13 +471,40 @@ def test_the_format_is_what_version_1_has() -> None:
             *("key", "request_id", "conversation", "state", "holds", "priority", "rank", "route", "model", "agent_id"),
             *("hold_on_retry", "requeued_from", "enqueued_at", "due", "expires", "begun", "interruptions"),
             *("interrupted", "interrupted_by", "fence", "since", "provider", "started_at", "finished_at", "error"),
-            *("message", "body", "attempts"),
+            *("message", "body", "attempts", "member", "reminders"),
         ),
         "SavedLock": (
             *("key", "request_id", "conversation", "holds", "priority", "rank", "enqueued_at", "fence", "since"),
             *("patience", "metadata"),
         ),
-        "SavedSpare": ("key", "conversation", "agent_id", "body", "saved"),
+        "SavedSpare": ("key", "conversation", "agent_id", "body", "saved", "reminders"),
+        "SavedChain": (
+            *("name", "created_at", "started_at", "limits", "used", "estimated", "closed", "tripped", "guard_messages"),
+            *("resets", "reset_key", "deepest"),
+        ),
+        "SavedMember": (
+            *(
+                "chain",
+                "parent",
+                "parent_key",
+                "depth",
+                "limits",
+                "estimate",
+                "output_cap",
+                "guard",
+                "injects",
+                "routed",
+            ),
+            *("carries", "mark", "result", "block", "tokens", "estimated"),
+        ),
+        "SavedInjection": (
+            *("injection_id", "chain", "parent", "parent_key", "target", "direct", "trigger", "state", "created_at"),
+            *("finished_at", "request_id", "reason", "text", "child"),
+        ),
+        "ChainLimits": ("max_depth", "token_budget", "time_window"),
+        "Block": ("code", "message", "risk_score", "evidence"),
+        "ChildRequest": (*("body", "route", "rank", "model", "priority", "membership", "agent_id", "error"),),
+        "Membership": (*("limits", "parent", "injects", "estimate", "output_cap", "block", "trips", "guard", "mark"),),
         "SavedAttempt": ("id", "attempt", "raw", "previous"),
         "Attempt": (
             *("number", "provider", "outcome", "started_at", "finished_at", "model", "asked", "mcp", "text", "usage"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from ksi.request import Attempt, HeadStarts, Outcome, Priority, State, Usage
 from ksi.store.base import Store
 from ksi.store.memory import MemoryStore
 from ksi.store.memory_data import MemoryData
+from ksi.store.redis import RedisStore
+from ksi.store.redis_address import Address
 from ksi.store.values import (
     Acquired,
     Cancelled,
@@ -133,6 +136,22 @@ class SqliteHome:
                 shutil.copyfile(source, self.path.with_name(source.name))
         await store.close()
         shutil.rmtree(old.parent)
+
+
+class RedisHome:
+    """A namespace of its own on a server; time is the test's."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}?namespace={uuid.uuid4().hex}"
+
+    def store(self, rules: StoreRules, chance: Chance) -> Store:
+        """See `Home.store`."""
+        return RedisStore(Address(self._url), rules, chance, daemon="one", node="here", hand=True)
+
+    async def crash(self, store: Store) -> None:
+        """See `Home.crash`: nobody says a word to the server."""
+        assert isinstance(store, RedisStore)
+        await store.leave()
 
 
 class World:

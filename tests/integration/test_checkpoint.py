@@ -436,4 +436,4 @@ def test_a_reader_gives_what_a_writer_took(tmp_path: Path) -> None:
     assert list(reader.records()) == [FIGURES]
     assert (reader.header.created_at, reader.header.ksi, reader.header.records) == (1.0, "0", {"figures": 1})
     reader.close()
-    assert msgspec.json.decode((tmp_path / "saved.ksi").read_bytes()[:HEADER_SIZE])["version"] == 1
+    assert msgspec.json.decode((tmp_path / "saved.ksi").read_bytes()[:HEADER_SIZE])["version"] == 2

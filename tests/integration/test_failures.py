@@ -134,7 +134,7 @@ async def test_after_the_last_attempt_it_has_failed_and_is_listed(api: str) -> N
 async def test_a_request_says_how_often_it_is_tried(retry: Json, attempts: int) -> None:
     async with (
         ScriptedEndpoint(FAILS) as endpoint,
-        serving({"team": provider("openai", endpoint)}, breaker={"failures": 100}) as house,
+        serving({"team": provider("openai", endpoint)}, breaker={"failures": 20}) as house,
     ):
         reply = await house.asked(retry=retry)
         assert reply["status"] == "failed"
@@ -150,7 +150,7 @@ async def test_the_waits_grow_and_stay_within_their_bounds() -> None:
             {"team": provider("openai", endpoint)},
             clock=clock,
             retry={"max_attempts": 9, "initial_delay": 1.0, "max_delay": 8.0},
-            breaker={"failures": 100},
+            breaker={"failures": 20},
         ) as house,
     ):
         waits = []

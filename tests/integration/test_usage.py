@@ -116,6 +116,23 @@ async def test_usage_is_filtered_and_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("T2")
+async def test_a_chain_s_usage_is_that_of_its_root_and_all_that_it_led_to(tmp_path: Path) -> None:
+    async with daemon_and_wire(tmp_path, providers={"stub": STUB}) as (_, wire):
+        await ask(wire, {"input_tokens": 10, "output_tokens": 1}, request_id="root", circuit_breaker_config={})
+        for number, parent in enumerate(("root", "root", "hop 0")):
+            link = {"parent_request_id": parent}
+            await ask(wire, {"input_tokens": 100}, request_id=f"hop {number}", circuit_breaker_config=link)
+        await ask(wire, {"input_tokens": 5_000}, request_id="alone")
+        assert (await used(wire))["totals"]["input_tokens"] == 5_310
+        found = await used(wire, chain_id="root")
+        assert (found["totals"]["requests"], found["totals"]["input_tokens"]) == (4, 310)
+        assert found["totals"]["output_tokens"] == 1
+        assert sum(bucket["input_tokens"] for bucket in found["trend"]) == 310
+        for other in ("hop 0", "alone", "nobody"):
+            assert (await used(wire, chain_id=other))["totals"]["attempts"] == 0
+
+
+@pytest.mark.promise("T2")
 async def test_groups_are_paged_in_one_window_whatever_comes_meanwhile(tmp_path: Path) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         for number in range(5):
@@ -272,6 +289,9 @@ def test_the_command_shows_tables_bars_and_json(tmp_path: Path) -> None:
         assert "tokens every 5 minutes" in alone.stdout
         told = json.loads(ksi(daemon.home, "usage", "--json", "--model", "echo").stdout)
         assert told["totals"]["input_tokens"] == 3
+        assert "requests       0" in ksi(daemon.home, "usage", "--chain", "nobody").stdout
+        unclear = ksi(daemon.home, "usage", "--hours", "nan")
+        assert (unclear.returncode, "nan is no number" in unclear.stderr) == (2, True)
         nothing = ksi(daemon.home, "usage", "--agent", "nobody")
         assert "tokens every" not in nothing.stdout
         wrong = ksi(daemon.home, "usage", "--hours", "100000", "--bucket", "1")

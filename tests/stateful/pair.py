@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,7 +27,7 @@ from ksi.store.values import (
     StoreRules,
     Verdict,
 )
-from tests.conformance.world import Home, MemoryHome, SqliteHome, World, check, items
+from tests.conformance.world import Home, MemoryHome, World, check, items
 
 T = TypeVar("T")
 
@@ -48,9 +47,9 @@ class Twins(msgspec.Struct, frozen=True):
 class Pair:
     """A reference and the store that is compared with it, on one clock."""
 
-    def __init__(self, folder: Path, rules: StoreRules) -> None:
+    def __init__(self, rules: StoreRules, other: Home) -> None:
         self._runner = asyncio.Runner()
-        homes: tuple[Home, Home] = (MemoryHome(), SqliteHome(folder, "normal"))
+        homes: tuple[Home, Home] = (MemoryHome(), other)
         self.worlds = tuple(World(home, rules) for home in homes)
         self.clock = self.worlds[0].clock
         self.worlds[1].clock = self.clock

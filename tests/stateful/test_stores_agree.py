@@ -11,12 +11,20 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from ksi.clock import microseconds
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
 from ksi.store.values import Acquired, Finish, GiveBack, Offer, Retry, StoreRules, Verdict
-from tests.conformance.world import World
+from tests.conformance.world import Home, RedisHome, SqliteHome, World
+from tests.redis_server import RedisServer
 from tests.stateful.pair import Pair, Twins
 
 CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
@@ -121,9 +129,13 @@ class StoresAgree(RuleBasedStateMachine):
         assert self.pair is not None
         return self.pair
 
+    def other(self) -> Home:
+        """Where the store that is compared with the reference keeps its data."""
+        return SqliteHome(Path(self.folder.name), "normal")
+
     @initialize(rules=st.sampled_from(RULES))
     def begin(self, rules: StoreRules) -> None:
-        self.pair = Pair(Path(self.folder.name), rules)
+        self.pair = Pair(rules, self.other())
 
     def teardown(self) -> None:
         if self.pair is not None:
@@ -307,6 +319,17 @@ class StoresAgree(RuleBasedStateMachine):
             self.pair.check()
 
 
+class RedisAgrees(StoresAgree):
+    """The same with the store on a server."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    def other(self) -> Home:
+        return RedisHome(self._url)
+
+
 TestStoresAgree = StoresAgree.TestCase
 TestStoresAgree.settings = settings(
     max_examples=120,
@@ -318,3 +341,18 @@ TestStoresAgree.settings = settings(
 TestStoresAgree = pytest.mark.timeout(600)(
     pytest.mark.promise("Q3", "Q8", "L1", "L2", "L8", "F8", "F10")(TestStoresAgree)
 )
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.promise("D1", "Q3", "Q8", "L1", "L2", "L8", "F8", "F10")
+def test_the_store_on_a_server_agrees(redis_server: RedisServer) -> None:
+    run_state_machine_as_test(
+        lambda: RedisAgrees(redis_server.url),
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
 from ksi.benchmarking import load, report
+from ksi.benchmarking.faults import FaultPlan, FaultRun
 from ksi.benchmarking.figures import Latency, Rate, Times, median, percentile
 from ksi.benchmarking.load import LoadError, Requests, ResultCounter, Target
 from ksi.benchmarking.machine import this_machine
 from ksi.benchmarking.rows import Memory, Pair, Plan, RoutePair
-from ksi.cli import bench
+from ksi.cli import bench, main
 from ksi.events import CompletionData
 from ksi.protocol import convert, decode_envelope, encode_reply
 
@@ -176,6 +179,28 @@ def test_every_row_has_its_lines() -> None:
     assert next(line.figure for line in found if line.row == "memory") == "1 MB"
 
 
+@pytest.mark.parametrize(
+    ("calls", "lost", "met"), [(FaultPlan().bound, 0, [True, True]), (FaultPlan().bound + 1, 1, [False, False])]
+)
+def test_a_provider_s_death_may_cost_so_many_calls_and_no_answer(calls: int, lost: int, met: list[bool]) -> None:
+    times = Times(1.0, 2.0, 3)
+    run = FaultRun(
+        way="hangs",
+        before=times,
+        dead=times,
+        met=times,
+        after=times,
+        calls_in_vain=calls,
+        probes_in_vain=2,
+        left_alone_after=0.5,
+        spare_share=1.0,
+        used_again_after=0.1,
+        not_completed=lost,
+    )
+    found = report.lines(whole_report(fault_plan=FaultPlan(), faults=[run]))
+    assert [line.met for line in found if line.target is not None] == met
+
+
 def test_the_table_shows_figures_beside_targets(capsys: pytest.CaptureFixture[str]) -> None:
     bench.show(whole_report(throughput={"full": [rate(4_000)], "normal": [rate(8_000)]}), as_json=False)
     shown = capsys.readouterr().out
@@ -196,3 +221,34 @@ def test_a_row_that_is_not_there_is_refused() -> None:
     outcome = CliRunner().invoke(bench.command, ["--only", "nothing"])
     assert outcome.exit_code == 2
     assert "throughput" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "faults"),
+    [
+        ([], list(bench.ROWS), False),
+        (["--faults"], [], True),
+        (["--only", "latency"], ["latency"], False),
+        (["--only", "latency", "--faults"], ["latency"], True),
+    ],
+)
+def test_faults_are_measured_when_asked_for_and_then_alone(
+    given: list[str], rows: list[str], faults: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[list[str], bool]] = []
+
+    def measure(
+        plan: Plan,
+        parent: Path,
+        rows: list[str],
+        keep: bool,
+        say: Callable[[str], None],
+        faults: FaultPlan | None = None,
+    ) -> report.Report:
+        measured.append((rows, faults is not None))
+        return whole_report()
+
+    monkeypatch.setattr("ksi.benchmarking.session.measure", measure)
+    outcome = CliRunner().invoke(main, ["--home", str(tmp_path), "bench", *given])
+    assert outcome.exit_code == 0, outcome.output
+    assert measured == [(rows, faults)]

@@ -213,6 +213,7 @@ def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         ("[queue]\nhead_start = 5\n", "queue.head_start"),
         ("[retention]\nfinished = 100\nsessions = 99\n", "retention.sessions"),
         ("[breaker]\nrate = 1.5\n", "breaker.rate"),
+        ("[breaker]\nfailures = 21\n", "breaker.failures"),
         ("[breaker]\nrate = -0.1\n", "breaker.rate"),
         ('[providers.stub]\nkind = "stub"\nmax_concurrency = 0\n', "providers.stub.max_concurrency"),
         ('[providers.stub]\nkind = "stub"\nrequests_per_minute = -5\n', "providers.stub.requests_per_minute"),

@@ -20,6 +20,7 @@ from ksi.errors import (
     PayloadTooLarge,
     QueueFull,
 )
+from ksi.events import CompletionData
 from ksi.protocol import (
     MAX_LINE,
     Envelope,
@@ -341,19 +342,27 @@ def test_a_types_fields_are_known_by_their_wire_names() -> None:
 
 @pytest.mark.promise("S1")
 def test_unknown_fields_are_named_with_a_guess_at_the_typo() -> None:
-    known = frozenset({"prompt", "priority", "model"})
-    assert unknown_fields({"prompt": 1, "model": 2}, known) == []
-    typo, stranger = unknown_fields({"promt": 1, "zzz": 2, "prompt": 3}, known)
-    assert "'promt'" in typo
-    assert "did you mean 'prompt'?" in typo
+    assert unknown_fields({"name": 1, "many": 2}, Sample) == []
+    typo, stranger = unknown_fields({"nam": 1, "zzz": 2, "name": 3}, Sample)
+    assert "'nam'" in typo
+    assert "did you mean 'name'?" in typo
     assert "'zzz'" in stranger
     assert "did you mean" not in stranger
+
+
+@pytest.mark.promise("S1")
+def test_an_unknown_field_within_a_field_is_named_with_its_place() -> None:
+    config = {"token_budgt": 5, "max_depth": 1}
+    (warning,) = unknown_fields({"prompt": "x", "circuit_breaker_config": config}, CompletionData)
+    assert "'circuit_breaker_config.token_budgt'" in warning
+    assert "did you mean 'token_budget'?" in warning
+    assert unknown_fields({"circuit_breaker_config": None, "retry": 5, "metadata": {"any": 1}}, CompletionData) == []
 
 
 @pytest.mark.promise("S1", "S4")
 def test_warnings_are_bounded_however_many_and_long_the_unknown_fields_are() -> None:
     data = {f"{'x' * 10_000}{number}": 1 for number in range(1_000)}
-    warnings = unknown_fields(data, frozenset({"prompt"}))
+    warnings = unknown_fields(data, Sample)
     assert len(warnings) == 20
     assert all(len(warning) < 200 for warning in warnings)
 

@@ -7,8 +7,9 @@ becomes of those before them. The first provider dies, by failing at once or by 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +18,14 @@ import msgspec
 from ksi.benchmarking.daemon_under_test import DaemonUnderTest, Home, Tables
 from ksi.benchmarking.fault_endpoint import FaultEndpoint
 from ksi.benchmarking.figures import Times
-from ksi.benchmarking.report import Line
 from ksi.client import Client
+from ksi.config import BreakerConfig
 from ksi.errors import InternalError
 
 Way = Literal["fails", "hangs"]
 WAYS: tuple[Way, ...] = ("fails", "hangs")
 PATIENCE = 60.0
-"""Seconds that the provider gets to be used again, and the last requests to end."""
+"""Seconds that the provider gets to be used again, and then the last requests to end."""
 
 
 class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     rate: int = 200
     """Requests per second."""
+    warm_up: float = 2.0
+    """At the beginning, not counted."""
     before: float = 5.0
     dead: float = 10.0
     after: float = 3.0
@@ -43,9 +46,17 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
     open_for: float = 1.0
     """That the provider is left alone at first; the rest of the breaker is as configured by default."""
     slots: int = 64
+    """Calls that each provider takes at once."""
+
+    @property
+    def bound(self) -> int:
+        """Calls that may go to the dead provider before it is left alone: those that the breaker must see fail, and
+        all that can be under way beside them."""
+        breaker = BreakerConfig()
+        return max(breaker.failures, math.ceil(breaker.rate * breaker.max_samples)) + self.slots
 
 
-QUICK = FaultPlan(before=2.0, dead=4.0, after=1.0)
+QUICK = FaultPlan(warm_up=1.0, before=2.0, dead=4.0, after=1.0)
 
 
 class FaultRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +66,14 @@ class FaultRun(msgspec.Struct, frozen=True, kw_only=True):
     before: Times
     dead: Times
     """Requests that were sent while it was dead."""
+    met: Times
+    """Those requests that were tried at it in vain."""
     after: Times
     """Requests that were sent when it was used again."""
     calls_in_vain: int
-    """Attempts that failed at it."""
+    """Attempts that began before it was left alone, and failed at it."""
+    probes_in_vain: int
+    """Attempts that failed at it later: it was tried again while it was dead."""
     left_alone_after: float
     """Seconds from its death to the breaker's opening."""
     spare_share: float
@@ -78,6 +93,19 @@ class _Asked(msgspec.Struct, frozen=True):
     @property
     def provider(self) -> str | None:
         return self.reply.get("provider")
+
+    @property
+    def ended(self) -> float:
+        return self.sent + self.took
+
+    @property
+    def in_vain(self) -> list[float]:
+        """When its attempts at the dying provider began that failed, as wall time."""
+        return [
+            attempt["started_at"]
+            for attempt in self.reply.get("attempts", ())
+            if attempt["provider"] == "team" and attempt["outcome"] == "failed"
+        ]
 
 
 def measure_faults(plan: FaultPlan, folder: Path, say: Callable[[str], None]) -> list[FaultRun]:
@@ -115,15 +143,24 @@ class _Death:
         self._endpoint = endpoint
         self._socket = socket
         self._asked: list[_Asked] = []
-        self._left_alone: float | None = None
+        self._left_alone: tuple[float, float] | None = None
+        """As monotonic and as wall time."""
         self._used_again = asyncio.Event()
         self._healed: float | None = None
 
     async def run(self) -> FaultRun:
         """The whole story."""
+        try:
+            return await self._run()
+        except ExceptionGroup as group:
+            raise InternalError(f"the run did not come to its end: {group.exceptions[0]}") from group
+
+    async def _run(self) -> FaultRun:
         async with Client(self._socket) as client, asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch(client))
             load = tasks.create_task(self._load(client, tasks))
+            await asyncio.sleep(self._plan.warm_up)
+            begun = time.monotonic()
             await asyncio.sleep(self._plan.before)
             died = time.monotonic()
             self._endpoint.be(self._way)
@@ -137,7 +174,7 @@ class _Death:
             await asyncio.sleep(self._plan.after)
             load.cancel()
             watching.cancel()
-        return self._told(died, self._healed)
+        return self._told(begun, died, self._healed)
 
     async def _load(self, client: Client, tasks: asyncio.TaskGroup) -> None:
         """A request at each tick, whether the earlier ones are answered or not."""
@@ -161,67 +198,28 @@ class _Death:
         async with client.subscribe("provider:state_changed") as changes:
             async for change in changes:
                 if change.data["provider"] == "team" and change.data["after"] == "open" and self._left_alone is None:
-                    self._left_alone = time.monotonic()
+                    self._left_alone = time.monotonic(), time.time()
 
-    def _told(self, died: float, healed: float) -> FaultRun:
-        first = next(
-            asked.sent + asked.took for asked in self._asked if asked.provider == "team" and _ended(asked) > healed
-        )
+    def _told(self, begun: float, died: float, healed: float) -> FaultRun:
+        first = min(asked.ended for asked in self._asked if asked.provider == "team" and asked.ended > healed)
         dead = [asked for asked in self._asked if died <= asked.sent < healed]
-        attempts = [attempt for asked in self._asked for attempt in asked.reply.get("attempts", ())]
+        in_vain = [at for asked in self._asked for at in asked.in_vain]
+        alone, alone_wall = self._left_alone or (healed, math.inf)
+        calls = sum(at <= alone_wall for at in in_vain)
         return FaultRun(
             way=self._way,
-            before=_times([asked for asked in self._asked if asked.sent < died]),
+            before=_times(asked for asked in self._asked if begun <= asked.sent < died),
             dead=_times(dead),
-            after=_times([asked for asked in self._asked if asked.sent > first]),
-            calls_in_vain=sum(attempt["provider"] == "team" and attempt["outcome"] == "failed" for attempt in attempts),
-            left_alone_after=(self._left_alone or healed) - died,
+            met=_times(asked for asked in dead if asked.in_vain),
+            after=_times(asked for asked in self._asked if asked.sent > first),
+            calls_in_vain=calls,
+            probes_in_vain=len(in_vain) - calls,
+            left_alone_after=alone - died,
             spare_share=sum(asked.provider == "spare" for asked in dead) / max(1, len(dead)),
             used_again_after=first - healed,
             not_completed=sum(asked.reply.get("status") != "completed" for asked in self._asked),
         )
 
 
-def _ended(asked: _Asked) -> float:
-    return asked.sent + asked.took
-
-
-def _times(asked: Sequence[_Asked]) -> Times:
+def _times(asked: Iterable[_Asked]) -> Times:
     return Times.of([round(one.took * 1e9) for one in asked] or [0])
-
-
-def fault_lines(runs: Sequence[FaultRun]) -> Iterator[Line]:
-    """The table's lines."""
-    for run in runs:
-        what = f"a provider that {run.way} under load"
-        for phase, times in (("before", run.before), ("while it is dead", run.dead), ("used again", run.after)):
-            yield Line(
-                row="faults",
-                what=f"{what}: {phase}",
-                figure=f"p50 {times.p50:,.1f} ms, p99 {times.p99:,.1f} ms",
-                value=times.p99,
-                unit="ms",
-            )
-        yield Line(
-            row="faults",
-            what=f"{what}: left alone after",
-            figure=f"{run.left_alone_after:.2f} s and {run.calls_in_vain} calls in vain",
-            value=run.left_alone_after,
-            unit="s",
-        )
-        yield Line(
-            row="faults",
-            what=f"{what}: served by the other one",
-            figure=f"{run.spare_share:.1%}, {run.not_completed} not completed",
-            value=run.spare_share,
-            unit="share",
-            target="all completed",
-            met=run.not_completed == 0,
-        )
-        yield Line(
-            row="faults",
-            what=f"{what}: used again after its recovery",
-            figure=f"{run.used_again_after:.2f} s",
-            value=run.used_again_after,
-            unit="s",
-        )

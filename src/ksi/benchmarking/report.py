@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
+from ksi.benchmarking.claude import ClaudePlan, ClaudeRun, ClaudeTurns
+from ksi.benchmarking.faults import FaultPlan, FaultRun
 from ksi.benchmarking.figures import Latency, Rate, Times, median
 from ksi.benchmarking.machine import Machine
 from ksi.benchmarking.rows import SHALLOW, Memory, Pair, Plan, RoutePair
@@ -19,6 +21,8 @@ P50_MARGIN = 0.3
 """Milliseconds above two commits."""
 P99_MARGIN = 3.0
 """Milliseconds above two of the commit's p99."""
+WARM_TARGET = 60
+"""Milliseconds over its endpoint's own time, for a turn in a warm process."""
 DEPTH_TARGET = 0.7
 """Of the rate at a short queue, at a long one."""
 
@@ -35,6 +39,10 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     depth: dict[str, list[Pair]] | None = None
     routes: list[RoutePair] | None = None
     memory: Memory | None = None
+    fault_plan: FaultPlan | None = None
+    faults: list[FaultRun] | None = None
+    claude_plan: ClaudePlan | None = None
+    claude: ClaudeRun | None = None
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +70,11 @@ def lines(report: Report) -> list[Line]:
         found += _routes(report.routes, report.plan)
     if report.memory is not None:
         found += _memory(report.memory, report.plan)
+    if report.faults is not None and report.fault_plan is not None:
+        for run in report.faults:
+            found += _faults(run, report.fault_plan)
+    if report.claude is not None:
+        found += _claude(report.claude)
     return found
 
 
@@ -138,6 +151,78 @@ def _memory(memory: Memory, plan: Plan) -> Iterator[Line]:
         (f"after a run under load with {plan.depth:,} waiting", memory.filled_loaded),
     ):
         yield Line(row="memory", what=f"memory, {what}", figure=f"{size / 1e6:,.0f} MB", value=size, unit="bytes")
+
+
+def _faults(run: FaultRun, plan: FaultPlan) -> Iterator[Line]:
+    what = f"a provider that {run.way}"
+    for phase, times in (
+        ("before", run.before),
+        ("while it is dead", run.dead),
+        ("  those that met it", run.met),
+        ("used again", run.after),
+    ):
+        yield Line(
+            row="faults",
+            what=f"{what}: {phase}",
+            figure=f"p50 {times.p50:,.0f} ms, p99 {times.p99:,.0f} ms, {times.samples:,} requests",
+            value=times.p99,
+            unit="ms",
+        )
+    yield Line(
+        row="faults",
+        what=f"{what}: calls in vain until it is left alone",
+        figure=f"{run.calls_in_vain} in {run.left_alone_after:.2f} s, then {run.probes_in_vain} probes",
+        value=run.calls_in_vain,
+        unit="calls",
+        target=f"<= {plan.bound}",
+        met=run.calls_in_vain <= plan.bound,
+    )
+    yield Line(
+        row="faults",
+        what=f"{what}: used again after its recovery",
+        figure=f"{run.used_again_after:.2f} s",
+        value=run.used_again_after,
+        unit="s",
+    )
+    yield Line(
+        row="faults",
+        what=f"{what}: requests without an answer",
+        figure=f"{run.not_completed} ({run.spare_share:.1%} served by the other one meanwhile)",
+        value=run.not_completed,
+        unit="requests",
+        target="0",
+        met=run.not_completed == 0,
+    )
+
+
+def _claude(run: ClaudeRun) -> Iterator[Line]:
+    def turns(what: str, of: Sequence[ClaudeTurns]) -> Line:
+        value = _middle(of, lambda one: one.over.p50)
+        figure = f"{value:,.0f} ms (p99 {_middle(of, lambda one: one.over.p99):,.0f} ms)"
+        return Line(row="claude", what=what, figure=figure, value=value, unit="ms")
+
+    warm = turns(f"Claude Code {run.version}: a turn in a warm process, over its endpoint's time", run.warm)
+    yield msgspec.structs.replace(warm, target=f"<= {WARM_TARGET} ms", met=warm.value <= WARM_TARGET)
+    yield turns("  in a new process", run.cold)
+    yield turns("  by bare `claude -p --resume`", run.bare)
+    yield _time("claude", "  its endpoint's own time", _middle(run.warm, lambda one: one.own.p50))
+    pool = run.pool
+    yield Line(
+        row="claude",
+        what=f"processes at most, over {pool.conversations} conversations",
+        figure=f"{pool.most}, {pool.warm} of them kept",
+        value=pool.most,
+        unit="processes",
+        target=f"<= {pool.limit + 1}",
+        met=pool.most <= pool.limit + 1,
+    )
+    yield Line(
+        row="claude",
+        what=f"memory of the {pool.warm} that are kept",
+        figure=f"{pool.memory / 1e6:,.0f} MB, the greatest {pool.memory_of_one / 1e6:,.0f} MB",
+        value=pool.memory,
+        unit="bytes",
+    )
 
 
 def _rate(row: str, what: str, value: float) -> Line:

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ksi.benchmarking.claude import ClaudePlan, measure_claude
+from ksi.benchmarking.faults import FaultPlan, measure_faults
 from ksi.benchmarking.machine import this_machine
 from ksi.benchmarking.processes import few_cores
 from ksi.benchmarking.report import Report
@@ -14,11 +16,22 @@ from ksi.benchmarking.rows import Plan, Rows
 from ksi.errors import ConfigError
 
 
-def measure(plan: Plan, parent: Path, rows: Sequence[str], keep: bool, say: Callable[[str], None]) -> Report:
+def measure(
+    plan: Plan,
+    parent: Path,
+    rows: Sequence[str],
+    keep: bool,
+    say: Callable[[str], None],
+    faults: FaultPlan | None = None,
+    claude: tuple[ClaudePlan, Sequence[str]] | None = None,
+) -> Report:
     """Measure these rows in a new folder in `parent`, so on its disk; it is removed afterwards unless `keep` is set.
 
+    With `faults`, what a provider's death costs is measured after them; with `claude`, which has the program's command,
+    what a turn of Claude Code costs.
+
     Raises:
-        ConfigError: no folder can be made there.
+        ConfigError: no folder can be made there, or there is no Claude Code.
         InternalError: a daemon did not start or failed, or the load generator did.
     """
     report = Report(machine=this_machine(), plan=plan)
@@ -34,6 +47,10 @@ def measure(plan: Plan, parent: Path, rows: Sequence[str], keep: bool, say: Call
             bench = Rows(plan, folder, say)
             for row in rows:
                 setattr(report, row, getattr(bench, row)())
+            if faults is not None:
+                report.fault_plan, report.faults = faults, measure_faults(faults, folder, say)
+            if claude is not None:
+                report.claude_plan, report.claude = claude[0], measure_claude(*claude, folder, say)
     finally:
         if keep:
             say(f"kept: {folder}")

@@ -33,6 +33,8 @@ COMMANDS: Mapping[str, Lazy] = {
     "queue": Lazy("ksi.cli.lists", "queue", "Show the queue's figures and lists."),
     "locks": Lazy("ksi.cli.lists", "locks", "Show who holds and who waits for conversations."),
     "sessions": Lazy("ksi.cli.lists", "sessions", "Show conversations and their lives."),
+    "chain": Lazy("ksi.cli.chains", "chain", "Draw a chain of requests, reset or cancel it; or list chains."),
+    "injections": Lazy("ksi.cli.chains", "injections", "Show deliveries of results, and send dead letters again."),
     "usage": Lazy("ksi.cli.usage", "usage", "Show what completions used and cost, and when."),
     "show": Lazy("ksi.cli.requests", "show", "Show all that is known of a request."),
     "cancel": Lazy("ksi.cli.requests", "cancel", "Stop requests."),
@@ -42,6 +44,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "checkpoint": Lazy(
         "ksi.cli.checkpoint", "checkpoint", "Save everything to a file, or load it into an empty daemon."
     ),
+    "migrate": Lazy("ksi.cli.migrate", "migrate", "Go from service version 1 to version 2, and back."),
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
     "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),

@@ -19,6 +19,8 @@ ROWS = ("throughput", "latency", "depth", "routes", "memory")
 Examples:
   ksi bench --quick
   ksi bench --only depth --depth 100000
+  ksi bench --faults
+  ksi bench --claude
   ksi bench --json > bench.json
 """
 )
@@ -27,6 +29,8 @@ Examples:
 @click.option("--runs", type=click.IntRange(min=1), help="Of each kind; their medians are shown.")
 @click.option("--depth", type=click.IntRange(min=1_000), metavar="N", help="Requests in the long queue (1,000,000).")
 @click.option("--only", "rows", multiple=True, type=click.Choice(ROWS), help="This row; can be given again.")
+@click.option("--faults", is_flag=True, help="What it costs that a provider dies under load; this alone, a minute.")
+@click.option("--claude", is_flag=True, help="What a turn of Claude Code costs over its endpoint; a minute.")
 @click.option("--keep", is_flag=True, help="Keep the daemons' homes, with their logs and databases.")
 @json_option
 @pass_settings
@@ -37,10 +41,12 @@ def command(
     runs: int | None,
     depth: int | None,
     rows: tuple[str, ...],
+    faults: bool,
+    claude: bool,
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Measure KSI on this machine: completions per second, added latency, long queues, memory.
+    """Measure KSI on this machine: completions per second, added latency, long queues, memory, or a provider's death.
 
     It starts daemons of its own, on homes of their own below this home's var/, with the stub provider that answers at
     once; your daemon and its data are left alone. All takes about six minutes and 1.5 GB of disk; --quick a minute or
@@ -48,6 +54,8 @@ def command(
     """
     import msgspec
 
+    from ksi.benchmarking import claude as turns
+    from ksi.benchmarking import faults as faulty
     from ksi.benchmarking.rows import QUICK, Plan
     from ksi.benchmarking.session import measure
     from ksi.cli.render import note
@@ -56,8 +64,19 @@ def command(
     plan = msgspec.structs.replace(
         QUICK if quick else Plan(), **{name: value for name, value in given.items() if value is not None}
     )
-    report = measure(plan, settings.config.path("var"), [row for row in ROWS if not rows or row in rows], keep, note)
+    wanted = [row for row in ROWS if row in rows or not (rows or faults or claude)]
+    deaths = (faulty.QUICK if quick else faulty.FaultPlan()) if faults else None
+    talk = turns.QUICK if quick else turns.ClaudePlan()
+    talks = (msgspec.structs.replace(talk, runs=runs or talk.runs), _claude_command(settings)) if claude else None
+    report = measure(plan, settings.config.path("var"), wanted, keep, note, deaths, talks)
     show(report, as_json=as_json)
+
+
+def _claude_command(settings: Settings) -> list[str]:
+    """Claude Code as this home runs it."""
+    kinds = (entry for entry in settings.config.providers.values() if entry.kind == "claude-cli")
+    entry = next(kinds, None)
+    return list(entry.options.get("command", ["claude"])) if entry is not None else ["claude"]
 
 
 def show(report: Report, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ksi.cli.fork_tree import print_forks
 from ksi.cli.render import clock_time, figures, json_line, note, table
 from ksi.cli.settings import F, Settings, json_option, pass_settings
 from ksi.cli.status import ask_one
@@ -155,7 +156,7 @@ Examples:
 @json_option
 @pass_settings
 def locks(settings: Settings, conversation: str | None, limit: int, everything: bool, as_json: bool) -> None:
-    """Show which conversations are held and by whom; of one CONVERSATION also its line and its forks."""
+    """Show which conversations are held and by whom; of one CONVERSATION also its line and the tree of its forks."""
     event = "conversation:lock_status"
     if conversation is None:
         columns = ("conversation", "holder", "kind", "state", "since", "expires", "fence", "waiting")
@@ -195,16 +196,14 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
             ],
             title="line",
         )
-    if forks:
-        print()
-        table(
-            ("parent", "child", "request", "kind", "at"),
-            [
-                (f.get("parent"), f.get("child"), f.get("request_id"), f.get("kind"), clock_time(f.get("at")))
-                for f in forks
-            ],
-            title="forks",
-        )
+    print_forks(forks)
+
+
+async def forks_of(settings: Settings, conversation: str) -> Sequence[Json]:
+    """The forks of a conversation's tree."""
+    reply = await ask_one(settings, "conversation:lock_status", {"conversation_id": conversation})
+    forks: Sequence[Json] = reply.get("forks", [])
+    return forks
 
 
 def _lock_row(item: Json) -> Sequence[object]:
@@ -236,7 +235,7 @@ Examples:
 def sessions(
     settings: Settings, session: str | None, agent: str | None, limit: int, everything: bool, as_json: bool
 ) -> None:
-    """Show conversations, the newest first, or one SESSION: its life, turns, provider and agents."""
+    """Show conversations, the newest first, or one SESSION: its life, turns, provider, agents, and tree of forks."""
     event = "completion:session_status"
     if session is not None:
         reply = asyncio.run(ask_one(settings, event, {"session_id": session}))
@@ -244,6 +243,7 @@ def sessions(
             json_line(reply)
         else:
             figures(_with_times(reply))
+            print_forks(asyncio.run(forks_of(settings, session)))
         return
     columns = ("conversation", "state", "turns", "provider", "agents", "locked", "created", "active", "forked from")
     asyncio.run(

@@ -60,6 +60,12 @@ def _print(reports: Mapping[str, Json]) -> None:
     for name, report in reports.items():
         if report.get("problem"):
             note(f"{name}: {report['problem']}")
+        own = report.get("own") or {}
+        if "warm" in own:
+            note(
+                f"{name}: {own.get('working')} processes at work, {own['warm']} of at most {own.get('warm_limit')} "
+                f"kept warm, {own.get('memory_bytes', 0) / 1e6:,.0f} MB in all"
+            )
 
 
 def _row(name: str, report: Json) -> Sequence[object]:

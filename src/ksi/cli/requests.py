@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ksi.cli.fork_tree import print_forks
+from ksi.cli.lists import forks_of
 from ksi.cli.render import clock_time, duration, figures, json_line, note, table
 from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
 from ksi.cli.status import ask_one
@@ -26,7 +28,7 @@ Examples:
 @json_option
 @pass_settings
 def show(settings: Settings, request_id: str, as_json: bool) -> None:
-    """Show all that is known of a REQUEST: its state, answer or error, usage, and the trail of its attempts."""
+    """Show all that is known of a REQUEST: its state, answer or error, usage, attempts, and the tree of forks."""
     reply = asyncio.run(ask_one(settings, "completion:get", {"request_id": request_id}))
     if as_json:
         json_line(reply)
@@ -37,6 +39,8 @@ def show(settings: Settings, request_id: str, as_json: bool) -> None:
         print()
         columns = ("attempt", "provider", "model", "outcome", "started", "took", "first text", "in", "out", "error")
         table(columns, map(_attempt_row, attempts), title="attempts")
+    if reply.get("session_id") is not None:
+        print_forks(asyncio.run(forks_of(settings, reply["session_id"])))
     answer = reply.get("result", reply.get("text_so_far"))
     if answer is not None:
         print()

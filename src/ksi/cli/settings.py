@@ -45,6 +45,7 @@ _EXITS = {
     "payload_too_large": Exit.USAGE,
     "unknown_event": Exit.USAGE,
     "unknown_model": Exit.USAGE,
+    "not_available_in_v1": Exit.USAGE,
     "connection_failed": Exit.UNREACHABLE,
     "checkpoint_invalid": Exit.USAGE,
     "store_not_empty": Exit.USAGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,13 @@ BAR = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+def _number(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Every comparison with what is no number is false, so no range refuses it."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number of hours")
+    return value
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -37,7 +45,12 @@ Attempts without a report are unknown, and models without a price have no cost: 
 """
 )
 @click.option(
-    "--hours", type=click.FloatRange(0, 100_000, min_open=True), default=24.0, show_default=True, help="How far back."
+    "--hours",
+    type=click.FloatRange(0, 100_000, min_open=True),
+    callback=_number,
+    default=24.0,
+    show_default=True,
+    help="How far back.",
 )
 @click.option("--by", type=click.Choice(list(GROUPINGS)), help="One table alone, by this.")
 @click.option("--bucket", type=click.IntRange(1), metavar="MINUTES", help="Length of a bar; without it, what fits.")
@@ -45,6 +58,7 @@ Attempts without a report are unknown, and models without a price have no cost: 
 @click.option("--model", metavar="NAME", help="Only this model, as it is asked for or as it answers.")
 @click.option("--provider", metavar="NAME", help="Only at this provider.")
 @click.option("--session", metavar="NAME", help="Only in this conversation.")
+@click.option("--chain", metavar="ID", help="Only this chain's requests, by its root's id.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Rows in a table.")
 @json_option
 @pass_settings
@@ -57,6 +71,7 @@ def usage(
     model: str | None,
     provider: str | None,
     session: str | None,
+    chain: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -69,6 +84,7 @@ def usage(
         "model": model,
         "provider": provider,
         "session_id": session,
+        "chain_id": chain,
         "limit": limit,
     }
     data = {name: value for name, value in wishes.items() if value is not None}

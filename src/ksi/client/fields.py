@@ -37,6 +37,9 @@ class CompletionFields(TypedDict, total=False):
     retry: RetryFields
     stream: bool
     mcp_config: str | dict[str, Any]
+    injection_config: dict[str, Any]
+    circuit_breaker_config: dict[str, Any]
+    patterns: dict[str, Any]
     metadata: dict[str, Any]
     provider_options: dict[str, Any]
 
@@ -65,6 +68,8 @@ REPEATABLE = IDENTIFIED | {
     "conversation:acquire_lock",
     "conversation:renew_lock",
     "conversation:lock_status",
+    "injection:status",
+    "circuit_breaker:status",
     "monitor:subscribe",
     "monitor:unsubscribe",
 }
@@ -78,6 +83,8 @@ ONCE = frozenset(
         "completion:failed",
         "completion:requeue",
         "conversation:release_lock",
+        "injection:retry",
+        "circuit_breaker:reset",
     }
 )
 """Events whose second coming does or says something else. Unanswered at a loss, they fail with `connection_failed`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ksi.clock import to_seconds
+from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.render import Teller
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
-from ksi.events import ChunkPush, ProgressPush, RequestReply
+from ksi.events import ChainReply, ChunkPush, ProgressPush, RequestReply
 from ksi.request import Attempt, State
 from ksi.store.base import Store
 from ksi.store.values import Claimed, Ended, Finish, RequestView, Retry, Settled, Verdict
@@ -19,11 +20,14 @@ Waiter = Callable[[RequestReply], None]
 class Announcer:
     """The way from a commit to those who care about it."""
 
-    def __init__(self, store: Store, teller: Teller, bus: EventBus, locks: LockEvents) -> None:
+    def __init__(
+        self, store: Store, teller: Teller, bus: EventBus, locks: LockEvents, injections: InjectionEvents
+    ) -> None:
         self._store = store
         self._teller = teller
         self._bus = bus
         self._locks = locks
+        self._injections = injections
         self._waiters: dict[str, list[Waiter]] = {}
 
     # -- waiting for ends -----------------------------------------------------------------------------------------
@@ -51,26 +55,32 @@ class Announcer:
             self._locks.forked(claim.conversation, settled.fork)
         if settled.passing is not None:
             self._locks.passed(settled.passing)
+        self._injections.tell(settled.injections)
         if not settled.state.final:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
-            if claim.attempt == 1 and settled.state is State.COMPLETED:
+            if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
                 await self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
             else:
                 await self.ended(claim.request_id)
 
-    async def ended(self, request_id: str) -> None:
-        """A request reached its final state."""
+    async def ended(self, request_id: str, chain: ChainReply | None = None) -> None:
+        """A request reached its final state. Where no run brought it there, its end may have to be routed (C3).
+
+        `chain`: its chain's figures, where that is why it ended.
+        """
+        self._injections.unrouted.set()
         if self._cared_for(request_id):
             view = await self._store.get(request_id)
             if view is not None:
-                await self._ended(request_id, view)
+                await self._ended(request_id, view, chain)
 
     def _cared_for(self, request_id: str) -> bool:
         return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
 
-    async def _ended(self, request_id: str, view: RequestView) -> None:
+    async def _ended(self, request_id: str, view: RequestView, chain: ChainReply | None = None) -> None:
         reply = await self._teller.tell(view)
+        reply.chain = chain
         self._bus.publish(RESULT, reply, request_id)
         for waiter in self._waiters.pop(request_id, ()):
             waiter(reply)
@@ -117,6 +127,7 @@ class Announcer:
         """A request ended without running."""
         if ended.passing is not None:
             self._locks.passed(ended.passing)
+        self._injections.tell(ended.injections)
         await self.ended(ended.request_id)
 
 

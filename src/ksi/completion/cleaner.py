@@ -6,8 +6,9 @@ import asyncio
 
 import structlog
 
-from ksi.clock import Clock
+from ksi.clock import MICROSECONDS, Clock
 from ksi.config import Retention
+from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
 from ksi.store.base import Store
 
@@ -16,10 +17,14 @@ STEP = 50
 
 
 class Cleaner:
-    """One long-lived task."""
+    """One long-lived task. Every round stands in the log with what it found.
 
-    def __init__(self, store: Store, retention: Retention, clock: Clock) -> None:
+    Locks and waits end at their own moment, not on this clock; a round only tells how many did since the last one.
+    """
+
+    def __init__(self, store: Store, locks: LockEvents, retention: Retention, clock: Clock) -> None:
         self._store = store
+        self._locks = locks
         self._retention = retention
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
@@ -42,8 +47,10 @@ class Cleaner:
             self._task = None
 
     async def _clean_forever(self) -> None:
+        lapses = self._locks.lapses
         while True:
             await self._clock.sleep(self._retention.clean_every)
+            begun = self._clock.now().mono
             try:
                 requests, conversations = await self.clean()
             except StoreError as error:
@@ -52,8 +59,14 @@ class Cleaner:
             except Exception:  # noqa: BLE001 - the top of a long-lived loop: a defect in one round must not end all
                 self._log.exception("not cleaned")
                 continue
-            if requests or conversations:
-                self._log.info("cleaned", requests=requests, conversations=conversations)
+            before, lapses = lapses, self._locks.lapses
+            self._log.info(
+                "cleaned",
+                requests=requests,
+                conversations=conversations,
+                locks=lapses - before,
+                seconds=round((self._clock.now().mono - begun) / MICROSECONDS, 3),
+            )
 
     async def clean(self) -> tuple[int, int]:
         """Everything that is past its time now; how many requests and conversations that was."""

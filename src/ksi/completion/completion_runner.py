@@ -11,6 +11,7 @@ import structlog
 
 from ksi.clock import Chance, Clock, Moment, microseconds
 from ksi.completion.announcer import Announcer
+from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.retry_manager import FailOver, ParkUntil, RetryAt, decide, is_quota, policy_of
@@ -22,6 +23,7 @@ from ksi.events import ChunkPush
 from ksi.providers.base import Chunk, Completion
 from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
 from ksi.store.base import Store
+from ksi.store.chains import Aftermath
 from ksi.store.values import Claimed, Finish, GiveBack, Retry, Settled, Verdict
 
 SETTLE_RETRY = 0.5
@@ -89,6 +91,7 @@ class CompletionRunner:
         store: Store,
         providers: ProviderManager,
         sessions: SessionManager,
+        injections: InjectionManager,
         announcer: Announcer,
         prices: Prices,
         config: Config,
@@ -98,6 +101,7 @@ class CompletionRunner:
         self._store = store
         self._providers = providers
         self._sessions = sessions
+        self._injections = injections
         self._announcer = announcer
         self._prices = prices
         self._config = config
@@ -115,7 +119,8 @@ class CompletionRunner:
         attempt = self._record(run, answer, now)
         self._providers.ended(run.claim, attempt, answer.error, now)
         verdict = await self._decide(run, answer, now)
-        settled = await self._settle(run, attempt, verdict)
+        aftermath = await self._aftermath(run, attempt, verdict)
+        settled = await self._settle(run, attempt, verdict, aftermath)
         if settled is not None:
             if settled.turn is not None and attempt.text is not None:
                 self._sessions.turn_made(run.claim, run.body, settled.turn, attempt.text)
@@ -289,14 +294,22 @@ class CompletionRunner:
                 failures += sum(a.outcome is Outcome.FAILED for a in view.attempts)
         return failures
 
+    async def _aftermath(self, run: Run, attempt: Attempt, verdict: Verdict) -> Aftermath | None:
+        """What its end leaves to its chain and to other conversations (C3)."""
+        if run.claim.chain is None or not isinstance(verdict, Finish):
+            return None
+        return await self._injections.aftermath(run.claim, run.body, run.asked, attempt, verdict)
+
     # -- settle ---------------------------------------------------------------------------------------------------
 
-    async def _settle(self, run: Run, attempt: Attempt, verdict: Verdict) -> Settled | None:
+    async def _settle(
+        self, run: Run, attempt: Attempt, verdict: Verdict, aftermath: Aftermath | None = None
+    ) -> Settled | None:
         """Write the end. While the store says no the lock is kept, and the answer is not lost."""
         wait = SETTLE_RETRY / 10
         while True:
             try:
-                return await self._store.settle(run.claim, attempt, verdict, self._clock.now())
+                return await self._store.settle(run.claim, attempt, verdict, self._clock.now(), aftermath)
             except NotFound:
                 self._log.warning("settled a request that is not kept", request_id=run.claim.request_id)
                 return None

@@ -6,9 +6,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import structlog
+
 from ksi.clock import MICROSECONDS, Clock, Moment, to_seconds
 from ksi.completion.announcer import Announcer
+from ksi.completion.chain_render import chain_reply, reason_body
 from ksi.completion.completion_runner import Stop
+from ksi.completion.injection_events import InjectionEvents
+from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.queue_manager import QueueManager
@@ -27,6 +33,7 @@ from ksi.errors import (
 )
 from ksi.event_bus import EventBus, Listener
 from ksi.events import (
+    CancelData,
     CancelReply,
     ChunkPush,
     CompletionData,
@@ -65,6 +72,8 @@ class CompletionService:
         teller: Teller,
         announcer: Announcer,
         locks: LockEvents,
+        injections: InjectionManager,
+        injection_events: InjectionEvents,
         bus: EventBus,
         config: Config,
         clock: Clock,
@@ -77,9 +86,12 @@ class CompletionService:
         self._teller = teller
         self._announcer = announcer
         self._locks = locks
+        self._injections = injections
+        self._injection_events = injection_events
         self._bus = bus
         self._config = config
         self._clock = clock
+        self._log = structlog.get_logger("ksi.completions")
 
     # -- submit ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +107,8 @@ class CompletionService:
         new, enqueued = await self._enqueue(data, follow)
         if enqueued.existing is not None:
             return await self._teller.tell(enqueued.existing)
-        return _submit_reply(enqueued, to_seconds(new.due) if enqueued.state is State.SCHEDULED else None)
+        due = to_seconds(new.due) if enqueued.state is State.SCHEDULED else None
+        return _submit_reply(enqueued, due, self._clock.now().wall)
 
     async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
         """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""
@@ -118,6 +131,9 @@ class CompletionService:
         model = full_model(data.model, self._config.service.default_model)
         route = self._providers.route(model, mcp=bool(data.mcp_config))
         new = self._intake.new_request(data, model, route, self._clock.now())
+        if data.injection_config is not None or data.circuit_breaker_config is not None:
+            chain = await self._injections.membership(decode_body(new.body), new.conversation)
+            new = msgspec.structs.replace(new, chain=chain)
         return new, await self._enter(new, attach)
 
     async def _enter(self, new: NewRequest, attach: Attach) -> Enqueued:
@@ -131,6 +147,13 @@ class CompletionService:
             raise _with_age(busy, now) from None
         attach(enqueued)
         if enqueued.existing is not None:
+            return enqueued
+        if enqueued.block is not None:
+            self._log.warning(
+                "blocked", request_id=new.request_id, code=enqueued.block.code, reason=enqueued.block.message
+            )
+            chain = chain_reply(enqueued.chain, now.wall) if enqueued.chain is not None else None
+            await self._announcer.ended(new.request_id, chain)
             return enqueued
         if new.fork_of is not None:
             self._locks.forked(
@@ -170,6 +193,9 @@ class CompletionService:
         if view is None:
             raise _not_found(data.request_id)
         reply = await self._teller.tell(view)
+        if view.block is not None:
+            chain = await self._store.chain(data.request_id)
+            reply.chain = chain_reply(chain, self._clock.now().wall) if chain is not None else None
         if data.after_seq is not None:
             run = self._queue.runs.get(data.request_id)
             if run is None:
@@ -224,34 +250,54 @@ class CompletionService:
 
     # -- cancel ---------------------------------------------------------------------------------------------------
 
-    async def cancel(self, data: RequestId) -> CancelReply:
-        """`completion:cancel`: stop a request and the provider's work; answers when that is done (F8)."""
+    async def cancel(self, data: CancelData) -> CancelReply:
+        """`completion:cancel`: stop a request, or a whole chain, and the providers' work (F8).
+
+        Raises:
+            NotFound: no such request or chain.
+            InvalidData: neither is named, or both.
+        """
+        if data.chain_id is not None and data.request_id is None:
+            return await self._cancel_chain(data.chain_id)
+        if data.request_id is None or data.chain_id is not None:
+            raise InvalidData("give the request_id of a request or the chain_id of a chain", path="request_id")
+        return await self._cancel_request(data.request_id)
+
+    async def _cancel_chain(self, name: str) -> CancelReply:
+        """Close it to new members first: then it comes to an end however fast it grew."""
+        stopped = 0
+        while True:
+            closed = await self._store.close_chain(name, self._clock.now())
+            if not closed.unfinished:
+                return CancelReply(chain_id=closed.chain, status="closed", cancelled=stopped)
+            replies = await asyncio.gather(*map(self._cancel_request, closed.unfinished))
+            stopped += sum(reply.status == "cancelled" for reply in replies)
+
+    async def _cancel_request(self, request_id: str) -> CancelReply:
+        """Stop one; answers when its provider has let go of it."""
         ended: asyncio.Future[RequestReply] = asyncio.get_running_loop().create_future()
 
         def note(reply: RequestReply) -> None:
             if not ended.done():
                 ended.set_result(reply)
 
-        take_back = self._announcer.wait_for(data.request_id, note)
+        take_back = self._announcer.wait_for(request_id, note)
         try:
-            cancelled = await self._store.cancel(data.request_id, self._clock.now())
+            cancelled = await self._store.cancel(request_id, self._clock.now())
             if cancelled.passing is not None:
                 self._locks.passed(cancelled.passing)
+            self._injection_events.tell(cancelled.injections)
             if cancelled.outcome is CancelOutcome.STOPPING:
-                self._queue.stop_run(data.request_id, Stop.CANCEL)
+                self._queue.stop_run(request_id, Stop.CANCEL)
                 reply = await ended
                 was = "cancelled" if reply.status == State.CANCELLED.value else "already_final"
-                return _cancel_reply(data.request_id, was, reply.status, reply.session_id)
+                return _cancel_reply(request_id, was, reply.status, reply.session_id)
             if cancelled.outcome is CancelOutcome.CANCELLED:
-                await self._announcer.ended(data.request_id)
-                if self._bus.followed(data.request_id):
+                await self._announcer.ended(request_id)
+                if self._bus.followed(request_id):
                     # It was no request but a wait for a lock: who waits hears that it is over.
-                    self._locks.lapsed(
-                        Lapsed(request_id=data.request_id, conversation=cancelled.conversation, held=False)
-                    )
-            return _cancel_reply(
-                data.request_id, cancelled.outcome.value, cancelled.state.value, cancelled.conversation
-            )
+                    self._locks.lapsed(Lapsed(request_id=request_id, conversation=cancelled.conversation, held=False))
+            return _cancel_reply(request_id, cancelled.outcome.value, cancelled.state.value, cancelled.conversation)
         finally:
             take_back()
 
@@ -304,8 +350,9 @@ class CompletionService:
             )
         route = self._providers.route(view.model, mcp=decode_body(view.body).mcp)
         new = self._intake.requeue(view, route, self._clock.now())
+        new = msgspec.structs.replace(new, chain=await self._injections.membership_again(view))
         enqueued = await self._enter(new, lambda _: None)
-        return _submit_reply(enqueued, None)
+        return _submit_reply(enqueued, None, self._clock.now().wall)
 
     # -- reports --------------------------------------------------------------------------------------------------
 
@@ -430,7 +477,16 @@ def _with_age(busy: ConversationBusy, now: Moment) -> ConversationBusy:
     return ConversationBusy(busy.message, **facts)
 
 
-def _submit_reply(enqueued: Enqueued, due_at: float | None) -> SubmitReply:
+def _submit_reply(enqueued: Enqueued, due_at: float | None, now: int) -> SubmitReply:
+    if enqueued.block is not None:
+        return SubmitReply(
+            request_id=enqueued.request_id,
+            status="blocked",
+            session_id=enqueued.conversation,
+            state=enqueued.state.value,
+            reason=reason_body(enqueued.block),
+            chain=chain_reply(enqueued.chain, now) if enqueued.chain is not None else None,
+        )
     reply = SubmitReply(
         request_id=enqueued.request_id,
         status="ready" if enqueued.ready else "queued",

@@ -112,6 +112,9 @@ def normalise(data: CompletionData) -> RequestBody:
         timeout=data.timeout,
         retry=_retry(data.retry),
         mcp_config=data.mcp_config,
+        injection_config=data.injection_config,
+        circuit_breaker_config=data.circuit_breaker_config,
+        patterns=data.patterns,
         metadata=data.metadata,
         provider_options=data.provider_options,
     )

@@ -20,7 +20,7 @@ from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus
 from ksi.events import ProviderPush
 from ksi.protocol import nearest
-from ksi.providers.base import Provider, Setting
+from ksi.providers.base import Provider, ReportingProvider, Setting
 from ksi.request import Attempt, Outcome
 from ksi.store.values import Claimed, Offer
 
@@ -371,6 +371,7 @@ class ProviderManager:
             "open_until": self._open_until(member, now),
             "parked_until": _wall(member.breaker.parked_until(now.mono), now),
             "problem": member.provider.problem(),
+            "own": member.provider.report() if isinstance(member.provider, ReportingProvider) else None,
             **member.health.report(),
         }
 

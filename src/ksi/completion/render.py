@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ksi.clock import MICROSECONDS, to_seconds
+from ksi.completion.chain_render import reason_body
 from ksi.completion.prices import Prices
 from ksi.events import AttemptReply, ErrorBody, RequestReply, UsageReply
 from ksi.request import Attempt, Outcome, State, Usage, decode_body
@@ -102,6 +103,11 @@ def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:
         interruptions=view.interruptions,
         interrupted_by=view.interrupted_by,
         requeued_from=view.requeued_from,
+        chain_id=view.chain,
+        parent_request_id=view.parent,
+        ideation_depth=view.depth,
+        injection_id=view.injection,
+        reason=reason_body(view.block),
         position=view.position,
         holder=view.holder,
         cancelling=view.cancelling,

@@ -149,7 +149,7 @@ class _Files:
         self._cut_back(watermark)
         lines: dict[str, list[bytes]] = defaultdict(list)
         for turn in turns:
-            lines[log_name(turn.conversation)].append(_line(turn))
+            lines[log_name(turn.conversation)].append(log_line(turn))
         sizes = {name: self._size(name) for name in lines}
         _replace(self._journal, msgspec.json.encode(_Journal(turns[-1].id, sizes)))
         for name, its_lines in lines.items():
@@ -197,7 +197,8 @@ def _append(path: str, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _line(turn: LoggedTurn) -> bytes:
+def log_line(turn: LoggedTurn, **more: Any) -> bytes:
+    """A turn's line; `more` goes beside what KSI itself says in it."""
     attempt = turn.attempt
     ksi: dict[str, Any] = {
         "provider": attempt.provider,
@@ -206,6 +207,7 @@ def _line(turn: LoggedTurn) -> bytes:
         "client_id": turn.agent_id,
         "timestamp": attempt.finished_at / MICROSECONDS,
         "duration_ms": (attempt.finished_at - attempt.started_at) / 1000,
+        **more,
     }
     return msgspec.json.encode({"ksi": ksi, "response": _response(turn)}) + b"\n"
 

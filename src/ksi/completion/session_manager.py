@@ -10,9 +10,11 @@ import msgspec
 
 from ksi.clock import Moment, microseconds
 from ksi.config import Session
+from ksi.injection.wrapper import join
 from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
 from ksi.request import RequestBody, Turn, decode_body
 from ksi.store.base import Store
+from ksi.store.chains import MemberGrant
 from ksi.store.values import Claimed, SessionView
 
 BYTES_PER_TOKEN = 3.5
@@ -90,9 +92,10 @@ class SessionManager:
         """The call for a claim: the history that fits, and what is said now.
 
         A stateful provider that stands at the conversation's head needs the history only should its own be gone.
+        Reminders that the claim took go before what is said now (C2), and a chain's grant caps the answer (C6).
         `shrink` divides the history: 2 after the provider found the context too long.
         """
-        now = tuple(Message(m.role, m.content) for m in body.dialogue())
+        now = said(body, [reminder.text for reminder in claim.reminders])
         place = await self._place(claim, provider)
         limit = self._limit(body, now, provider.capabilities)
         known = await self._past(claim, limit)
@@ -106,7 +109,7 @@ class SessionManager:
             messages=(*past, *now),
             history=len(past) if place.session is not None else 0,
             system=body.system,
-            max_tokens=body.max_tokens,
+            max_tokens=capped(body.max_tokens, claim.chain),
             temperature=body.temperature,
             stop=body.stop,
             stream=stream,
@@ -179,7 +182,8 @@ class SessionManager:
             past = cached
         else:
             return
-        self._keep(claim.conversation, past.then(_as_exchange(turn, body, text)))
+        reminders = [reminder.text for reminder in claim.reminders]
+        self._keep(claim.conversation, past.then(_as_exchange(turn, body, text, reminders)))
 
     def _keep(self, conversation: str, past: Past) -> None:
         before = self._cache.pop(conversation, None)
@@ -214,6 +218,23 @@ def fit(past: Past, limit: int) -> Sequence[Message]:
     return [message for turn in past.turns[first:] for message in turn.messages]
 
 
+def said(body: RequestBody, reminders: Sequence[str]) -> tuple[Message, ...]:
+    """What is said in a turn; waiting results go before its last message, as one reminder (C2)."""
+    messages = tuple(Message(m.role, m.content) for m in body.dialogue())
+    if not reminders:
+        return messages
+    last = messages[-1]
+    return (*messages[:-1], Message(last.role, f"{join(reminders)}\n\n{last.content}"))
+
+
+def capped(max_tokens: int | None, grant: MemberGrant | None) -> int | None:
+    """The most output that a call may ask for: what its chain leaves it (C6)."""
+    cap = grant.output_cap if grant is not None else None
+    if cap is None or max_tokens is None:
+        return max_tokens if cap is None else cap
+    return min(max_tokens, cap)
+
+
 def count(messages: Sequence[Message]) -> int:
     """About how many tokens messages have."""
     return sum(estimate_tokens(m.content) + MESSAGE_TOKENS for m in messages)
@@ -225,10 +246,10 @@ def _as_past(head: int, turns: Sequence[Exchange], whole: bool) -> Past:
 
 
 def _exchange(turn: Turn) -> Exchange:
-    return _as_exchange(turn.id, decode_body(turn.body), turn.text)
+    return _as_exchange(turn.id, decode_body(turn.body), turn.text, turn.reminders)
 
 
-def _as_exchange(turn: int, body: RequestBody, text: str) -> Exchange:
-    messages = (*(Message(m.role, m.content) for m in body.dialogue()), Message("assistant", text))
+def _as_exchange(turn: int, body: RequestBody, text: str, reminders: Sequence[str] = ()) -> Exchange:
+    messages = (*said(body, reminders), Message("assistant", text))
     size = sum(len(m.content) for m in messages) * 2 + 200
     return Exchange(turn, messages, count(messages), size)

@@ -132,6 +132,7 @@ def _query(data: TokenUsageData, now: Moment) -> tuple[UsageQuery, int]:
         answered=data.model,
         provider=data.provider,
         conversation=conversation_name(data.session_id, data.conversation_id),
+        chain=data.chain_id,
         groups=tuple(UsageBy) if data.group_by is None else (UsageBy(data.group_by),),
         limit=data.limit,
         after=after,

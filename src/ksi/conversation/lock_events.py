@@ -13,6 +13,8 @@ class LockEvents:
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
+        self.lapses = 0
+        """Locks and waits for one whose time ran out, since the daemon started."""
 
     def held(self, claim: Claimed) -> None:
         """A running request has its conversation."""
@@ -80,6 +82,7 @@ class LockEvents:
 
     def lapsed(self, lapsed: Lapsed) -> None:
         """An outside holder's time ran out, or a waiter's."""
+        self.lapses += 1
         self._bus.publish(
             LOCK_EXPIRED,
             LockPush(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -147,34 +147,29 @@ class _MessagesReply:
         self._usage = _Usage()
         self._stop_reason: str | None = None
 
-    def feed(self, events: Sequence[SseEvent]) -> str:
+    def feed(self, event: SseEvent) -> str:
         """See Reply."""
-        texts: list[str] = []
-        for raw in events:
-            event = _decode(_EVENT, raw.data)
-            match event.type:
-                case "content_block_delta":
-                    if event.delta is not None and event.delta.type == "text_delta":
-                        texts.append(event.delta.text or "")
-                case "content_block_start":
-                    if event.content_block is not None:
-                        texts.append(event.content_block.words())
-                case "message_start":
-                    if event.message is not None:
-                        self._model = event.message.model or self._model
-                        self._count(event.message.usage)
-                case "message_delta":
-                    self._count(event.usage)
-                    if event.delta is not None:
-                        self._stop_reason = event.delta.stop_reason or self._stop_reason
-                case "message_stop":
-                    self.done = True
-                    break
-                case "error":
-                    raise reported(raw.data)
-        text = "".join(texts)
-        if text:
-            self._texts.append(text)
+        said, text = _decode(_EVENT, event.data), ""
+        match said.type:
+            case "content_block_delta":
+                if said.delta is not None and said.delta.type == "text_delta":
+                    text = said.delta.text or ""
+            case "content_block_start":
+                if said.content_block is not None:
+                    text = said.content_block.words()
+            case "message_start":
+                if said.message is not None:
+                    self._model = said.message.model or self._model
+                    self._count(said.message.usage)
+            case "message_delta":
+                self._count(said.usage)
+                if said.delta is not None:
+                    self._stop_reason = said.delta.stop_reason or self._stop_reason
+            case "message_stop":
+                self.done = True
+            case "error":
+                raise reported(event.data)
+        self._texts.append(text)
         return text
 
     def _count(self, usage: _Usage | None) -> None:

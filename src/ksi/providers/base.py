@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -139,6 +139,15 @@ class Provider(Protocol):
 
     def problem(self) -> str | None:
         """What keeps it from working, with what to do about it, in one sentence; None when nothing is known."""
+        ...
+
+
+@runtime_checkable
+class ReportingProvider(Provider, Protocol):
+    """A provider that has more to show than every provider has."""
+
+    def report(self) -> dict[str, Any]:
+        """What it is and what it holds, as JSON: for the eye of an operator."""
         ...
 
 

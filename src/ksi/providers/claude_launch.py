@@ -84,7 +84,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     permission_mode: str | None = None
     setting_sources: str = ""
     mcp_config: str | None = None
-    """A JSON text, or the path of a file with one."""
+    """A JSON text."""
     max_tokens: int | None = None
     mentions: bool = False
     """Whether `@path` in a prompt is read and sent."""
@@ -122,9 +122,7 @@ def arguments(launch: Launch, place: Place, files: Path) -> list[str]:
     if launch.added_system is not None:
         made += [f"--append-system-prompt-file={_written(files / 'added_system.txt', launch.added_system)}"]
     if launch.mcp_config is not None:
-        is_text = launch.mcp_config.lstrip().startswith("{")
-        path = _written(files / "mcp.json", launch.mcp_config) if is_text else launch.mcp_config
-        made += [f"--mcp-config={path}"]
+        made += [f"--mcp-config={_written(files / 'mcp.json', launch.mcp_config)}"]
     if launch.allowed_tools:
         made += [f"--allowed-tools={','.join(launch.allowed_tools)}"]
     if launch.permission_mode is not None:
@@ -179,8 +177,8 @@ def quoted(history: Sequence[tuple[str, str]], prompt: str) -> str:
 
 
 def mcp_text(config: Any, home: Path) -> str | None:
-    """An MCP configuration as `Launch` has it: of an object (with or without `mcpServers` around it) its JSON, of a
-    text that is no JSON the path that it names, below the home where it is relative."""
+    """An MCP configuration as JSON where it is one: of an object (with or without `mcpServers` around it), or a text.
+    Any other text is the path that it names, below the home where it is relative."""
     if config is None or config == {}:
         return None
     if isinstance(config, str):

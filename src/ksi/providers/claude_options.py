@@ -15,6 +15,10 @@ WORK = "var/claude/work"
 """The folder that processes work in unless somebody says otherwise, below the home; it stays empty."""
 
 
+_LARGEST_MCP = 2**20
+"""Bytes of a file with MCP servers, at most."""
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a configuration sets for all requests, and a request for itself by `provider_options`.
 
@@ -86,7 +90,11 @@ def wishes_of(options: Options, call: Call) -> Wishes:
 
 
 def launch_of(wishes: Wishes, call: Call, home: Path) -> Launch:
-    """What the call's process must be started with."""
+    """What the call's process must be started with.
+
+    Raises:
+        ProviderError: the MCP configuration cannot be read, by the fault of who gave it.
+    """
     own = wishes.system_prompt == OWN_SYSTEM
     return Launch(
         model=call.model,
@@ -97,11 +105,44 @@ def launch_of(wishes: Wishes, call: Call, home: Path) -> Launch:
         allowed_tools=wishes.allowed_tools,
         permission_mode=wishes.permission_mode,
         setting_sources=",".join(wishes.setting_sources),
-        mcp_config=mcp_text(call.mcp_config if call.mcp_config is not None else wishes.mcp_config, home),
+        mcp_config=_mcp(wishes, call, home),
         max_tokens=call.max_tokens,
         mentions=wishes.mentions,
         extra_args=wishes.extra_args,
     )
+
+
+def _mcp(wishes: Wishes, call: Call, home: Path) -> str | None:
+    """The MCP servers as JSON, a file's as they stand there now: another content is another process."""
+    asked = call.mcp_config is not None or "mcp_config" in call.options
+    text = mcp_text(call.mcp_config if call.mcp_config is not None else wishes.mcp_config, home)
+    if text is None:
+        return None
+    try:
+        if not text.lstrip().startswith("{"):
+            text = _file(Path(text))
+        msgspec.json.decode(text, type=_McpConfig)
+    except OSError as error:
+        problem = f"{text} cannot be read: {error.strerror}"
+    except (msgspec.MsgspecError, ValueError) as error:
+        problem = f"no configuration of MCP servers, as `.mcp.json` has it: {error}"
+    else:
+        return text
+    # A request's fault is its own; the configuration's is the provider's, and another one may do better.
+    failure = FailureClass.INVALID_REQUEST if asked else FailureClass.PROVIDER_ERROR
+    raise ProviderError(failure, f"mcp_config: {problem}")
+
+
+class _McpConfig(msgspec.Struct):
+    mcpServers: dict[str, dict[str, Any]]  # noqa: N815 - the file's own name
+
+
+def _file(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
+    if path.stat().st_size > _LARGEST_MCP:
+        raise ValueError(f"{path} is larger than {_LARGEST_MCP} bytes")
+    return path.read_text("utf-8")
 
 
 def _refused(message: str) -> ProviderError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -65,8 +66,8 @@ class Reply(Protocol):
     done: bool
     """Whether the last event was seen."""
 
-    def feed(self, events: Sequence[SseEvent]) -> str:
-        """Take events in, give the text that they brought."""
+    def feed(self, event: SseEvent) -> str:
+        """Take an event in, give the text that it brought."""
         ...
 
     def finish(self) -> Completion:
@@ -184,11 +185,10 @@ class Endpoint:
             if response.status != 200:
                 raise await self._refused(response)
             if _is_stream(response, asked=bool(body.get("stream"))):
-                reply, parser, size = dialect.reply(), SseParser(self._body_limit), 0
-                while not reply.done and (data := await response.content.readany()):
-                    if text := reply.feed(parser.feed(data)):
-                        self._allow(size := size + len(text))
-                        yield Chunk(text)
+                reply = dialect.reply()
+                async with aclosing(self._chunks(response.content, reply)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
                 completion = reply.finish()
                 await _drain(response)
             else:
@@ -204,6 +204,22 @@ class Endpoint:
         finally:
             if response is not None:
                 response.close()
+
+    async def _chunks(self, content: aiohttp.StreamReader, reply: Reply) -> AsyncGenerator[Chunk, None]:
+        """A stream's text as it comes, up to its last event, its end, or its fault."""
+        parser, size = SseParser(self._body_limit), 0
+        while not reply.done:
+            data, fault = await _arriving(content)
+            text, error = _take(reply, parser.feed(data))
+            if text:
+                self._allow(size := size + len(text))
+                yield Chunk(text)
+            if error is not None:
+                raise error
+            if fault is not None and not reply.done:
+                raise fault
+            if not data:
+                return
 
     async def _post(self, url: URL, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
         if self._credential.problem is not None:
@@ -288,6 +304,31 @@ class Endpoint:
             status=getattr(error, "status", None),
             provider=self.provider,
         )
+
+
+async def _arriving(content: aiohttp.StreamReader) -> tuple[bytes, Exception | None]:
+    """What comes next, empty at the end, and the fault that the body broke with behind it."""
+    try:
+        return await content.readany(), None
+    except (aiohttp.ClientError, OSError) as fault:
+        # A reader that has a fault gives nothing but the fault, whatever came before it: so it is well for a moment.
+        content.set_exception(None)  # type: ignore[arg-type]  # as a reader has it that is well
+        rest = content.read_nowait()
+        content.set_exception(fault)
+        return rest, fault
+
+
+def _take(reply: Reply, events: Sequence[SseEvent]) -> tuple[str, ProviderError | None]:
+    """The text that events brought, and the error behind it."""
+    texts: list[str] = []
+    for event in events:
+        try:
+            texts.append(reply.feed(event))
+        except ProviderError as error:
+            return "".join(texts), error
+        if reply.done:
+            break
+    return "".join(texts), None
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:

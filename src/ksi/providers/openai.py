@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -177,26 +177,23 @@ class _ChatReply:
         self._usage: _Usage | None = None
         self._stop_reason: str | None = None
 
-    def feed(self, events: Sequence[SseEvent]) -> str:
+    def feed(self, event: SseEvent) -> str:
         """See Reply."""
-        texts: list[str] = []
-        for event in events:
-            if event.data == b"[DONE]":
-                self.done = True
-                break
-            if event.event == "error":
-                raise reported(event.data)
-            body = _decode(event.data)
-            self._model = body.model or self._model
-            self._usage = body.usage or self._usage
-            for choice in body.choices or ():
-                if choice.index == 0:
-                    self._stop_reason = choice.finish_reason or self._stop_reason
-                    if choice.delta is not None:
-                        texts.append(choice.delta.words())
-        text = "".join(texts)
-        if text:
-            self._texts.append(text)
+        if event.data == b"[DONE]":
+            self.done = True
+            return ""
+        if event.event == "error":
+            raise reported(event.data)
+        body = _decode(event.data)
+        self._model = body.model or self._model
+        self._usage = body.usage or self._usage
+        text = ""
+        for choice in body.choices or ():
+            if choice.index == 0:
+                self._stop_reason = choice.finish_reason or self._stop_reason
+                if choice.delta is not None:
+                    text += choice.delta.words()
+        self._texts.append(text)
         return text
 
     def finish(self) -> Completion:

@@ -261,7 +261,7 @@ class ChildProcess:
                 waited += _PAUSE
         finally:
             await self.kill()
-            await asyncio.shield(asyncio.to_thread(self._sweep))
+            await asyncio.shield(self._sweep())
 
     async def kill(self) -> None:
         """Kill its group and take it off the system's table; a cancellation waits until that is done."""
@@ -279,9 +279,12 @@ class ChildProcess:
         self._transport.close()
         self._entry_path.unlink(missing_ok=True)
 
-    def _sweep(self) -> None:
-        """Kill what it started in other groups and sessions."""
-        _kill(_left(self._entry_path))
+    async def _sweep(self) -> None:
+        """Kill what it started in other groups and sessions, and wait until that is gone."""
+        waited = 0.0
+        while _kill(await asyncio.to_thread(_left, self._entry_path)) and waited < _REAP_PATIENCE:
+            await asyncio.sleep(_PAUSE)
+            waited += _PAUSE
 
     def _signal(self, number: int, *, group: bool = True) -> bool:
         """To the whole group: the leader may have ended before what it started. Whether there is anybody."""

@@ -1,6 +1,6 @@
 """The file that a checkpoint is: a header line that says what it holds, then a store's records, zipped (R5).
 
-    {"format":"ksi-checkpoint","version":1,...,"sha256":"..."}   padded with spaces to HEADER_SIZE bytes
+    {"format":"ksi-checkpoint","version":2,...,"sha256":"..."}   padded with spaces to HEADER_SIZE bytes
     gzip of JSON lines, one record each; see `ksi.store.snapshot`
 
 The header's SHA-256 is of all that follows it. Everything here blocks: call it in a thread.
@@ -25,7 +25,8 @@ from ksi.errors import CheckpointInvalid, InvalidData, NotFound, StoreError, Sto
 from ksi.store.snapshot import Record, SavedRequest
 
 FORMAT = "ksi-checkpoint"
-VERSION = 1
+VERSION = 2
+"""1 had no chains; it is read as well."""
 HEADER_SIZE = 1024
 LONGEST_RECORD = 1 << 30
 """Bytes of one record: a request with all that its attempts brought."""

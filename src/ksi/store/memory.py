@@ -11,23 +11,43 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 import msgspec
 
 from ksi.clock import Chance, Moment
-from ksi.errors import ConversationBusy, FailureClass, NotFound, NotLockHolder, QueueFull, RequestIdConflict
-from ksi.request import Attempt, OnBusy, Outcome, State, Turn
-from ksi.store.chains import Aftermath
-from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, TurnRecord, name_of
+from ksi.errors import (
+    ConversationBusy,
+    FailureClass,
+    InternalError,
+    NotFound,
+    QueueFull,
+    RequestIdConflict,
+)
+from ksi.request import Attempt, OnBusy, Outcome, State
+from ksi.store.chains import (
+    Aftermath,
+    Block,
+    ChainView,
+    ClosedChain,
+    Delivered,
+    FollowUp,
+    Grant,
+    InjectionView,
+)
+from ksi.store.memory_chains import Arriving, Chains
+from ksi.store.memory_conversations import Conversations
+from ksi.store.memory_data import Conversation, Member, MemoryData, Request, name_of
+from ksi.store.memory_injections import Injections
 from ksi.store.memory_lines import Lines, no_work
 from ksi.store.memory_load import load
+from ksi.store.memory_locks import Locks
 from ksi.store.memory_reads import MemoryReads
 from ksi.store.memory_save import save
 from ksi.store.memory_upkeep import Upkeep
 from ksi.store.snapshot import Loaded, Record
-from ksi.store.unfinished import Unfinished
 from ksi.store.values import (
     Acquired,
     Cancelled,
     CancelOutcome,
     Claimed,
     Claims,
+    Ended,
     Enqueued,
     Expiry,
     Finish,
@@ -47,10 +67,11 @@ from ksi.store.values import (
 )
 
 _CANCELLED = FailureClass.CANCELLED.value
+_BLOCKED = FailureClass.BLOCKED.value
 _PIECE = 100
 
 
-class MemoryStore(MemoryReads, Unfinished):
+class MemoryStore(MemoryReads):
     """A `ksi.store.base.Store` in memory; what each verb means is written there.
 
     `data` is what an earlier store left: a new store over it, opened, stands for a daemon's restart.
@@ -60,8 +81,12 @@ class MemoryStore(MemoryReads, Unfinished):
         self.data = MemoryData() if data is None else data
         super().__init__(rules, self.data)
         self._chance = chance
-        self._lines = Lines(rules, self._data)
-        self._upkeep = Upkeep(rules, self._data, self._lines)
+        self._chains = Chains(rules, self._data)
+        self._conversations = Conversations(self._data)
+        self._lines = Lines(rules, self._data, self._chains)
+        self._upkeep = Upkeep(rules, self._data, self._lines, self._chains)
+        self._locks = Locks(rules, self._data, self._lines, self._conversations)
+        self._injections = Injections(rules, self._data, self._lines, self._chains, self._conversations)
 
     # -- life and time ------------------------------------------------------------------------------------------------
 
@@ -105,8 +130,11 @@ class MemoryStore(MemoryReads, Unfinished):
         kept = self._kept(new)
         if kept is not None:
             return kept
+        arriving = self._chains.arriving(new, now)
         if new.fork_of is not None and self._data.find(new.fork_of) is None:
             raise NotFound(f"no conversation {new.fork_of!r} to fork; leave `fork` out to begin a new one")
+        if arriving is not None and (block := self._chains.against(arriving, now)) is not None:
+            return self._keep_blocked(new, arriving, block, now)
         delayed = new.due is not None and new.due > now.wall
         conversation = self._data.find(new.conversation)
         holder = None if conversation is None else conversation.holder
@@ -118,17 +146,23 @@ class MemoryStore(MemoryReads, Unfinished):
             limit = self._rules.max_queued
             raise QueueFull(f"the queue holds {limit} requests; try again when some have run", limit=limit)
 
+        grant: Grant | None = None
+        if offer is not None and arriving is not None:
+            would = self._chains.would_run(arriving, now)
+            if isinstance(would, Block):
+                return self._keep_blocked(new, arriving, would, now)
+            grant = would
+
         # All is decided; from here on the store changes.
-        conversation = self._conversation(new.conversation, now, new.fork_of, new.request_id)
-        if new.agent_id is not None and new.agent_id not in conversation.agents:
-            conversation.agents.append(new.agent_id)
-        self._data.routes.add(new.route)
+        conversation = self._enter(new, now)
         request = self._new_request(new, conversation, State.SCHEDULED if delayed else State.QUEUED, now)
+        if arriving is not None:
+            self._chains.join(request, arriving, None, now)
         if not delayed and new.on_busy is OnBusy.INTERRUPT and head is not None:
             request.rank = min(new.rank, head.rank - 1)
         self._data.add(request)
         if offer is not None:
-            claim = self._run(request, offer.provider, now)
+            claim = self._run(request, offer.provider, grant, now)
             return Enqueued(
                 request_id=request.request_id,
                 conversation=conversation.name,
@@ -152,8 +186,9 @@ class MemoryStore(MemoryReads, Unfinished):
 
     async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """See the protocol."""
-        claims: list[Claimed] = []
-        while len(claims) < limit:
+        started: list[Claimed] = []
+        blocked: list[Ended] = []
+        while len(started) + len(blocked) < limit:
             best: tuple[Request, Offer] | None = None
             for offer in offers:
                 head = self._first_ready(offer.route, now) if self._has_slot(offer) else None
@@ -161,8 +196,12 @@ class MemoryStore(MemoryReads, Unfinished):
                     best = head, offer
             if best is None:
                 break
-            claims.append(self._run(best[0], best[1].provider, now))
-        return Claims(started=tuple(claims))
+            outcome = self._start(best[0], best[1].provider, now)
+            if isinstance(outcome, Ended):
+                blocked.append(outcome)
+            else:
+                started.append(outcome)
+        return Claims(started=tuple(started), blocked=tuple(blocked))
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """See the protocol: one daemon has this store, so nobody can take its runs."""
@@ -188,20 +227,23 @@ class MemoryStore(MemoryReads, Unfinished):
         conversation = request.conversation
         fork: Fork | None = None
         if isinstance(verdict, Finish) and verdict.state is State.COMPLETED:
-            attempt = self._bind(conversation, attempt)
-            fork = self._fork_seen(request, attempt, now)
+            attempt = self._conversations.bind(conversation, attempt)
+            fork = self._conversations.fork_seen(request, attempt, now)
+        if aftermath is not None and isinstance(verdict, Finish) and request.link is None:
+            raise InternalError("an aftermath of a request in no chain", request_id=request.request_id)
         self._data.ended(request, attempt, previous=conversation.head)
+        self._chains.attempt_ended(request, attempt)
         conversation.active_at = now.wall
         passing: Passing | None = None
+        injections: tuple[InjectionView, ...] = ()
         match verdict:
             case Finish():
-                if verdict.state is State.COMPLETED:
-                    request.turn = self._add_turn(request, attempt)
-                    request.provider = attempt.provider
-                passing = self._lines.end(request, verdict.state, now, verdict.error, verdict.message)
+                passing, injections = self._finish(request, attempt, verdict, aftermath, now)
             case Retry():
+                self._chains.put_reminders_back(request)
                 passing = self._put_off(request, verdict, now)
             case GiveBack():
+                self._chains.put_reminders_back(request)
                 with self._data.changing(request):
                     request.state = State.QUEUED
                 self._lines.refresh(conversation, now)
@@ -213,7 +255,26 @@ class MemoryStore(MemoryReads, Unfinished):
             passing=passing,
             due=request.due,
             fork=fork,
+            injections=injections,
         )
+
+    def _finish(
+        self, request: Request, attempt: Attempt, verdict: Finish, aftermath: Aftermath | None, now: Moment
+    ) -> tuple[Passing | None, tuple[InjectionView, ...]]:
+        """End a run's request: who has the lock now, and what became of deliveries."""
+        reminders: tuple[InjectionView, ...] = ()
+        if verdict.state is State.COMPLETED:
+            request.turn = self._conversations.add_turn(request, attempt)
+            request.provider = attempt.provider
+            reminders = self._chains.use_reminders(request, now)
+        else:
+            self._chains.put_reminders_back(request)
+        # Before the lock passes on: a follow-up may be the next in this line.
+        sent = () if aftermath is None else self._injections.write(request, aftermath, now)
+        ended = self._lines.end(
+            request, verdict.state, now, verdict.error, verdict.message, routed=aftermath is not None
+        )
+        return ended.passing, (*ended.injections, *reminders, *sent)
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
         """See the protocol."""
@@ -231,61 +292,43 @@ class MemoryStore(MemoryReads, Unfinished):
             passing=passing,
         )
 
+    # -- chains -------------------------------------------------------------------------------------------------------
+
+    async def deliver(self, request_id: str, aftermath: Aftermath, now: Moment) -> Delivered:
+        """See the protocol."""
+        return self._injections.deliver(request_id, aftermath, now)
+
+    async def redeliver(self, injection_id: str, again: FollowUp, now: Moment) -> Delivered:
+        """See the protocol."""
+        return self._injections.redeliver(injection_id, again, now)
+
+    async def close_chain(self, name: str, now: Moment, limit: int = 200) -> ClosedChain:
+        """See the protocol."""
+        return self._chains.close(self._chains.called(name)[0], limit)
+
+    async def reset_chain(self, name: str, now: Moment) -> ChainView:
+        """See the protocol."""
+        chain, link = self._chains.called(name)
+        self._chains.reset(chain, now)
+        return chain.view() if link is None else link.view
+
     # -- external locks -----------------------------------------------------------------------------------------------
 
     async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
         """See the protocol."""
-        known = self._data.ids.get(lock.request_id)
-        if known is not None:
-            return self._acquire_again(lock, known, now)
-        conversation = self._data.find(lock.conversation)
-        holder = None if conversation is None else conversation.holder
-        head = None if conversation is None else self._data.head_of_line(conversation)
-        free = holder is None and (head is None or lock.rank < head.rank)
-        if conversation is not None and not free and not lock.wait:
-            return Acquired(position=self._position(conversation, lock.rank), holder=name_of(holder))
-        if not free and len(self._data.waiters) >= self._rules.max_queued:
-            limit = self._rules.max_queued
-            raise QueueFull(f"{limit} wait for a lock already; try again later", limit=limit)
-
-        conversation = self._conversation(lock.conversation, now)
-        conversation.active_at = now.wall
-        waiter = ExternalLock(
-            key=self._data.number("member"),
-            request_id=lock.request_id,
-            conversation=conversation,
-            rank=lock.rank,
-            priority=lock.priority,
-            enqueued_at=now.wall,
-            metadata=lock.metadata,
-            deadline=lock.deadline,
-            patience=None if lock.deadline is None else lock.deadline - now.mono,
-        )
-        self._data.add(waiter)
-        grant = self._lines.refresh(conversation, now)
-        if grant is not None:
-            return Acquired(grant=grant)
-        return Acquired(
-            queued=True, position=self._position(conversation, waiter.rank, waiter.key), holder=name_of(holder)
-        )
+        return self._locks.acquire(lock, now)
 
     async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
         """See the protocol."""
-        lock = self._held_lock(request_id, fence)
-        lock.conversation.active_at = now.wall
-        return self._lines.renew(lock, now)
+        return self._locks.renew(request_id, now, fence)
 
     async def release(self, request_id: str, now: Moment, fence: int | None = None) -> Passing:
         """See the protocol."""
-        lock = self._held_lock(request_id, fence)
-        return self._lines.release(lock, now)
+        return self._locks.release(request_id, now, fence)
 
     async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
         """See the protocol."""
-        waiter = self._data.ids.get(request_id)
-        if not isinstance(waiter, ExternalLock) or waiter.holds:
-            return None
-        return self._lines.take_away(waiter, now)
+        return self._locks.withdraw(request_id, now)
 
     # -- coming in ----------------------------------------------------------------------------------------------------
 
@@ -345,56 +388,28 @@ class MemoryStore(MemoryReads, Unfinished):
                 return offer
         return None
 
-    def _conversation(
-        self, name: str, now: Moment, fork_of: str | None = None, request_id: str | None = None
-    ) -> Conversation:
-        """The conversation of this name; begun if it is new, where `fork_of` stands if that is given."""
-        found = self._data.find(name)
-        if found is None:
-            number = self._data.number("conversation")
-            found = Conversation(number=number, name=name, created_at=now.wall, active_at=now.wall)
-            self._data.conversations[name] = self._data.numbered[number] = found
-            parent = self._data.find(fork_of) if fork_of is not None else None
-            if parent is not None and request_id is not None:
-                self._fork(parent, found, request_id, now)
-        return found
-
-    def _fork(self, parent: Conversation, child: Conversation, request_id: str, now: Moment) -> None:
-        child.parent, child.head = parent, parent.head
-        parent.children += 1
-        fork = Fork(parent=parent.name, child=child.name, request_id=request_id, at=now.wall, kind="requested")
-        self._data.record_fork(child, fork)
-        self._data.reindex(parent)
-
-    def _bind(self, conversation: Conversation, attempt: Attempt) -> Attempt:
-        """Make a provider session a name of this conversation; one that names another is let go (L7)."""
-        if attempt.provider_session is None:
-            return attempt
-        owner = self._data.find(attempt.provider_session)
-        if owner is None:
-            self._data.aliases[attempt.provider_session] = conversation
-            conversation.aliases.append(attempt.provider_session)
-        elif owner is not conversation:
-            return msgspec.structs.replace(attempt, provider_session=None, last_message=None)
-        return attempt
-
-    def _fork_seen(self, request: Request, attempt: Attempt, now: Moment) -> Fork | None:
-        """Record a fork that the provider saw (L7)."""
-        conversation = request.conversation
-        if attempt.fork is None or attempt.provider_session is None:
-            return None
-        head = None if conversation.head is None else self._data.turns[conversation.head].turn
-        before = None if head is None else head.provider_session
-        parent = before if attempt.fork == "new_session" and before is not None else conversation.name
-        fork = Fork(
-            parent=parent,
-            child=attempt.provider_session,
+    def _keep_blocked(self, new: NewRequest, arriving: Arriving, block: Block, now: Moment) -> Enqueued:
+        """Keep a request that its chain has no place for."""
+        conversation = self._enter(new, now)
+        conversation.active_at = now.wall
+        request = self._new_request(new, conversation, State.BLOCKED, now)
+        request.error, request.message, request.finished_at = _BLOCKED, block.message, now.wall
+        self._chains.join(request, arriving, block, now)
+        self._data.add(request)
+        self._lines.refresh(conversation, now)
+        return Enqueued(
             request_id=request.request_id,
-            at=now.wall,
-            kind=attempt.fork,
+            conversation=conversation.name,
+            state=request.state,
+            block=block,
+            chain=None if request.link is None else request.link.view,
         )
-        self._data.record_fork(conversation, fork)
-        return fork
+
+    def _enter(self, new: NewRequest, now: Moment) -> Conversation:
+        conversation = self._conversations.enter(new.conversation, now, new.fork_of, new.request_id)
+        self._conversations.meet(conversation, new.agent_id)
+        self._data.routes.add(new.route)
+        return conversation
 
     def _new_request(self, new: NewRequest, conversation: Conversation, state: State, now: Moment) -> Request:
         return Request(
@@ -421,7 +436,7 @@ class MemoryStore(MemoryReads, Unfinished):
         if holder.state is State.RUNNING:
             holder.cancelling = True
             return None
-        return self._lines.end(holder, State.CANCELLED, now, _CANCELLED)
+        return self._lines.end(holder, State.CANCELLED, now, _CANCELLED).passing
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -436,7 +451,14 @@ class MemoryStore(MemoryReads, Unfinished):
                 return request
         return None
 
-    def _run(self, request: Request, provider: str, now: Moment) -> Claimed:
+    def _start(self, request: Request, provider: str, now: Moment) -> Claimed | Ended:
+        """Run a ready request, or end it where its chain has no place for it."""
+        grant = None if request.link is None else self._chains.may_run(request.link, now)
+        if isinstance(grant, Block):
+            return self._lines.end(request, State.BLOCKED, now, _BLOCKED, grant.message, block=grant)
+        return self._run(request, provider, grant, now)
+
+    def _run(self, request: Request, provider: str, grant: Grant | None, now: Moment) -> Claimed:
         conversation = request.conversation
         with self._data.changing(request):
             request.state = State.RUNNING
@@ -446,6 +468,7 @@ class MemoryStore(MemoryReads, Unfinished):
             request.attempt += 1
             request.token = self._chance.token()
             self._lines.hold(request, now)
+        reminders = self._chains.take_reminders(request)
         self._lines.refresh(conversation, now)
         return Claimed(
             key=request.key,
@@ -463,36 +486,9 @@ class MemoryStore(MemoryReads, Unfinished):
             head=conversation.head,
             agent_id=request.agent_id,
             requeued_from=request.requeued_from,
+            chain=None if request.link is None else self._chains.started(request.link, grant),
+            reminders=reminders,
         )
-
-    def _add_turn(self, request: Request, attempt: Attempt) -> int:
-        """Make a completed attempt the conversation's head."""
-        conversation = request.conversation
-        number = self._data.number("turn")
-        turn = Turn(
-            id=number,
-            body=request.body,
-            text=attempt.text or "",
-            provider=attempt.provider,
-            provider_session=attempt.provider_session,
-            finished_at=attempt.finished_at,
-            previous=conversation.head,
-            last_message=attempt.last_message,
-            conversation=conversation.name,
-        )
-        self._data.turns[number] = TurnRecord(
-            turn=turn,
-            request_id=request.request_id,
-            conversation=conversation.name,
-            agent_id=request.agent_id,
-            attempt=attempt,
-        )
-        self._data.log.add((number,))
-        conversation.turns.append(number)
-        conversation.head = number
-        conversation.provider = attempt.provider
-        conversation.provider_session = attempt.provider_session
-        return number
 
     def _keep_fenced(self, request: Request, attempt: Attempt) -> None:
         """Keep what a late run brought, unless its own end is there already: usage counts once (T1)."""
@@ -512,7 +508,7 @@ class MemoryStore(MemoryReads, Unfinished):
         return None if request.hold_on_retry else self._lines.pass_on(request, now)
 
     def _cancel_request(self, request: Request, now: Moment, by: str | None) -> Cancelled:
-        passing: Passing | None = None
+        ended: Ended | None = None
         outcome = CancelOutcome.CANCELLED
         if request.state.final:
             outcome = CancelOutcome.ALREADY_FINAL
@@ -522,49 +518,15 @@ class MemoryStore(MemoryReads, Unfinished):
                 outcome = CancelOutcome.STOPPING
                 request.cancelling = True
             else:
-                passing = self._lines.end(request, State.CANCELLED, now, _CANCELLED)
+                ended = self._lines.end(request, State.CANCELLED, now, _CANCELLED)
         return Cancelled(
             outcome=outcome,
             request_id=request.request_id,
             conversation=request.conversation.name,
             state=request.state,
-            passing=passing,
-        )
-
-    # -- locks --------------------------------------------------------------------------------------------------------
-
-    def _acquire_again(self, lock: NewLock, known: Member, now: Moment) -> Acquired:
-        if not isinstance(known, ExternalLock):
-            raise RequestIdConflict(
-                f"{lock.request_id!r} is a request's id; choose another", request_id=lock.request_id
-            )
-        conversation = known.conversation
-        if self._data.find(lock.conversation) is not conversation:
-            raise RequestIdConflict(
-                f"{lock.request_id!r} holds or awaits the lock of another conversation; choose another id",
-                request_id=lock.request_id,
-            )
-        if known.holds:
-            conversation.active_at = now.wall
-            return Acquired(grant=self._lines.renew(known, now), renewed=True)
-        return Acquired(
-            queued=True,
-            position=self._position(conversation, known.rank, known.key),
-            holder=name_of(conversation.holder),
+            passing=None if ended is None else ended.passing,
+            injections=() if ended is None else ended.injections,
         )
 
     def _position(self, conversation: Conversation, rank: int, key: int | None = None) -> int:
         return self._data.before(conversation, rank, key, self._rules.position_limit)
-
-    def _held_lock(self, request_id: str, fence: int | None) -> ExternalLock:
-        member = self._data.ids.get(request_id)
-        if isinstance(member, Request):
-            raise RequestIdConflict(f"{request_id!r} is a request's id, not a lock's", request_id=request_id)
-        if not isinstance(member, ExternalLock) or not member.holds:
-            raise NotLockHolder(f"{request_id!r} holds no lock (any more); acquire it first", request_id=request_id)
-        if fence is not None and fence != member.fence:
-            raise NotLockHolder(
-                f"{request_id!r} lost the lock of fence {fence} and holds another; acquire again to learn its fence",
-                request_id=request_id,
-            )
-        return member

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from ksi.errors import InternalError
 from ksi.request import FIRST_STATES, WAITING_STATES, Attempt, Outcome, Priority, State, Turn, may_become
+from ksi.store.admission import Routing
+from ksi.store.memory_chain_data import ChainTable, Injection, InjectionTable, Link
 from ksi.store.memory_index import Key, Ordered
 from ksi.store.values import Fork
 
@@ -41,6 +43,8 @@ class Conversation:
     members: int = 0
     """Kept requests, its external holder and waiters: while there is one, the conversation stays."""
     children: int = 0
+    reminders: list[int] = field(default_factory=list)
+    """Deliveries that wait for its next prompt, in order (C2)."""
     entries: list[tuple[Ordered, Key]] = field(default_factory=list)
     """Its own index entries, as they stand now."""
 
@@ -98,6 +102,10 @@ class Request(Member):
     interrupted_by: str | None = None
     cancelling: bool = False
     turn: int | None = None
+    link: Link | None = None
+    """How it belongs to a chain."""
+    taken: list[Injection] = field(default_factory=list)
+    """Reminders in its prompt, while it runs."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -157,6 +165,8 @@ class MemoryData:
         self.watermark = 0
         self.spent: list[Spent] = []
         """In the order in which they ended."""
+        self.chains = ChainTable()
+        self.injections = InjectionTable()
 
         self.active = Ordered()
         self.running = Ordered()
@@ -183,6 +193,7 @@ class MemoryData:
         self.trees = Ordered()
         """(root conversation, fork)"""
         self.log = Ordered()
+        self.unrouted = Ordered()
 
         self._last: Counter[str] = Counter()
 
@@ -282,6 +293,8 @@ class MemoryData:
         del self.members[member.key]
         del self.ids[member.request_id]
         member.conversation.members -= 1
+        if isinstance(member, Request) and member.link is not None:
+            self.chains.leave(member.link.chain, member.key)
 
     @contextmanager
     def changing(self, member: Member) -> Iterator[None]:
@@ -339,6 +352,8 @@ class MemoryData:
             yield self.finished, (request.finished_at, request.key)
         if request.state is State.FAILED:
             yield self.failed, (request.finished_at, request.key)
+        if request.link is not None and request.link.routing is Routing.UNROUTED:
+            yield self.unrouted, (request.key,)
 
     def _lock_entries(self, lock: ExternalLock) -> Iterator[tuple[Ordered, Key]]:
         if lock.holds:
@@ -356,7 +371,7 @@ class MemoryData:
             entries.append((self.held, (conversation.number,)))
         if (ready := self.ready_request(conversation)) is not None:
             entries.append((self.ready, (ready.route, ready.rank, ready.key)))
-        if not conversation.members and not conversation.children:
+        if not conversation.members and not conversation.children and not conversation.reminders:
             entries.append((self.idle, (conversation.active_at, conversation.number)))
         return entries
 

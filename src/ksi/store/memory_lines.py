@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from ksi.clock import Moment
 from ksi.request import State
+from ksi.store.chains import Block
+from ksi.store.memory_chains import Chains
 from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
 from ksi.store.values import Ended, LockGrant, Passing, StoreRules
 
@@ -17,9 +19,10 @@ def no_work() -> None:
 class Lines:
     """The one place where locks change hands."""
 
-    def __init__(self, rules: StoreRules, data: MemoryData) -> None:
+    def __init__(self, rules: StoreRules, data: MemoryData, chains: Chains) -> None:
         self._rules = rules
         self._data = data
+        self._chains = chains
         self.on_work: Callable[[], None] = no_work
         """Told whenever something may have become ready or a slot free."""
 
@@ -45,9 +48,20 @@ class Lines:
         return grant
 
     def end(
-        self, request: Request, state: State, now: Moment, error: str | None = None, message: str | None = None
-    ) -> Passing | None:
-        """Bring a request to a final state, and its lock or its place in the line to the next."""
+        self,
+        request: Request,
+        state: State,
+        now: Moment,
+        error: str | None = None,
+        message: str | None = None,
+        *,
+        block: Block | None = None,
+        routed: bool = False,
+    ) -> Ended:
+        """Bring a request to a final state, and its lock or its place in the line to the next.
+
+        `block` is why its chain has no place for it; `routed`: its aftermath came with its end.
+        """
         held = request.holds
         request.conversation.active_at = now.wall
         with self._data.changing(request):
@@ -57,17 +71,16 @@ class Lines:
             request.due = None
             if held:
                 request.conversation.holder = None
-        return self.pass_on(request, now) if held else self.step_out(request, now)
-
-    def ended(self, request: Request, state: State, now: Moment, error: str | None = None) -> Ended:
-        """`end` for a request without a run of its own, as `expire` and `open` report it."""
-        passing = self.end(request, state, now, error)
+            self._chains.leave(request, block, routed=routed)
+        passing = self.pass_on(request, now) if held else self.step_out(request, now)
         return Ended(
             request_id=request.request_id,
             conversation=request.conversation.name,
             state=state,
             error=error,
             passing=passing,
+            block=block,
+            injections=self._chains.carried(request, now),
         )
 
     def pass_on(self, before: Member, now: Moment) -> Passing:

@@ -7,23 +7,29 @@ from collections.abc import Iterable
 from ksi.clock import Moment
 from ksi.errors import StoreNotEmpty
 from ksi.request import State, Turn
+from ksi.store.chains import InjectionState
+from ksi.store.memory_chain_data import Chain, Injection, Link
+from ksi.store.memory_chains import Chains
 from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request, Spent, TurnRecord
 from ksi.store.memory_lines import Lines
 from ksi.store.snapshot import (
     FENCE_LEAP,
     Figures,
     Loaded,
-    Packed,
     Record,
     SavedAttempt,
+    SavedChain,
     SavedConversation,
     SavedFork,
+    SavedInjection,
     SavedLock,
+    SavedMember,
     SavedRequest,
     SavedSpare,
     admitted,
     begin,
     contradiction,
+    loaded,
     unpack,
 )
 from ksi.store.values import Fork, StoreRules
@@ -38,7 +44,7 @@ def load(data: MemoryData, rules: StoreRules, records: Iterable[Record], now: Mo
     """
     if data.members or data.conversations:
         raise StoreNotEmpty(
-            "a checkpoint is only loaded into an empty store; begin with a new one",
+            "a checkpoint is only loaded into an empty store: take a new home, or move this one's away first",
             requests=len(data.members),
             conversations=len(data.conversations),
         )
@@ -62,7 +68,8 @@ class _Load:
         self._data = data
         self._rules = rules
         self._now = now
-        self._lines = Lines(rules, data)
+        self._lines = Lines(rules, data, Chains(rules, data))
+        self._carriers: dict[str, SavedRequest] = {}
         self._turns: dict[int, TurnRecord] = {}
         self._spent: dict[int, Spent] = {}
         self.interrupted: list[str] = []
@@ -87,7 +94,11 @@ class _Load:
             case SavedLock():
                 self._take_lock(record)
             case SavedSpare():
-                self._take_attempt(record.saved, record.key, record.conversation, record.agent_id, record.body)
+                self._take_attempt(record, record.key, record.saved)
+            case SavedChain():
+                self._take_chain(record)
+            case SavedInjection():
+                self._take_injection(record)
             case Figures():
                 raise contradiction("its figures come twice")
 
@@ -149,13 +160,84 @@ class _Load:
             turn=record.turn,
         )
         for saved in record.attempts:
-            self._take_attempt(saved, record.key, record.conversation, record.agent_id, record.body, record.request_id)
+            self._take_attempt(record, record.key, saved, record.request_id)
             request.attempts.append(self._spent[saved.id].attempt)
         if record.holds:
             self._hold(request, record.since)
         self._data.states[request.state] += not request.state.final
+        if record.member is not None:
+            request.link = self._link(record.member, record)
         self._data.put(request)
         conversation.active_at = max(conversation.active_at, request.finished_at or 0)
+
+    def _link(self, member: SavedMember, record: SavedRequest) -> Link:
+        chain = self._data.chains.named[member.chain]
+        chain.members.append(record.key)
+        chain.unfinished += not record.state.final
+        if member.carries:
+            self._carriers[record.request_id] = record
+        return Link(
+            chain=chain,
+            parent=member.parent,
+            parent_key=member.parent_key,
+            depth=member.depth,
+            limits=member.limits,
+            estimate=member.estimate,
+            output_cap=member.output_cap,
+            guard=member.guard,
+            routing=member.routing(record.state),
+            mark=member.mark,
+            result=member.result,
+            block=member.block,
+            tokens=member.tokens,
+            estimated=member.estimated,
+            carries=member.carries,
+        )
+
+    def _take_chain(self, record: SavedChain) -> None:
+        if record.name in self._data.chains.named:
+            raise contradiction(f"chain {record.name!r} comes twice")
+        chain = Chain(
+            number=self._data.number("chain"),
+            name=record.name,
+            limits=record.limits,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            used=record.used,
+            estimated=record.estimated,
+            closed=record.closed,
+            tripped=record.tripped,
+            guard_messages=record.guard_messages,
+            resets=record.resets,
+            reset_key=record.reset_key,
+            deepest=record.deepest,
+        )
+        self._data.chains.add(chain)
+
+    def _take_injection(self, record: SavedInjection) -> None:
+        if record.injection_id in self._data.injections.named:
+            raise contradiction(f"delivery {record.injection_id!r} comes twice")
+        record = loaded(record, self._carriers.get(record.injection_id))
+        injection = Injection(
+            number=self._data.number("injection"),
+            injection_id=record.injection_id,
+            chain=record.chain,
+            parent=record.parent,
+            parent_key=record.parent_key,
+            target=record.target,
+            trigger=record.trigger,
+            text=record.text,
+            created_at=record.created_at,
+            child=record.child,
+            direct=record.direct,
+            state=record.state,
+            finished_at=record.finished_at,
+            request_id=record.request_id,
+            reason=record.reason,
+        )
+        self._data.injections.add(injection)
+        if injection.state == InjectionState.QUEUED and not injection.direct:
+            self._data.conversations[injection.target].reminders.append(injection.number)
 
     def _take_lock(self, record: SavedLock) -> None:
         """A holder's time begins anew; a waiter without patience was tied to a connection that is gone (L5)."""
@@ -193,14 +275,10 @@ class _Load:
             raise contradiction(f"request {request_id!r} comes twice")
 
     def _take_attempt(
-        self,
-        saved: SavedAttempt,
-        key: int,
-        conversation: str,
-        agent_id: str | None,
-        body: Packed | None,
-        request_id: str | None = None,
+        self, of: SavedRequest | SavedSpare, key: int, saved: SavedAttempt, request_id: str | None = None
     ) -> None:
+        """An attempt of a request, or one whose request is gone."""
+        conversation, agent_id, body = of.conversation, of.agent_id, of.body
         if saved.id in self._spent:
             raise contradiction(f"attempt {saved.id} comes twice")
         if conversation not in self._data.conversations:
@@ -224,6 +302,7 @@ class _Load:
                 previous=saved.previous,
                 last_message=attempt.last_message,
                 conversation=conversation,
+                reminders=of.reminders,
             )
             self._turns[saved.id] = TurnRecord(
                 turn=turn, request_id=request_id or "", conversation=conversation, agent_id=agent_id, attempt=attempt

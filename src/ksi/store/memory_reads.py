@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ksi.request import State, Turn, answer_chars
-from ksi.store.memory_data import Conversation, ExternalLock, Member, MemoryData, Request, name_of
+from ksi.store.memory_chain_reads import MemoryChainReads
+from ksi.store.memory_data import Conversation, ExternalLock, Member, Request, name_of
 from ksi.store.memory_index import Listed
 from ksi.store.memory_usage import report
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
@@ -19,17 +20,12 @@ from ksi.store.values import (
     RequestRow,
     RequestView,
     SessionView,
-    StoreRules,
     Totals,
 )
 
 
-class MemoryReads:
+class MemoryReads(MemoryChainReads):
     """The verbs that change nothing; what each means is written in `ksi.store.base.Store`."""
-
-    def __init__(self, rules: StoreRules, data: MemoryData) -> None:
-        self._rules = rules
-        self._data = data
 
     async def get(self, request_id: str) -> RequestView | None:
         """See the protocol."""
@@ -42,7 +38,7 @@ class MemoryReads:
         chars = 0
         record = self._data.turns.get(head)
         while record is not None:
-            chars += len(record.turn.body) + len(record.turn.text)
+            chars += len(record.turn.body) + len(record.turn.text) + sum(map(len, record.turn.reminders))
             if turns and chars > max_chars:
                 break
             turns.append(record.turn)
@@ -139,6 +135,7 @@ class MemoryReads:
 
     def _view(self, request: Request) -> RequestView:
         conversation = request.conversation
+        link = request.link
         in_line = request.state is State.QUEUED and not request.holds
         place = self._data.before(conversation, request.rank, request.key, self._rules.position_limit)
         return RequestView(
@@ -165,6 +162,11 @@ class MemoryReads:
             requeued_from=request.requeued_from,
             position=place if in_line else None,
             holder=None if request.state.final or request.holds else name_of(conversation.holder),
+            chain=None if link is None else link.chain.name,
+            parent=None if link is None else link.parent,
+            depth=None if link is None else link.depth,
+            block=None if link is None else link.block,
+            injection=request.request_id if link is not None and link.carries else None,
         )
 
     def _lock_view(self, conversation: Conversation, line_limit: int) -> LockView:

@@ -6,14 +6,20 @@ from collections.abc import Iterator
 
 from ksi.clock import Moment
 from ksi.request import Attempt, State
+from ksi.store.admission import Routing
+from ksi.store.chains import InjectionState
+from ksi.store.memory_chain_data import Chain, Injection, Link
 from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request
 from ksi.store.snapshot import (
     Figures,
     Record,
     SavedAttempt,
+    SavedChain,
     SavedConversation,
     SavedFork,
+    SavedInjection,
     SavedLock,
+    SavedMember,
     SavedRequest,
     SavedSpare,
     pack,
@@ -64,6 +70,7 @@ class _Save:
         yield from (self._conversation(conversation) for _, conversation in sorted(data.numbered.items()))
         forks = {number: owner for owner in data.conversations.values() for number in owner.forks}
         yield from (self._fork(forks[number], data.forks[number]) for number in sorted(forks))
+        yield from (self._chain(chain) for _, chain in sorted(data.chains.numbered.items()))
         coming = len(self._ids)
         for _, member in sorted(data.members.items()):
             if isinstance(member, Request):
@@ -72,6 +79,7 @@ class _Save:
             elif isinstance(member, ExternalLock):
                 yield self._lock(member)
         yield from self._spare()
+        yield from (self._injection(injection) for _, injection in sorted(data.injections.numbered.items()))
 
     def _figures(self) -> Figures:
         ended = {state.value: self._data.states[state] for state in State if state.final}
@@ -139,8 +147,50 @@ class _Save:
             message=request.message,
             body=pack(request.body),
             attempts=tuple(map(self._attempt, request.attempts)),
+            member=None if request.link is None else _member(request.link),
+            reminders=self._reminders(request.turn),
         )
         return stopped(saved, coming, self._now, cancelling=request.cancelling) if running else saved
+
+    def _reminders(self, turn: int | None) -> tuple[str, ...]:
+        return () if turn is None else self._data.turns[turn].turn.reminders
+
+    def _chain(self, chain: Chain) -> SavedChain:
+        members = [self._data.request((key,)) for key in chain.members]
+        cut = [one.link.estimate for one in members if one.state is State.RUNNING and one.link is not None]
+        return SavedChain(
+            name=chain.name,
+            created_at=chain.created_at,
+            started_at=chain.started_at,
+            limits=chain.limits,
+            used=chain.used + sum(cut),
+            estimated=chain.estimated + sum(cut),
+            closed=chain.closed,
+            tripped=chain.tripped,
+            guard_messages=chain.guard_messages,
+            resets=chain.resets,
+            reset_key=chain.reset_key,
+            deepest=chain.deepest,
+        )
+
+    def _injection(self, injection: Injection) -> SavedInjection:
+        taken = injection.state == InjectionState.TAKEN
+        return SavedInjection(
+            injection_id=injection.injection_id,
+            chain=injection.chain,
+            parent=injection.parent,
+            parent_key=injection.parent_key,
+            target=injection.target,
+            direct=injection.direct,
+            trigger=injection.trigger,
+            state=InjectionState.QUEUED if taken else injection.state,
+            created_at=injection.created_at,
+            finished_at=injection.finished_at,
+            request_id=None if taken else injection.request_id,
+            reason=injection.reason,
+            text=injection.text,
+            child=injection.child,
+        )
 
     def _lock(self, lock: ExternalLock) -> SavedLock:
         return SavedLock(
@@ -169,4 +219,26 @@ class _Save:
                     agent_id=spent.agent_id,
                     body=None if turn is None else pack(turn.turn.body),
                     saved=self._attempt(spent.attempt),
+                    reminders=() if turn is None else turn.turn.reminders,
                 )
+
+
+def _member(link: Link) -> SavedMember:
+    return SavedMember(
+        chain=link.chain.name,
+        parent=link.parent,
+        parent_key=link.parent_key,
+        depth=link.depth,
+        limits=link.limits,
+        estimate=link.estimate,
+        output_cap=link.output_cap,
+        guard=link.guard,
+        injects=link.routing is not Routing.NONE,
+        routed=link.routing is Routing.ROUTED,
+        carries=link.carries,
+        mark=link.mark,
+        result=link.result,
+        block=link.block,
+        tokens=link.tokens,
+        estimated=link.estimated,
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ksi.clock import Moment
 from ksi.errors import FailureClass
 from ksi.request import Attempt, Outcome, State, decode_body
+from ksi.store.admission import Routing
+from ksi.store.memory_chains import Chains
 from ksi.store.memory_data import Conversation, Member, MemoryData, Request
 from ksi.store.memory_index import Key
 from ksi.store.memory_lines import Lines
@@ -14,10 +16,11 @@ from ksi.store.values import Ended, Expiry, Lapsed, Pruned, Recovery, StoreRules
 class Upkeep:
     """The work that no client asks for."""
 
-    def __init__(self, rules: StoreRules, data: MemoryData, lines: Lines) -> None:
+    def __init__(self, rules: StoreRules, data: MemoryData, lines: Lines, chains: Chains) -> None:
         self._rules = rules
         self._data = data
         self._lines = lines
+        self._chains = chains
 
     def recover(self, now: Moment) -> Recovery:
         """See `Store.open`. Waiters without a deadline go: the connection that they were tied to died (L5)."""
@@ -40,23 +43,23 @@ class Upkeep:
     def _recover(self, request: Request, now: Moment) -> Ended | None:
         """Put back, or end, what ran when the daemon died (Q3)."""
         request.interruptions += 1
-        self._data.ended(
-            request,
-            Attempt(
-                number=request.attempt,
-                provider=request.provider or "",
-                outcome=Outcome.INTERRUPTED,
-                started_at=request.started_at or 0,
-                finished_at=now.wall,
-                asked=request.model,
-                mcp=decode_body(request.body).mcp,
-                error=FailureClass.DAEMON_RESTART.value,
-            ),
+        attempt = Attempt(
+            number=request.attempt,
+            provider=request.provider or "",
+            outcome=Outcome.INTERRUPTED,
+            started_at=request.started_at or 0,
+            finished_at=now.wall,
+            asked=request.model,
+            mcp=decode_body(request.body).mcp,
+            error=FailureClass.DAEMON_RESTART.value,
         )
+        self._data.ended(request, attempt)
+        self._chains.attempt_ended(request, attempt)
+        self._chains.put_reminders_back(request)
         if request.cancelling:
-            return self._lines.ended(request, State.CANCELLED, now, FailureClass.CANCELLED.value)
+            return self._lines.end(request, State.CANCELLED, now, FailureClass.CANCELLED.value)
         if self._rules.fail_interrupted or request.interruptions >= self._rules.max_interruptions:
-            return self._lines.ended(request, State.FAILED, now, FailureClass.DAEMON_RESTART.value)
+            return self._lines.end(request, State.FAILED, now, FailureClass.DAEMON_RESTART.value)
         with self._data.changing(request):
             request.state = State.QUEUED
         self._lines.refresh(request.conversation, now)
@@ -95,7 +98,7 @@ class Upkeep:
         if (waiter := self._reached(self._data.deadlines.first(), now.mono)) is not None:
             return self._lapse(waiter, now)
         if isinstance(late := self._reached(self._data.perishable.first(), now.wall), Request):
-            return self._lines.ended(late, State.EXPIRED, now)
+            return self._lines.end(late, State.EXPIRED, now)
         if isinstance(due := self._reached(self._data.delayed.first(), now.wall), Request):
             with self._data.changing(due):
                 due.state, due.due = State.QUEUED, None
@@ -123,18 +126,31 @@ class Upkeep:
         return len(parked)
 
     def prune(self, now: Moment, limit: int = 500) -> Pruned:
-        """See `Store.prune`. A completed request also stays until the response log has its turn (R3)."""
+        """See `Store.prune`. A completed request also stays until the response log has its turn (R3), and one with an
+        injection until that is routed (C3)."""
         finished = [
             self._data.request(key)
             for key in self._data.finished.walk()
             if key[0] + self._rules.keep_finished <= now.wall
         ]
-        old = [request for request in finished if request.turn is None or request.turn <= self._data.watermark]
+        old = [
+            request
+            for request in finished
+            if (request.turn is None or request.turn <= self._data.watermark)
+            and not (request.link is not None and request.link.routing is Routing.UNROUTED)
+        ]
         for request in old[:limit]:
             self._data.drop(request)
             if request.turn is not None:
                 self._data.log.remove((request.turn,))
             self._data.reindex(request.conversation)
+        deliveries = [
+            self._data.injections.numbered[key[-1]]
+            for key in self._data.injections.ended.walk()
+            if key[0] + self._rules.keep_finished <= now.wall
+        ]
+        for injection in deliveries[:limit]:
+            self._data.injections.drop(injection)
         self._forget_spent(now.wall - self._rules.keep_sessions)
         conversations = 0
         idle = self._first_idle(now)
@@ -143,7 +159,9 @@ class Upkeep:
             conversations += 1
             idle = self._first_idle(now)
         return Pruned(
-            requests=min(len(old), limit), conversations=conversations, more=len(old) > limit or idle is not None
+            requests=min(len(old), limit),
+            conversations=conversations,
+            more=len(old) > limit or len(deliveries) > limit or idle is not None,
         )
 
     def _forget_spent(self, oldest: int) -> None:

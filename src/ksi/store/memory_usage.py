@@ -68,6 +68,10 @@ def _window(data: MemoryData, query: UsageQuery) -> Iterable[Spent]:
     if query.conversation is not None:
         found = data.find(query.conversation)
         conversation = "" if found is None else found.name
+    members = None
+    if query.chain is not None:
+        chain = data.chains.named.get(query.chain)
+        members = frozenset(chain.members if chain is not None else ())
     for spent in data.spent:
         attempt = spent.attempt
         if (
@@ -76,6 +80,7 @@ def _window(data: MemoryData, query: UsageQuery) -> Iterable[Spent]:
             and (query.answered is None or attempt.asked == query.asked or attempt.model == query.answered)
             and query.provider in (None, attempt.provider)
             and conversation in (None, spent.conversation)
+            and (members is None or spent.request in members)
         ):
             yield spent
 

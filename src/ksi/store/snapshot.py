@@ -1,10 +1,10 @@
 """What a store saves of itself: records that every store can give and take, whatever its tables look like (R5).
 
-A snapshot is one moment: figures first, then conversations, forks, requests and locks in the order in which they came,
-then the attempts whose request is not kept any more. Times are microseconds of wall time.
+A snapshot is one moment: figures first, then conversations, forks, chains, requests and locks in the order in which
+they came, the attempts whose request is not kept any more, and deliveries. Times are microseconds of wall time.
 
 What ran at that moment is saved as queued and interrupted, as a crash would have left it (Q3); what was being cancelled
-is saved as cancelled.
+is saved as cancelled. Chains are saved with such runs charged, and reminders that such runs took as waiting.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import msgspec
 from ksi.clock import Moment
 from ksi.errors import CheckpointInvalid, FailureClass
 from ksi.request import Attempt, Outcome, Priority, State, decode_body
+from ksi.store.admission import Routing, unanswered
+from ksi.store.chains import Block, ChainLimits, ChildRequest, InjectionState, charge
 
 FENCE_LEAP = 10**12
 """Fences go on so far behind the saved ones: above all that the original can have given since."""
@@ -113,6 +115,73 @@ class SavedAttempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.attempt.outcome is Outcome.COMPLETED
 
 
+class SavedMember(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a request belongs to a chain."""
+
+    chain: str
+    parent: str | None = None
+    parent_key: int | None = None
+    depth: int
+    limits: ChainLimits
+    estimate: int = 0
+    output_cap: int | None = None
+    guard: bool = False
+    injects: bool = False
+    routed: bool = False
+    """Its aftermath is written."""
+    carries: bool = False
+    """It carries the delivery of its own name."""
+    mark: bytes | None = None
+    result: bytes | None = None
+    block: Block | None = None
+    tokens: int = 0
+    estimated: bool = False
+
+    def routing(self, state: State) -> Routing:
+        """What is left to be routed of it."""
+        if not self.injects:
+            return Routing.NONE
+        return Routing.AT_END.ended(self.routed) if state.final else Routing.AT_END
+
+
+class SavedChain(_Record, frozen=True, kw_only=True, tag="chain"):
+    """A chain; its members follow. Nothing of it runs, so nothing is set aside."""
+
+    name: str
+    created_at: int
+    started_at: int
+    limits: ChainLimits
+    used: int = 0
+    estimated: int = 0
+    closed: bool = False
+    tripped: Block | None = None
+    guard_messages: int = 0
+    resets: int = 0
+    reset_key: int = 0
+    """Members up to this key came before the last reset."""
+    deepest: int = 0
+
+
+class SavedInjection(_Record, frozen=True, kw_only=True, tag="injection"):
+    """A delivery. One that a running request took is saved as queued."""
+
+    injection_id: str
+    chain: str
+    parent: str
+    parent_key: int
+    target: str
+    direct: bool = False
+    trigger: str
+    state: str
+    created_at: int
+    finished_at: int | None = None
+    request_id: str | None = None
+    reason: Block | None = None
+    text: str
+    child: ChildRequest | None = None
+    """Of a direct one that is not delivered."""
+
+
 class SavedRequest(_Record, frozen=True, kw_only=True, tag="request"):
     """A kept request with its trail."""
 
@@ -149,6 +218,9 @@ class SavedRequest(_Record, frozen=True, kw_only=True, tag="request"):
     message: str | None = None
     body: Packed
     attempts: tuple[SavedAttempt, ...] = ()
+    member: SavedMember | None = None
+    reminders: tuple[str, ...] = ()
+    """What went before its prompt, where it completed (C2)."""
 
     @property
     def turn(self) -> int | None:
@@ -183,9 +255,11 @@ class SavedSpare(_Record, frozen=True, kw_only=True, tag="attempt"):
     body: Packed | None = None
     """A turn's request."""
     saved: SavedAttempt
+    reminders: tuple[str, ...] = ()
+    """What went before a turn's prompt (C2)."""
 
 
-Record = Figures | SavedConversation | SavedFork | SavedRequest | SavedLock | SavedSpare
+Record = Figures | SavedConversation | SavedFork | SavedChain | SavedRequest | SavedLock | SavedSpare | SavedInjection
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,8 +290,34 @@ def stopped(request: SavedRequest, identity: int, now: Moment, *, cancelling: bo
         interruptions=request.interruptions + 1,
         interrupted=not cancelling,
         attempts=(*request.attempts, SavedAttempt.of(identity, attempt, None)),
+        member=None if request.member is None else _charged(request.member, attempt),
     )
     return _end(queued, State.CANCELLED, FailureClass.CANCELLED, now) if cancelling else queued
+
+
+def _charged(member: SavedMember, attempt: Attempt) -> SavedMember:
+    tokens, _ = charge(attempt, member.estimate)
+    return msgspec.structs.replace(member, tokens=member.tokens + tokens, estimated=True)
+
+
+def loaded(injection: SavedInjection, carrier: SavedRequest | None) -> SavedInjection:
+    """A saved delivery as it is taken in: a dead letter where the request that carries it ended on the way.
+
+    `carrier` is the loaded request of its name, where that carries it.
+
+    Raises:
+        CheckpointInvalid: it is on its way without a request, or in no state that is saved.
+    """
+    if injection.state == InjectionState.TAKEN:
+        raise contradiction(f"delivery {injection.injection_id!r} is taken, and nothing runs")
+    if injection.state != InjectionState.QUEUED or not injection.direct:
+        return injection
+    if carrier is None or carrier.member is None:
+        raise contradiction(f"nothing carries delivery {injection.injection_id!r}")
+    if not carrier.state.final:
+        return injection
+    dead = unanswered(carrier.request_id, carrier.state, carrier.error, carrier.message, carrier.member.block)
+    return msgspec.structs.replace(injection, state=dead.state, reason=dead.reason, finished_at=carrier.finished_at)
 
 
 def admitted(request: SavedRequest, now: Moment, *, fail_interrupted: bool, max_interruptions: int) -> SavedRequest:

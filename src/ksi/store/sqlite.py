@@ -15,10 +15,22 @@ import apsw
 from ksi.clock import Chance, Moment
 from ksi.errors import StoreInUse, StoreUnavailable, StoreVersion
 from ksi.request import Attempt, Turn
-from ksi.store.chains import Aftermath
+from ksi.store.chains import (
+    Aftermath,
+    ChainView,
+    ClosedChain,
+    Delivered,
+    FollowUp,
+    InjectionView,
+    MemberRow,
+    Trail,
+)
 from ksi.store.snapshot import Loaded, Record
+from ksi.store.sqlite_chain_reads import ChainReads
+from ksi.store.sqlite_chains import Chains
 from ksi.store.sqlite_checkpoint import Checkpointer, lengthen_log
 from ksi.store.sqlite_commit import Committer, as_ksi_error
+from ksi.store.sqlite_injections import Injections
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_load import Load
 from ksi.store.sqlite_locks import Locks
@@ -28,7 +40,6 @@ from ksi.store.sqlite_save import save
 from ksi.store.sqlite_upkeep import Upkeep
 from ksi.store.sqlite_usage import UsageReader
 from ksi.store.statements import read_sql
-from ksi.store.unfinished import Unfinished
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
 from ksi.store.values import (
     Acquired,
@@ -58,7 +69,7 @@ from ksi.store.values import (
     Verdict,
 )
 
-LAYOUT = 1
+LAYOUT = 2
 """The layout's version, kept in `user_version`."""
 
 APPLICATION = 0x4B534931
@@ -67,7 +78,7 @@ APPLICATION = 0x4B534931
 _CACHE_KIB = 64 * 1024
 
 
-class SqliteStore(Unfinished):
+class SqliteStore:
     """See `ksi.store.base.Store` for every verb.
 
     Verbs go through a `Committer` on the writing connection; reads use a second one, which sees what is committed.
@@ -108,10 +119,14 @@ class SqliteStore(Unfinished):
         lengthen_log(str(self._path))
         self._writer = writer
         self._ledger = Ledger(writer, self._rules, self._chance)
-        self._requests = Requests(self._ledger, Reads(writer, self._rules))
+        reads = Reads(writer, self._rules)
+        self._chains = Chains(self._ledger, reads)
+        self._injections = Injections(self._ledger, self._chains)
+        self._requests = Requests(self._ledger, reads, self._chains, self._injections)
         self._locks = Locks(self._ledger)
-        self._upkeep = Upkeep(self._ledger)
+        self._upkeep = Upkeep(self._ledger, self._chains)
         self._reads = Reads(reader, self._rules)
+        self._chain_reads = ChainReads(reader)
         self._log_reads = Reads(log_reader, self._rules)
         self._usage = UsageReader(self._connect)
         undo.callback(self._usage.close)
@@ -157,11 +172,31 @@ class SqliteStore(Unfinished):
         self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
     ) -> Settled:
         """See `Store.settle`."""
-        future = self._committer.submit(lambda: self._requests.settle(claim, attempt, verdict, now))
-        if self._ledger.totals.get("queued"):
+        future = self._committer.submit(lambda: self._requests.settle(claim, attempt, verdict, now, aftermath))
+        if self._ledger.totals.get("queued") or (aftermath is not None and aftermath.follow_ups):
             # Told already now: a claim that is submitted in this turn of the loop shares the transaction.
             self._on_work()
         return await future
+
+    async def deliver(self, request_id: str, aftermath: Aftermath, now: Moment) -> Delivered:
+        """See `Store.deliver`."""
+        delivered = await self._committer.submit(lambda: self._injections.deliver(request_id, aftermath, now))
+        self._on_work()
+        return delivered
+
+    async def redeliver(self, injection_id: str, again: FollowUp, now: Moment) -> Delivered:
+        """See `Store.redeliver`."""
+        delivered = await self._committer.submit(lambda: self._injections.redeliver(injection_id, again, now))
+        self._on_work()
+        return delivered
+
+    async def close_chain(self, name: str, now: Moment, limit: int = 200) -> ClosedChain:
+        """See `Store.close_chain`."""
+        return await self._committer.submit(lambda: self._chains.close(name, limit))
+
+    async def reset_chain(self, name: str, now: Moment) -> ChainView:
+        """See `Store.reset_chain`."""
+        return await self._committer.submit(lambda: self._chains.reset(name, now))
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
         """See `Store.cancel`."""
@@ -227,6 +262,34 @@ class SqliteStore(Unfinished):
     async def history(self, head: int, max_chars: int) -> list[Turn]:
         """See `Store.history`."""
         return self._reads.history(head, max_chars)
+
+    async def unrouted(self, limit: int = 100) -> tuple[str, ...]:
+        """See `Store.unrouted`."""
+        return self._chain_reads.unrouted(limit)
+
+    async def injection(self, injection_id: str) -> InjectionView | None:
+        """See `Store.injection`."""
+        return self._chain_reads.injection(injection_id)
+
+    async def injections(self, limit: int, cursor: str | None = None, state: str | None = None) -> Page[InjectionView]:
+        """See `Store.injections`."""
+        return self._chain_reads.injections(limit, cursor, state)
+
+    async def trail(self, request_id: str, limit: int) -> Trail | None:
+        """See `Store.trail`."""
+        return self._chain_reads.trail(request_id, limit)
+
+    async def chain(self, name: str) -> ChainView | None:
+        """See `Store.chain`."""
+        return self._chain_reads.chain(name)
+
+    async def chains(self, limit: int, cursor: str | None = None) -> Page[ChainView]:
+        """See `Store.chains`."""
+        return self._chain_reads.chains(limit, cursor)
+
+    async def members(self, chain: str, limit: int, cursor: str | None = None) -> Page[MemberRow]:
+        """See `Store.members`."""
+        return self._chain_reads.members(chain, limit, cursor)
 
     async def session(self, conversation: str) -> SessionView | None:
         """See `Store.session`."""
@@ -314,7 +377,7 @@ def _take_file(path: Path) -> int:
 
 
 def _prepare(connection: apsw.Connection, path: Path) -> None:
-    """Make the tables of a new database, or check an old one's layout."""
+    """Make the tables of a new database, or bring an old one's up to date."""
     found = int(str(connection.pragma("user_version")))
     if found > LAYOUT:
         raise StoreVersion(
@@ -331,4 +394,8 @@ def _prepare(connection: apsw.Connection, path: Path) -> None:
             connection.pragma("application_id", APPLICATION)
     elif int(str(connection.pragma("application_id"))) != APPLICATION:
         raise StoreUnavailable(f"{path} is no KSI database; use another store.url", path=str(path))
+    for layout in range(found + 1, LAYOUT + 1) if found else ():
+        with connection:
+            connection.execute(read_sql(f"upgrades/{layout}.sql"))
+            connection.pragma("user_version", layout)
     connection.pragma("wal_autocheckpoint", 0)

@@ -27,6 +27,7 @@ class Holder(msgspec.Struct, frozen=True):
     external: bool
     priority: Priority
     since: int
+    chain: int | None
 
 
 class Ledger:
@@ -36,7 +37,7 @@ class Ledger:
         self.rules = rules
         self.totals: dict[str, int] = {}
         self._chance = chance
-        self._sql = load_statements("statements.sql")
+        self._sql = load_statements("statements.sql", "chains.sql")
         self._cursor = connection.cursor()
         self._written: dict[str, int] = {str(n): int(v) for n, v in self.all("totals")}
         self._loads: dict[str, int] = {}
@@ -170,8 +171,8 @@ class Ledger:
         row = self.one("holder", conversation)
         if row is None:
             return None
-        key, request_id, state, external, priority, since = row
-        return Holder(key, request_id, STATES[state], bool(external), Priority(priority), since)
+        key, request_id, state, external, priority, since, chain = row
+        return Holder(key, request_id, STATES[state], bool(external), Priority(priority), since, chain)
 
     def know_route(self, route: str) -> None:
         """Write a route's name when it comes for the first time."""

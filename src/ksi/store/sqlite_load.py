@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -10,22 +10,28 @@ import apsw
 from ksi.clock import Moment
 from ksi.errors import StoreNotEmpty
 from ksi.request import State
+from ksi.store.chains import InjectionState
 from ksi.store.snapshot import (
     FENCE_LEAP,
     Figures,
     Loaded,
     Record,
     SavedAttempt,
+    SavedChain,
     SavedConversation,
     SavedFork,
+    SavedInjection,
     SavedLock,
+    SavedMember,
     SavedRequest,
     SavedSpare,
     admitted,
     begin,
     contradiction,
+    loaded,
     unpack,
 )
+from ksi.store.sqlite_chain_rows import INJECTION_CODES, limit_values, write_block, write_child, write_reminders
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, Row, attempt_values
 from ksi.store.statements import load_statements
@@ -41,6 +47,8 @@ class Load:
         self._now = now
         self._latest: tuple[str, int] = ("", 0)
         self._interrupted: list[str] = []
+        self._chains: dict[str, int] = {}
+        self._carriers: dict[str, SavedRequest] = {}
         self._failed: list[str] = []
 
     def load(self, records: Iterable[Record]) -> Loaded:
@@ -48,7 +56,7 @@ class Load:
         requests, conversations, attempts = self._all("anything")[0]
         if requests or conversations or attempts:
             raise StoreNotEmpty(
-                "a checkpoint is only loaded into an empty store; begin with a new one",
+                "a checkpoint is only loaded into an empty store: take a new home, or move this one's away first",
                 requests=requests,
                 conversations=conversations,
             )
@@ -83,6 +91,11 @@ class Load:
                 self._take_attempt(record.saved, record.key, conversation, record.agent_id, None)
                 if record.body is not None:
                     self._run("add_body", record.key, None, record.agent_id, None, unpack(record.body))
+                    self._keep_reminders(record.key, record.reminders)
+            case SavedChain():
+                self._take_chain(record)
+            case SavedInjection():
+                self._take_injection(record)
             case Figures():
                 raise contradiction("its figures come twice")
 
@@ -134,6 +147,9 @@ class Load:
             record.message, earlier,
         )  # fmt: skip
         self._run("add_body", record.key, record.model, record.agent_id, record.requeued_from, unpack(record.body))
+        self._keep_reminders(record.key, record.reminders)
+        if record.member is not None:
+            self._take_member(record, record.member)
         if record.finished_at is not None:
             self._run("was_active", conversation, record.finished_at)
         else:
@@ -164,6 +180,44 @@ class Load:
         self._run("add_body", record.key, None, None, None, metadata)
         self._ledger.count("external_locks" if record.holds else "external_waiters", 1)
         self._ledger.count("locks", record.holds)
+
+    def _keep_reminders(self, key: int, reminders: Sequence[str]) -> None:
+        if reminders:
+            self._ledger.run("keep_reminders", key, write_reminders(reminders))
+
+    def _take_chain(self, record: SavedChain) -> None:
+        self._chains[record.name] = self._all(
+            "load_chain", record.name, record.created_at, record.started_at, *limit_values(record.limits), record.used,
+            record.estimated, record.closed, write_block(record.tripped), record.guard_messages, record.resets,
+            record.reset_key, record.deepest,
+        )[0][0]  # fmt: skip
+
+    def _take_member(self, record: SavedRequest, member: SavedMember) -> None:
+        chain = self._chains.get(member.chain)
+        if chain is None:
+            raise contradiction(f"it names chain {member.chain!r} and does not have it")
+        if member.carries:
+            self._carriers[record.request_id] = record
+        self._run(
+            "load_member", record.key, chain, member.parent, member.parent_key, member.depth,
+            *limit_values(member.limits), member.estimate, member.output_cap, member.guard,
+            int(member.routing(record.state)), member.carries, member.mark, member.result, write_block(member.block),
+            member.tokens, member.estimated,
+        )  # fmt: skip
+        self._ledger.run("join_chain", record.key, chain)
+        self._ledger.run("grow_chain", chain, not record.state.final, member.depth, 0)
+
+    def _take_injection(self, record: SavedInjection) -> None:
+        record = loaded(record, self._carriers.get(record.injection_id))
+        waits = record.state == InjectionState.QUEUED and not record.direct
+        conversation = self._conversation(record.target) if waits else None
+        if conversation is not None:
+            self._ledger.run("more_reminders_wait", conversation, 1)
+        self._ledger.one(
+            "add_injection", record.injection_id, record.chain, record.parent, record.parent_key, record.target,
+            record.direct, record.trigger, INJECTION_CODES[record.state], record.created_at, record.finished_at,
+            conversation, record.request_id, write_block(record.reason), record.text, write_child(record.child),
+        )  # fmt: skip
 
     def _finish(self, figures: Figures) -> None:
         """All records are in: set the figures, and let the lines come forward."""

@@ -60,7 +60,7 @@ class Locks:
         return key
 
     def _acquire_again(self, lock: NewLock, known: Row, conversation: int | None, now: Moment) -> Acquired:
-        key, _, external, place_conversation, place, fence, rank = known
+        key, _, external, place_conversation, place, fence, rank, _ = known
         if not external or conversation != place_conversation:
             what = "another conversation's lock" if external else "a completion"
             raise RequestIdConflict(

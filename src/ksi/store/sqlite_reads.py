@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import apsw
+import msgspec
 
 from ksi.request import Attempt, Priority, Turn, answer_chars
+from ksi.store.sqlite_chain_rows import read_block, read_reminders
 from ksi.store.sqlite_rows import (
     HOLDS,
     IN_LINE,
@@ -53,7 +55,7 @@ class Reads:
     """Answers from the tables; changes nothing."""
 
     def __init__(self, connection: apsw.Connection, rules: StoreRules) -> None:
-        self._sql = load_statements("statements.sql")
+        self._sql = load_statements("statements.sql", "chains.sql")
         self._connection = connection
         self._cursor = connection.cursor()
         self._rules = rules
@@ -75,8 +77,10 @@ class Reads:
         (
             key, request_id, conversation, name, state, priority, route, enqueued_at, due, expires, started_at,
             finished_at, provider, error, message, interruptions, interrupted_by, cancelling, last_attempt, place, rank,
-            model, agent, requeued_from, data,
+            model, agent, requeued_from, data, chain,
         ) = row  # fmt: skip
+        in_chain = None if chain is None else self._one("chain_view", key)
+        chain_name, parent, depth, carries, block = (None,) * 5 if in_chain is None else in_chain
         position, holder = None, None
         if place == IN_LINE:
             position = self._count("line_before", conversation, rank, key, self._rules.position_limit)
@@ -97,7 +101,7 @@ class Reads:
             expires=expires,
             started_at=started_at,
             finished_at=finished_at,
-            attempts=self._attempts(last_attempt),
+            attempts=self.attempts(last_attempt),
             provider=provider,
             error=error,
             message=message,
@@ -107,9 +111,15 @@ class Reads:
             requeued_from=requeued_from,
             position=position,
             holder=holder,
+            chain=chain_name,
+            parent=parent,
+            depth=depth,
+            block=read_block(block),
+            injection=request_id if carries else None,
         )
 
-    def _attempts(self, last: int | None) -> tuple[Attempt, ...]:
+    def attempts(self, last: int | None) -> tuple[Attempt, ...]:
+        """A request's ended attempts, in order; `last` is the last one's id."""
         attempts: list[Attempt] = []
         while last is not None:
             row = self._one("attempt", last)
@@ -132,9 +142,10 @@ class Reads:
             row = self._one("turn", following)
             if row is None:
                 break
-            turn = Turn(*row)
+            *told, reminders = row
+            turn = msgspec.structs.replace(Turn(*told), reminders=read_reminders(reminders))
             following = turn.previous
-            size += len(turn.body) + len(turn.text)
+            size += len(turn.body) + len(turn.text) + sum(map(len, turn.reminders))
             if turns and size > max_chars:
                 break
             turns.append(turn)

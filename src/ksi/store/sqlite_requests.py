@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from ksi.clock import Moment
 from ksi.errors import ConversationBusy, FailureClass, InternalError, NotFound, QueueFull, RequestIdConflict
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State
+from ksi.store.chains import Aftermath, Block, Grant, InjectionView, MemberGrant, Reminder
+from ksi.store.sqlite_chains import Arriving, Chains
+from ksi.store.sqlite_injections import Injections
 from ksi.store.sqlite_ledger import Holder, Ledger
 from ksi.store.sqlite_reads import Reads
 from ksi.store.sqlite_rows import BESIDE, HOLDS, IN_LINE, STATE_CODES, STATES, Row
@@ -18,6 +21,7 @@ from ksi.store.values import (
     CancelOutcome,
     Claimed,
     Claims,
+    Ended,
     Enqueued,
     Finish,
     Fork,
@@ -34,6 +38,11 @@ _WAITING = ("scheduled", "queued", "retrying", "parked")
 CANCELLED = Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
 
 
+def blocked(block: Block) -> Finish:
+    """The end of a request that its chain has no place for."""
+    return Finish(state=State.BLOCKED, error=FailureClass.BLOCKED.value, message=block.message)
+
+
 class _Arrival(msgspec.Struct, frozen=True):
     """What a new request finds: its conversation as it is before it."""
 
@@ -44,6 +53,8 @@ class _Arrival(msgspec.Struct, frozen=True):
     holder: Holder | None
     head: Row | None
     delayed: bool
+    reminders: int = 0
+    """How many deliveries wait for the conversation's next prompt."""
 
     @property
     def free(self) -> bool:
@@ -54,9 +65,11 @@ class _Arrival(msgspec.Struct, frozen=True):
 class Requests:
     """A request's way through the tables."""
 
-    def __init__(self, ledger: Ledger, reads: Reads) -> None:
+    def __init__(self, ledger: Ledger, reads: Reads, chains: Chains, injections: Injections) -> None:
         self._ledger = ledger
         self._reads = reads
+        self._chains = chains
+        self._injections = injections
 
     # -- enqueue --------------------------------------------------------------------------------------------------
 
@@ -65,21 +78,61 @@ class Requests:
         known = self._ledger.one("known", new.request_id)
         if known is not None:
             return self._attach(new, known)
+        arriving = None if new.chain is None else self._chains.arriving(new, now)
         parent = None
         if new.fork_of is not None:
             parent = self._ledger.one("conversation", new.fork_of)
             if parent is None:
                 raise NotFound(f"no conversation {new.fork_of!r} to fork from", conversation_id=new.fork_of)
         arrival = self._arrive(new, now)
+        if arriving is not None and (block := self._chains.against(arriving, now)) is not None:
+            return self._keep_blocked(new, arrival, parent, arriving, block, now)
         if not arrival.delayed:
             self._refuse_if_busy(new, arrival)
         provider = self._free_provider(new, offers, now) if self._may_run(new, arrival, now) else None
         self._refuse_if_full(provider)
+        grant: Grant | None = None
+        if provider is not None and arriving is not None:
+            would = self._chains.would_run(arriving, now)
+            if isinstance(would, Block):
+                return self._keep_blocked(new, arrival, parent, arriving, would, now)
+            grant = would
         self._ledger.know_route(new.route)
         arrival = self._enter_conversation(new, arrival, parent, now, running=provider is not None)
         if provider is not None:
-            return self._insert_running(new, arrival, provider, now)
-        return self._insert_waiting(new, arrival, now)
+            return self._insert_running(new, arrival, provider, arriving, grant, now)
+        return self._insert_waiting(new, arrival, arriving, now)
+
+    def _keep_blocked(
+        self,
+        new: NewRequest,
+        arrival: _Arrival,
+        parent: Row | None,
+        arriving: Arriving,
+        block: Block,
+        now: Moment,
+    ) -> Enqueued:
+        """Keep a request that its chain has no place for."""
+        self._ledger.know_route(new.route)
+        arrival = self._enter_conversation(new, arrival, parent, now, running=False)
+        key = self._ledger.next_key()
+        self._ledger.run(
+            "add_request", key, new.request_id, arrival.conversation, STATE_CODES[State.BLOCKED], None, 0,
+            int(new.priority), new.rank, new.hold_on_retry, new.route, None, 0, None, None, now.wall, None, new.expires,
+            None, None, None,
+        )  # fmt: skip
+        self._ledger.run("add_body", key, new.model, new.agent_id, new.requeued_from, new.body)
+        end = blocked(block)
+        self._ledger.run("finish", key, STATE_CODES[end.state], now.wall, end.error, end.message, None, None)
+        self._ledger.count(State.BLOCKED.value, 1)
+        chain = self._chains.join(key, new.request_id, arriving, block, now)
+        return Enqueued(
+            request_id=new.request_id,
+            conversation=arrival.name,
+            state=State.BLOCKED,
+            block=block,
+            chain=self._chains.view(arriving, chain),
+        )
 
     def _attach(self, new: NewRequest, known: Row) -> Enqueued:
         external, body = known
@@ -105,10 +158,10 @@ class Requests:
         row = self._ledger.one("arrival", new.conversation)
         if row is None:
             return _Arrival(new.conversation, None, None, None, None, delayed)
-        conversation, turn, held, waited_for, name = row
+        conversation, turn, held, waited_for, name, reminders = row
         holder = self._ledger.holder(conversation) if held is not None else None
         head = self._ledger.all("line_heads", conversation)[0] if waited_for is not None else None
-        return _Arrival(name, conversation, turn, holder, head, delayed)
+        return _Arrival(name, conversation, turn, holder, head, delayed, reminders)
 
     def _refuse_if_busy(self, new: NewRequest, arrival: _Arrival) -> None:
         """Raise ConversationBusy where `on_busy` says so (L3)."""
@@ -170,7 +223,15 @@ class Requests:
             self._ledger.know_agent(new.agent_id, identity)
         return arrival
 
-    def _insert_running(self, new: NewRequest, arrival: _Arrival, provider: str, now: Moment) -> Enqueued:
+    def _insert_running(
+        self,
+        new: NewRequest,
+        arrival: _Arrival,
+        provider: str,
+        arriving: Arriving | None,
+        grant: Grant | None,
+        now: Moment,
+    ) -> Enqueued:
         key, fence, token = self._ledger.next_key(), self._ledger.next_fence(), self._ledger.token()
         self._ledger.run(
             "add_request", key, new.request_id, arrival.conversation, STATE_CODES[State.RUNNING], HOLDS, 0,
@@ -181,6 +242,13 @@ class Requests:
         self._ledger.count("running", 1)
         self._ledger.count("locks", 1)
         self._ledger.load(provider, 1)
+        member: MemberGrant | None = None
+        if arriving is not None:
+            chain = self._chains.join(key, new.request_id, arriving, None, now)
+            member = self._chains.begun(key, new.request_id, chain, arriving, grant)
+        reminders: tuple[Reminder, ...] = ()
+        if arrival.reminders and arrival.conversation is not None:
+            reminders = self._chains.take_reminders(key, new.request_id, arrival.conversation)
         claim = Claimed(
             key=key,
             request_id=new.request_id,
@@ -197,6 +265,8 @@ class Requests:
             head=arrival.turn,
             agent_id=new.agent_id,
             requeued_from=new.requeued_from,
+            chain=member,
+            reminders=reminders,
         )
         return Enqueued(
             request_id=new.request_id,
@@ -206,7 +276,7 @@ class Requests:
             claim=claim,
         )
 
-    def _insert_waiting(self, new: NewRequest, arrival: _Arrival, now: Moment) -> Enqueued:
+    def _insert_waiting(self, new: NewRequest, arrival: _Arrival, arriving: Arriving | None, now: Moment) -> Enqueued:
         conversation = arrival.conversation
         assert conversation is not None
         interrupts = new.on_busy is OnBusy.INTERRUPT and not arrival.delayed
@@ -222,6 +292,8 @@ class Requests:
         )  # fmt: skip
         self._ledger.run("add_body", key, new.model, new.agent_id, new.requeued_from, new.body)
         self._ledger.count(state.value, 1)
+        if arriving is not None:
+            self._chains.join(key, new.request_id, arriving, None, now)
         holder = arrival.holder
         stopping, passing = None, None
         if interrupts and holder is not None:
@@ -250,6 +322,8 @@ class Requests:
         passing = self._ledger.end_waiting(
             holder.key, holder.request_id, conversation, holder.state, HOLDS, CANCELLED, now
         )
+        if holder.chain is not None:
+            self._chains.leave(holder.key, holder.request_id, CANCELLED, now)
         return None, passing
 
     # -- claim ----------------------------------------------------------------------------------------------------
@@ -259,29 +333,58 @@ class Requests:
         by_route: dict[str, list[Offer]] = {}
         for offer in offers:
             by_route.setdefault(offer.route, []).append(offer)
+        started: list[Claimed] = []
+        blocked: list[Ended] = []
+        more = True
+        while more:
+            # Who ends as blocked frees its line: look again who comes first.
+            more = self._claim_until_blocked(by_route, limit - len(blocked), started, blocked, now)
+        return Claims(tuple(started), tuple(blocked))
+
+    def _claim_until_blocked(
+        self,
+        by_route: Mapping[str, Sequence[Offer]],
+        limit: int,
+        started: list[Claimed],
+        blocked: list[Ended],
+        now: Moment,
+    ) -> bool:
+        """Start what may run, up to the first that may not; whether there was one."""
         heads: list[tuple[int, int, str]] = []
         for route, its_offers in by_route.items():
             free = sum(max(0, offer.limit - self._ledger.running_at(offer.provider)) for offer in its_offers)
             if free:
-                rows = self._ledger.all("ready_heads", route, now.wall, min(limit, free))
+                rows = self._ledger.all("ready_heads", route, now.wall, min(limit - len(started), free))
                 heads.extend((rank, key, route) for rank, key in rows)
         heapq.heapify(heads)
-        claimed: list[Claimed] = []
-        while heads and len(claimed) < limit:
+        while heads and len(started) < limit:
             _, key, route = heapq.heappop(heads)
             provider = self._first_free(by_route[route])
-            if provider is not None:
-                claimed.append(self._start(key, provider, now))
-        return Claims(started=tuple(claimed))
+            if provider is None:
+                continue
+            outcome = self._start(key, provider, now)
+            if isinstance(outcome, Ended):
+                blocked.append(outcome)
+                return True
+            started.append(outcome)
+        return False
 
     def _first_free(self, offers: Sequence[Offer]) -> str | None:
         return next((o.provider for o in offers if self._ledger.running_at(o.provider) < o.limit), None)
 
-    def _start(self, key: int, provider: str, now: Moment) -> Claimed:
+    def _start(self, key: int, provider: str, now: Moment) -> Claimed | Ended:
+        """Run a ready request, or end it where its chain has no place for it."""
         row = self._ledger.one("claimable", key)
         if row is None:
             raise InternalError("a ready request without its body or conversation", key=key)
-        request_id, place, priority, route, attempt, enqueued_at, body, agent, requeued_from, name, head = row
+        (
+            request_id, place, priority, route, attempt, enqueued_at, body, agent, requeued_from, name, head,
+            conversation, waiting, chain,
+        ) = row  # fmt: skip
+        member = None if chain is None else self._chains.start(key, now)
+        if isinstance(member, Block):
+            return self._end_blocked(key, request_id, conversation, name, place, member, now)
+        reminders = self._chains.take_reminders(key, request_id, conversation) if waiting else ()
         fence, token = self._ledger.next_fence(), self._ledger.token()
         self._ledger.run("start", key, provider, fence, token, now.wall)
         self._ledger.move(State.QUEUED, State.RUNNING)
@@ -304,23 +407,56 @@ class Requests:
             head=head,
             agent_id=agent,
             requeued_from=requeued_from,
+            chain=member,
+            reminders=reminders,
+        )
+
+    def _end_blocked(
+        self, key: int, request_id: str, conversation: int, name: str, place: int, block: Block, now: Moment
+    ) -> Ended:
+        end = blocked(block)
+        passing = self._ledger.end_waiting(key, request_id, conversation, State.QUEUED, place, end, now)
+        return Ended(
+            request_id=request_id,
+            conversation=name,
+            state=end.state,
+            error=end.error,
+            passing=passing,
+            block=block,
+            injections=self._chains.leave(key, request_id, end, now, block=block),
         )
 
     # -- settle ---------------------------------------------------------------------------------------------------
 
-    def settle(self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment) -> Settled:
+    def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None
+    ) -> Settled:
         """See `Store.settle`."""
         row = self._ledger.one("to_settle", claim.key)
         if row is None or row[0] != claim.request_id:
             raise NotFound(f"request {claim.request_id!r} is not kept any more", request_id=claim.request_id)
-        _, state_code, fence, token, conversation, hold, route, cancelling, earlier, head = row
+        _, state_code, fence, token, conversation, hold, route, cancelling, earlier, head, chain, reminded = row
         if STATES[state_code] is not State.RUNNING or fence != claim.fence or token != claim.token:
             self._keep_fenced(claim, attempt, conversation, earlier)
             return Settled(state=STATES[state_code], fenced=True)
         if cancelling and not isinstance(verdict, Finish):
             verdict = CANCELLED
+        if chain is not None:
+            self._chains.attempt_ended(claim.key, attempt)
+        elif aftermath is not None and isinstance(verdict, Finish):
+            raise InternalError("an aftermath of a request in no chain", request_id=claim.request_id)
+        completed = isinstance(verdict, Finish) and verdict.state is State.COMPLETED
+        if reminded and not completed:
+            self._chains.put_reminders_back(claim.key, conversation, reminded)
         if isinstance(verdict, Finish):
-            return self._settle_finish(claim, attempt, verdict, conversation, earlier, head, now)
+            used = self._chains.use_reminders(claim.key, now) if reminded and completed else ()
+            settled = self._settle_finish(
+                claim, attempt, verdict, conversation, earlier, head, now, None if chain is None else aftermath
+            )
+            if chain is None:
+                return settled if not used else msgspec.structs.replace(settled, injections=used)
+            carried = self._chains.leave(claim.key, claim.request_id, verdict, now, routed=aftermath is not None)
+            return msgspec.structs.replace(settled, injections=(*carried, *used, *settled.injections))
         number = self._ledger.add_attempt(claim.key, conversation, claim.agent_id, attempt, earlier, None)
         self._ledger.load(claim.provider, -1)
         self._ledger.run("touch_conversation", conversation, now.wall)
@@ -347,6 +483,7 @@ class Requests:
         earlier: int | None,
         head: int | None,
         now: Moment,
+        aftermath: Aftermath | None,
     ) -> Settled:
         completed = verdict.state is State.COMPLETED
         fork = None
@@ -360,6 +497,10 @@ class Requests:
             self._ledger.run("advance_conversation", conversation, number, now.wall)
         else:
             self._ledger.run("touch_conversation", conversation, now.wall)
+        sent: tuple[InjectionView, ...] = ()
+        if aftermath is not None:
+            # Before the lock passes on: a follow-up may be the next in this line.
+            sent = self._injections.write(claim.key, claim.request_id, aftermath, now)
         provider = attempt.provider if completed else None
         self._ledger.finish(claim.key, State.RUNNING, verdict, now, number, provider)
         return Settled(
@@ -368,6 +509,7 @@ class Requests:
             finished_at=now.wall,
             passing=self._ledger.release(conversation, claim.conversation, claim.request_id, now),
             fork=fork,
+            injections=sent,
         )
 
     def _bind(self, claim: Claimed, attempt: Attempt, conversation: int) -> Attempt:
@@ -416,8 +558,9 @@ class Requests:
 
     def cancel(self, request_id: str, now: Moment, by: str | None) -> Cancelled:
         """See `Store.cancel`."""
-        key, state_code, external, conversation, place, _, _ = self._ledger.named(request_id)
+        key, state_code, external, conversation, place, _, _, chain = self._ledger.named(request_id)
         state, outcome, passing = STATES[state_code], CancelOutcome.ALREADY_FINAL, None
+        injections: tuple[InjectionView, ...] = ()
         name = self._ledger.conversation_name(conversation)
         if by is not None and not external and not state.final:
             self._ledger.run("mark_interrupted", key, by)
@@ -430,4 +573,13 @@ class Requests:
         elif not state.final:
             passing = self._ledger.end_waiting(key, request_id, conversation, state, place, CANCELLED, now)
             outcome, state = CancelOutcome.CANCELLED, State.CANCELLED
-        return Cancelled(outcome=outcome, request_id=request_id, conversation=name, state=state, passing=passing)
+            if chain is not None:
+                injections = self._chains.leave(key, request_id, CANCELLED, now)
+        return Cancelled(
+            outcome=outcome,
+            request_id=request_id,
+            conversation=name,
+            state=state,
+            passing=passing,
+            injections=injections,
+        )

@@ -24,6 +24,7 @@ from ksi.store.snapshot import (
     pack,
     stopped,
 )
+from ksi.store.sqlite_chain_rows import read_reminders, read_saved_chain, read_saved_injection, read_saved_member
 from ksi.store.sqlite_commit import as_ksi_error
 from ksi.store.sqlite_rows import HOLDS, STATES, Row, read_attempt
 from ksi.store.statements import load_statements
@@ -84,19 +85,23 @@ class _Reading:
             yield SavedFork(
                 conversation=conversation, parent=parent, child=child, request_id=request_id, at=at, kind=kind
             )
+        for row in connection.cursor().execute(self._sql["saved_chains"]):
+            yield read_saved_chain(row)
         self._coming = int(self._all("last_attempt")[0][0])
         for row in connection.cursor().execute(self._sql["members"]):
             yield self._lock(row) if row[0] else self._request(row)
-        for key, conversation, agent, body, identity, previous, *attempt in connection.cursor().execute(
-            self._sql["spare"]
-        ):
+        for row in connection.cursor().execute(self._sql["spare"]):
+            key, conversation, agent, body, reminders, identity, previous, *attempt = row
             yield SavedSpare(
                 key=key,
                 conversation=conversation,
                 agent_id=agent,
                 body=None if body is None else pack(body),
                 saved=SavedAttempt.of(identity, read_attempt(tuple(attempt)), previous),
+                reminders=read_reminders(reminders),
             )
+        for row in connection.cursor().execute(self._sql["saved_injections"]):
+            yield read_saved_injection(row)
 
     def _all(self, name: str, *values: Any) -> list[Row]:
         rows: list[Row] = self._one.execute(self._sql[name], values).fetchall()
@@ -130,7 +135,7 @@ class _Reading:
         (
             _, key, request_id, conversation, state, place, priority, rank, route, hold, enqueued_at, due, expires,
             begun, interruptions, interrupted_by, fence, since, _, provider, started_at, finished_at, error, message,
-            cancelling, last_attempt, model, agent, requeued_from, body,
+            cancelling, last_attempt, chain, reminders, model, agent, requeued_from, body,
         ) = row  # fmt: skip
         saved = SavedRequest(
             key=key,
@@ -160,6 +165,8 @@ class _Reading:
             message=message,
             body=pack(body),
             attempts=self._attempts(last_attempt),
+            member=None if chain is None else read_saved_member(self._all("saved_member", key)[0]),
+            reminders=read_reminders(reminders),
         )
         if saved.state is not State.RUNNING:
             return saved

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ksi.clock import Moment
 from ksi.errors import FailureClass
 from ksi.request import Attempt, Outcome, State, decode_body
+from ksi.store.sqlite_chains import Chains
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_requests import CANCELLED
 from ksi.store.sqlite_rows import HOLDS, STATES, Row
@@ -16,8 +17,9 @@ _EXPIRED = Finish(state=State.EXPIRED)
 class Upkeep:
     """The verbs that no client asks for."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, chains: Chains) -> None:
         self._ledger = ledger
+        self._chains = chains
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -45,13 +47,15 @@ class Upkeep:
         )
 
     def _expire_request(self, row: Row, now: Moment) -> Ended:
-        key, request_id, conversation, state, place = row
+        key, request_id, conversation, state, place, chain = row
         passing = self._ledger.end_waiting(key, request_id, conversation, STATES[state], place, _EXPIRED, now)
+        injections = () if chain is None else self._chains.leave(key, request_id, _EXPIRED, now)
         return Ended(
             request_id=request_id,
             conversation=self._ledger.conversation_name(conversation),
             state=State.EXPIRED,
             passing=passing,
+            injections=injections,
         )
 
     def _wake(self, row: Row, now: Moment) -> None:
@@ -100,7 +104,7 @@ class Upkeep:
     def _recover_run(self, row: Row, now: Moment) -> str | Ended:
         (
             key, request_id, conversation, provider, number, interruptions, started_at, cancelling, earlier, agent,
-            model, body,
+            model, body, chain, reminded,
         ) = row  # fmt: skip
         attempt = Attempt(
             number=number,
@@ -114,6 +118,10 @@ class Upkeep:
         )
         last = self._ledger.add_attempt(key, conversation, agent, attempt, earlier, None)
         self._ledger.run("requeue", key, last, 1)
+        if chain is not None:
+            self._chains.attempt_ended(key, attempt)
+        if reminded:
+            self._chains.put_reminders_back(key, conversation, reminded)
         rules = self._ledger.rules
         if cancelling:
             verdict = CANCELLED
@@ -131,6 +139,7 @@ class Upkeep:
             state=verdict.state,
             error=verdict.error,
             passing=self._ledger.release(conversation, name, request_id, now),
+            injections=() if chain is None else self._chains.leave(key, request_id, verdict, now),
         )
 
     # -- pruning --------------------------------------------------------------------------------------------------
@@ -139,10 +148,13 @@ class Upkeep:
         """See `Store.prune`."""
         rules, watermark = self._ledger.rules, self._ledger.totals.get("log_watermark", 0)
         requests = self._ledger.all("prunable_requests", now.wall - rules.keep_finished, watermark, limit)
-        for key, state in requests:
+        for key, state, chain in requests:
             self._ledger.run("drop_request", key)
+            if chain is not None:
+                self._chains.forget(key, chain)
             if STATES[state] is not State.COMPLETED:
                 self._ledger.run("drop_body", key)
+        deliveries = self._ledger.all("drop_injections", now.wall - rules.keep_finished, limit)
         left = limit - len(requests)
         oldest = now.wall - rules.keep_sessions
         conversations = self._ledger.all("prunable_conversations", oldest, watermark, left)
@@ -153,7 +165,7 @@ class Upkeep:
         return Pruned(
             requests=len(requests),
             conversations=gone,
-            more=len(requests) + len(conversations) >= limit or len(spare) >= limit,
+            more=len(requests) + len(conversations) >= limit or len(spare) >= limit or len(deliveries) >= limit,
         )
 
     def _drop_conversation(self, identity: int, limit: int) -> bool:

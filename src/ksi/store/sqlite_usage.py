@@ -127,7 +127,8 @@ class _Report:
         conversation = None
         if query.conversation is not None:
             conversation = self._run("conversation", query.conversation)[0][0]
-        filters = (query.agent_id, query.asked, query.answered, query.provider, conversation)
+        chain = None if query.chain is None else self._run("chain", query.chain)[0][0]
+        filters = (query.agent_id, query.asked, query.answered, query.provider, conversation, chain)
         (first, end) = self._run("ends")[0]
         while end >= first > 0:
             self._check_open()

@@ -8,10 +8,10 @@ from importlib import resources
 _MARK = "-- name: "
 
 
-def load_statements(file: str) -> Mapping[str, str]:
-    """The statements of a file by their names; a name's text goes up to the next one."""
+def load_statements(*files: str) -> Mapping[str, str]:
+    """The statements of some files by their names; a name's text goes up to the next one."""
     statements: dict[str, str] = {}
-    for part in read_sql(file).split(_MARK)[1:]:
+    for part in (part for file in files for part in read_sql(file).split(_MARK)[1:]):
         name, _, text = part.partition("\n")
         lines = (line for line in text.splitlines() if not line.startswith("--"))
         # In one line: the connection finds a prepared statement by its text, so each character is read each time.

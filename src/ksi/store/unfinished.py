@@ -1,4 +1,4 @@
-"""The verbs on chains, until both stores have them."""
+"""The verbs on chains, until every store has them."""
 
 from __future__ import annotations
 

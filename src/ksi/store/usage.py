@@ -83,7 +83,7 @@ class UsageMark(msgspec.Struct, frozen=True):
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Attempts that ended after `since` and not after `until`; of one agent, model, provider, conversation."""
+    """Attempts that ended after `since` and not after `until`; of one agent, model, provider, conversation, chain."""
 
     since: int
     until: int
@@ -94,6 +94,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """... the name that its provider gives it: one of the two must fit."""
     provider: str | None = None
     conversation: str | None = None
+    chain: str | None = None
+    """Its requests are known as long as they are kept; their attempts are for longer."""
     groups: tuple[UsageBy, ...] = ()
     limit: int = 100
     """Rows of each group: those with the most tokens."""

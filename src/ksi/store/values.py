@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ksi.request import Attempt, OnBusy, Priority, State, Usage
-from ksi.store.chains import Block, ChainView, InjectionView, MemberGrant, Membership, Reminder
+from ksi.store.chains import Block, ChainLimits, ChainView, InjectionView, MemberGrant, Membership, Reminder
 
 
 class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +30,8 @@ class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
     """Positions are exact up to here (L2)."""
     guard_messages: int = 3
     """How many notices of a block a chain may send past its limits."""
+    chain_limits: ChainLimits = ChainLimits(max_depth=20, token_budget=2_000_000, time_window=86_400_000_000)
+    """The daemon's own maxima: the limits of a root that was in no chain when it came in."""
 
 
 class Offer(msgspec.Struct, frozen=True):

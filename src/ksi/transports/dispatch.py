@@ -11,14 +11,13 @@ import structlog
 from ksi.clock import Clock
 from ksi.errors import InternalError, InvalidDirection, KsiError, UnknownEvent
 from ksi.event_bus import Listener
-from ksi.events import SPECS
+from ksi.events import SPECS, EventSpec
 from ksi.protocol import (
     Envelope,
     convert,
     decode_envelope,
     encode_error,
     encode_reply,
-    field_names,
     nearest,
     unknown_fields,
 )
@@ -48,8 +47,8 @@ class Exchange:
         self._warnings: list[str] = []
 
     def warn(self, warnings: list[str]) -> None:
-        """Say this with the answer."""
-        self._warnings = warnings
+        """Say this with the answer, too."""
+        self._warnings = [*self._warnings, *warnings]
 
     def answer(self, data: Any) -> None:
         """Send the reply. Never called twice."""
@@ -77,11 +76,12 @@ Handler = Callable[[Any, Exchange], Awaitable[Any]]
 class Dispatcher:
     """The events' handlers by name."""
 
-    def __init__(self, handlers: Mapping[str, Handler], clock: Clock) -> None:
-        missing = {name for name, spec in SPECS.items() if spec.incoming} ^ handlers.keys()
+    def __init__(self, handlers: Mapping[str, Handler], clock: Clock, specs: Mapping[str, EventSpec] = SPECS) -> None:
+        missing = {name for name, spec in specs.items() if spec.incoming} ^ handlers.keys()
         if missing:
             raise InternalError(f"events and handlers do not match: {sorted(missing)}")
         self._handlers = handlers
+        self._specs = specs
         self._clock = clock
         self._log = structlog.get_logger("ksi.dispatch")
 
@@ -101,15 +101,15 @@ class Dispatcher:
             exchange.refuse(error)
 
     async def _call(self, envelope: Envelope, exchange: Exchange) -> Any:
-        spec = SPECS.get(envelope.event)
+        spec = self._specs.get(envelope.event)
         if spec is None:
-            guess = nearest(envelope.event, SPECS)
+            guess = nearest(envelope.event, self._specs)
             hint = f"; did you mean {guess!r}?" if guess else "; `system:discover` lists all"
             raise UnknownEvent(f"no event {envelope.event[:100]!r}{hint}", nearest=guess)
         if spec.request is None:
             raise InvalidDirection(f"{spec.name} is only sent by the daemon; subscribe to it with monitor:subscribe")
         data = convert(envelope.data, spec.request)
-        warnings = unknown_fields(envelope.data, field_names(spec.request))
+        warnings = unknown_fields(envelope.data, spec.request)
         if warnings:
             exchange.warn(warnings)
         return await self._handlers[spec.name](data, exchange)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from ksi.completion.chain_service import ChainService
 from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.completion_service import CompletionService
 from ksi.completion.token_tracker import TokenTracker
@@ -47,6 +48,7 @@ class System(Protocol):
 
 def handlers(
     completions: CompletionService,
+    chains: ChainService,
     tracker: TokenTracker,
     locks: ConversationLocks,
     checkpoints: Checkpoints,
@@ -65,10 +67,10 @@ def handlers(
         return {**await completions.status(), **system.identity()}
 
     async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.subscribe(exchange.connection, _patterns(data) or ["*"])}
+        return {"patterns": bus.subscribe(exchange.connection, patterns_of(data) or ["*"])}
 
     async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.unsubscribe(exchange.connection, _patterns(data) or None)}
+        return {"patterns": bus.unsubscribe(exchange.connection, patterns_of(data) or None)}
 
     return {
         "system:startup": _report(system.startup),
@@ -88,6 +90,10 @@ def handlers(
         "completion:retry_status": _plain(completions.retry_status),
         "completion:token_usage": _plain(tracker.report),
         "completion:failed": _plain(completions.failed),
+        "injection:status": _plain(chains.injections),
+        "injection:retry": _plain(chains.retry),
+        "circuit_breaker:status": _plain(chains.status),
+        "circuit_breaker:reset": _plain(chains.reset),
         "completion:requeue": _plain(completions.requeue),
         "provider:disable": _plain(completions.disable_provider),
         "provider:enable": _plain(completions.enable_provider),
@@ -142,7 +148,8 @@ def _report(call: Callable[[], Any]) -> Handler:
     return handler
 
 
-def _patterns(data: SubscribeData) -> list[str]:
+def patterns_of(data: SubscribeData) -> list[str]:
+    """What a subscription names, checked."""
     patterns = [*(data.patterns or ()), *([data.pattern] if data.pattern is not None else ())]
     for pattern in patterns:
         if len(pattern) > 200:

@@ -13,6 +13,8 @@ import msgspec
 from ksi.clock import Chance, Moment
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import CompletionRunner
+from ksi.completion.injection_events import InjectionEvents
+from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.queue_manager import QueueManager
@@ -23,8 +25,11 @@ from ksi.config import Config, ProviderConfig
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import EventBus
 from ksi.events import RequestReply
+from ksi.injection.circuit_breakers import ChainBreaker
+from ksi.injection.injection_router import InjectionRouter
+from ksi.injection.reminders import Templates
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
-from ksi.request import Attempt, Priority, RequestBody, Usage, encode_body
+from ksi.request import Attempt, HeadStarts, Priority, RequestBody, Usage, encode_body
 from ksi.store.chains import Aftermath
 from ksi.store.memory import MemoryStore
 from ksi.store.values import (
@@ -174,14 +179,28 @@ class Parts:
         self.locks = LockEvents(self.bus)
         can = {name: player.capabilities for name, player in self.players.items()}
         prices = Prices({}, can)
-        self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks)
+        self.injection_events = InjectionEvents(self.bus)
+        self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events)
         router = Router(configured, {})
         self.providers = ProviderManager(self.config, self.players, router, self.bus, self.clock)
         self.sessions = SessionManager(self.store, self.config.session)
+        breaker = ChainBreaker(self.config.chain, self.config.patterns)
+        templates = Templates()
+        self.injections = InjectionManager(
+            self.store,
+            self.providers,
+            InjectionRouter(templates, breaker, HeadStarts(high=0, normal=0, low=0, background=0)),
+            breaker,
+            templates,
+            self.injection_events,
+            self.config,
+            self.clock,
+        )
         self.runner = CompletionRunner(
             self.store,
             self.providers,
             self.sessions,
+            self.injections,
             self.announcer,
             prices,
             self.config,

@@ -8,9 +8,11 @@ from structlog.testing import capture_logs
 from ksi.clock import Chance, Moment
 from ksi.completion.cleaner import STEP, Cleaner
 from ksi.config import Retention
+from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreUnavailable
+from ksi.event_bus import EventBus
 from ksi.store.memory import MemoryStore
-from ksi.store.values import Pruned, StoreRules
+from ksi.store.values import Lapsed, Pruned, StoreRules
 from ksi.testing import SimulatedClock, settle_down
 
 EVERY = 10.0
@@ -43,8 +45,13 @@ def store() -> Prunings:
 
 
 @pytest.fixture
-def cleaner(store: Prunings, clock: SimulatedClock) -> Cleaner:
-    return Cleaner(store, Retention(clean_every=EVERY), clock)
+def locks(clock: SimulatedClock) -> LockEvents:
+    return LockEvents(EventBus(clock))
+
+
+@pytest.fixture
+def cleaner(store: Prunings, locks: LockEvents, clock: SimulatedClock) -> Cleaner:
+    return Cleaner(store, locks, Retention(clean_every=EVERY), clock)
 
 
 @pytest.mark.promise("R7")
@@ -93,13 +100,23 @@ async def test_a_fault_is_told_and_the_next_round_comes_all_the_same(
     await cleaner.stop()
 
 
-async def test_a_round_without_work_is_no_line_in_the_log(
-    cleaner: Cleaner, store: Prunings, clock: SimulatedClock
+@pytest.mark.promise("R7")
+async def test_every_round_is_a_line_in_the_log_with_its_counts(
+    cleaner: Cleaner, store: Prunings, locks: LockEvents, clock: SimulatedClock
 ) -> None:
+    lapsed = Lapsed(request_id="r1", conversation="c1", held=True)
+    locks.lapsed(lapsed)
     cleaner.start()
     await settle_down()
     with capture_logs() as logs:
-        await clock.advance(5 * EVERY)
-    assert len(store.asked) == 5
-    assert logs == []
+        await clock.advance(EVERY)
+        store.steps = [Pruned(requests=3, conversations=2)]
+        locks.lapsed(lapsed)
+        locks.lapsed(lapsed)
+        await clock.advance(2 * EVERY)
+    assert [(line["event"], line["requests"], line["conversations"], line["locks"]) for line in logs] == [
+        ("cleaned", 0, 0, 0),
+        ("cleaned", 3, 2, 2),
+        ("cleaned", 0, 0, 0),
+    ]
     await cleaner.stop()

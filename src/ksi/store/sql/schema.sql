@@ -1,6 +1,6 @@
 -- The layout of a KSI database. Times are microseconds; `deadline` is monotonic time, all others wall time.
 -- `request` is the hot table: narrow rows, integer keys, and partial indexes that hold only what is in play.
--- `body` and `attempt` are written once.
+-- `body` and `attempt` are written once. What chains need stands beside them: a request without one has no row there.
 
 CREATE TABLE total (
     name  TEXT PRIMARY KEY,
@@ -18,7 +18,8 @@ CREATE TABLE conversation (
     active_at   INTEGER NOT NULL,
     turns       INTEGER NOT NULL DEFAULT 0,
     head        INTEGER,                    -- attempt.id of the last good turn
-    forked_from INTEGER                     -- conversation.id
+    forked_from INTEGER,                    -- conversation.id
+    reminders   INTEGER NOT NULL DEFAULT 0  -- deliveries that wait for its next prompt
 );
 CREATE INDEX conversation_activity ON conversation (active_at);
 
@@ -78,7 +79,9 @@ CREATE TABLE request (
     cancelling     INTEGER NOT NULL,
     interrupted_by TEXT,
     error          TEXT,
-    message        TEXT
+    message        TEXT,
+    chain          INTEGER,                 -- chain.id
+    reminded       INTEGER NOT NULL DEFAULT 0   -- deliveries in its prompt, while it runs
 );
 -- The lock is in the schema: a second holder of a conversation cannot be written.
 CREATE UNIQUE INDEX holder ON request (conversation) WHERE place = 1;
@@ -97,7 +100,8 @@ CREATE TABLE body (
     model         TEXT,
     agent         TEXT,
     requeued_from TEXT,
-    data          BLOB NOT NULL             -- the canonical request; an external lock's metadata
+    data          BLOB NOT NULL,            -- the canonical request; an external lock's metadata
+    reminders     TEXT                      -- of a turn: what went before its prompt, as a JSON list
 );
 
 CREATE TABLE attempt (
@@ -132,3 +136,72 @@ CREATE TABLE attempt (
     raw              BLOB
 );
 CREATE INDEX spare_attempt ON attempt (finished_at) WHERE outcome <> 'completed';
+
+CREATE TABLE chain (
+    id             INTEGER PRIMARY KEY,
+    name           TEXT NOT NULL UNIQUE,    -- its root's request_id
+    created_at     INTEGER NOT NULL,
+    started_at     INTEGER NOT NULL,        -- its time begins here: with its root, or at the last reset
+    max_depth      INTEGER NOT NULL,        -- this and the next two: its root's limits
+    token_budget   INTEGER NOT NULL,
+    time_window    INTEGER NOT NULL,
+    used           INTEGER NOT NULL,        -- tokens since the last reset
+    estimated      INTEGER NOT NULL,        -- of `used`
+    reserved       INTEGER NOT NULL DEFAULT 0,
+    members        INTEGER NOT NULL DEFAULT 0,
+    unfinished     INTEGER NOT NULL DEFAULT 0,
+    deepest        INTEGER NOT NULL DEFAULT 0,
+    closed         INTEGER NOT NULL DEFAULT 0,
+    tripped        TEXT,                    -- a Block as JSON
+    guard_messages INTEGER NOT NULL DEFAULT 0,
+    resets         INTEGER NOT NULL DEFAULT 0,
+    reset_key      INTEGER NOT NULL DEFAULT 0   -- members up to this key came before the last reset
+);
+
+CREATE TABLE member (
+    request      INTEGER PRIMARY KEY,       -- request.key
+    chain        INTEGER NOT NULL,
+    parent       TEXT,                      -- a request_id
+    parent_key   INTEGER,
+    depth        INTEGER NOT NULL,
+    max_depth    INTEGER NOT NULL,          -- this and the next two: the minimum over itself and its ancestors
+    token_budget INTEGER NOT NULL,
+    time_window  INTEGER NOT NULL,
+    estimate     INTEGER NOT NULL,          -- input tokens
+    output_cap   INTEGER,                   -- NULL: it was in no chain when it came in
+    guard        INTEGER NOT NULL,
+    routing      INTEGER NOT NULL,          -- see ksi.store.admission.Routing
+    reserved     INTEGER NOT NULL DEFAULT 0,
+    tokens       INTEGER NOT NULL DEFAULT 0,
+    estimated    INTEGER NOT NULL DEFAULT 0,    -- 1: some of `tokens` is an estimate
+    carries      INTEGER NOT NULL DEFAULT 0,    -- 1: it carries the delivery of its own name
+    mark         BLOB,
+    result       BLOB,
+    block        TEXT                       -- a Block as JSON
+);
+CREATE INDEX members_of ON member (chain, request);
+CREATE INDEX unrouted ON member (request) WHERE routing = 2;
+
+CREATE TABLE injection (
+    id           INTEGER PRIMARY KEY,       -- grows with creation
+    name         TEXT NOT NULL UNIQUE,
+    chain        TEXT NOT NULL,             -- this and the next one by name: they may be gone before it
+    parent       TEXT NOT NULL,
+    parent_key   INTEGER NOT NULL,
+    target       TEXT NOT NULL,
+    direct       INTEGER NOT NULL,
+    trigger      TEXT NOT NULL,
+    state        INTEGER NOT NULL,          -- see ksi.store.sqlite_chain_rows.INJECTION_STATES
+    created_at   INTEGER NOT NULL,
+    finished_at  INTEGER,
+    conversation INTEGER,                   -- of a reminder that waits: conversation.id
+    carrier      INTEGER,                   -- of a reminder that was taken: request.key
+    request_id   TEXT,                      -- who carries or carried it
+    reason       TEXT,                      -- a Block as JSON
+    text         TEXT NOT NULL,
+    child        BLOB                       -- a ChildRequest as MessagePack, of a direct one that is not delivered
+);
+CREATE INDEX injections_in ON injection (state, id);
+CREATE INDEX reminders_for ON injection (conversation, id) WHERE conversation IS NOT NULL;
+CREATE INDEX reminders_in ON injection (carrier, id) WHERE state = 1;
+CREATE INDEX injections_ended ON injection (finished_at) WHERE finished_at IS NOT NULL;

@@ -23,7 +23,8 @@ FROM fork f JOIN conversation c ON c.id = f.child ORDER BY f.id;
 -- name: members
 SELECT r.external, r.key, r.request_id, c.name, r.state, r.place, r.priority, r.rank, r.route, r.hold, r.enqueued_at, r.due,
     r.expires, r.attempt, r.interruptions, r.interrupted_by, r.fence, r.since, r.term, r.provider, r.started_at,
-    r.finished_at, r.error, r.message, r.cancelling, r.last_attempt, b.model, b.agent, b.requeued_from, b.data
+    r.finished_at, r.error, r.message, r.cancelling, r.last_attempt, r.chain, b.reminders, b.model, b.agent, b.requeued_from,
+    b.data
 FROM request r JOIN conversation c ON c.id = r.conversation JOIN body b ON b.request = r.key ORDER BY r.key;
 -- name: attempt
 SELECT earlier, id, previous, number, provider, outcome, started_at, finished_at, first_token, model, asked, mcp, stop_reason,
@@ -31,12 +32,26 @@ SELECT earlier, id, previous, number, provider, outcome, started_at, finished_at
     cost, text, raw
 FROM attempt WHERE id = ?;
 -- name: spare
-SELECT a.request, c.name, a.agent, b.data, a.id, a.previous, a.number, a.provider, a.outcome, a.started_at, a.finished_at,
+SELECT a.request, c.name, a.agent, b.data, b.reminders, a.id, a.previous, a.number, a.provider, a.outcome, a.started_at, a.finished_at,
     a.first_token, a.model, a.asked, a.mcp, a.stop_reason, a.provider_session, a.last_message, a.fork, a.error, a.message,
     a.input_tokens, a.output_tokens, a.cache_read, a.cache_write, a.reasoning, a.cost, a.text, a.raw
 FROM attempt a JOIN conversation c ON c.id = a.conversation
     LEFT JOIN body b ON b.request = a.request AND a.outcome = 'completed'
 WHERE NOT EXISTS (SELECT 1 FROM request r WHERE r.key = a.request) ORDER BY a.id;
+-- name: saved_chains
+SELECT c.name, c.created_at, c.started_at, c.max_depth, c.token_budget, c.time_window, c.used, c.estimated, c.closed,
+    c.tripped, c.guard_messages, c.resets, c.reset_key, c.deepest,
+    (SELECT coalesce(sum(m.estimate), 0) FROM member m JOIN request r ON r.key = m.request
+     WHERE m.chain = c.id AND r.state = 2)
+FROM chain c ORDER BY c.id;
+-- name: saved_member
+SELECT c.name, m.parent, m.parent_key, m.depth, m.max_depth, m.token_budget, m.time_window, m.estimate, m.output_cap,
+    m.guard, m.routing, m.carries, m.mark, m.result, m.block, m.tokens, m.estimated
+FROM member m JOIN chain c ON c.id = m.chain WHERE m.request = ?;
+-- name: saved_injections
+SELECT name, chain, parent, parent_key, target, direct, trigger, state, created_at, finished_at, request_id, reason, text,
+    child
+FROM injection ORDER BY id;
 
 -- name: anything
 SELECT (SELECT count(*) FROM (SELECT 1 FROM request LIMIT 1000)),
@@ -54,6 +69,16 @@ INSERT INTO request (
     attempt, interruptions, interrupted_by, fence, since, deadline, term, provider, started_at, finished_at, error, message,
     last_attempt, cancelling
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0);
+-- name: load_chain
+INSERT INTO chain (
+    name, created_at, started_at, max_depth, token_budget, time_window, used, estimated, closed, tripped, guard_messages,
+    resets, reset_key, deepest
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id;
+-- name: load_member
+INSERT INTO member (
+    request, chain, parent, parent_key, depth, max_depth, token_budget, time_window, estimate, output_cap, guard, routing,
+    carries, mark, result, block, tokens, estimated
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: add_body
 INSERT INTO body (request, model, agent, requeued_from, data) VALUES (?, ?, ?, ?, ?);
 -- name: lines

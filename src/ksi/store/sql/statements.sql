@@ -25,7 +25,7 @@ SELECT provider_session FROM attempt WHERE id = ?;
 -- name: arrival
 SELECT id, head,
     (SELECT key FROM request WHERE conversation = c.id AND place = 1),
-    (SELECT key FROM request WHERE conversation = c.id AND place = 0 LIMIT 1), name
+    (SELECT key FROM request WHERE conversation = c.id AND place = 0 LIMIT 1), name, reminders
 FROM conversation c
 WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1));
 -- name: conversation_name
@@ -45,9 +45,9 @@ INSERT INTO fork (parent, child, from_name, to_name, request_id, at, kind) VALUE
 SELECT r.external, b.data
 FROM request r JOIN body b ON b.request = r.key WHERE r.request_id = ?;
 -- name: named
-SELECT key, state, external, conversation, place, fence, rank FROM request WHERE request_id = ?;
+SELECT key, state, external, conversation, place, fence, rank, chain FROM request WHERE request_id = ?;
 -- name: holder
-SELECT key, request_id, state, external, priority, since FROM request WHERE conversation = ? AND place = 1;
+SELECT key, request_id, state, external, priority, since, chain FROM request WHERE conversation = ? AND place = 1;
 -- name: line_heads
 SELECT key, request_id, external, ready, rank FROM request
 WHERE conversation = ? AND place = 0 ORDER BY rank, key LIMIT 2;
@@ -86,7 +86,7 @@ SELECT rank, key FROM request WHERE ready = 1 AND route = ?1 AND (expires IS NUL
 ORDER BY rank, key LIMIT ?3;
 -- name: claimable
 SELECT r.request_id, r.place, r.priority, r.route, r.attempt, r.enqueued_at, b.data, b.agent, b.requeued_from, c.name,
-    c.head
+    c.head, c.id, c.reminders, r.chain
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: start
 UPDATE request SET state = 2, place = 1, ready = 0, provider = ?2, fence = ?3, token = ?4, attempt = attempt + 1,
@@ -94,7 +94,8 @@ UPDATE request SET state = 2, place = 1, ready = 0, provider = ?2, fence = ?3, t
 WHERE key = ?1;
 
 -- name: to_settle
-SELECT r.request_id, r.state, r.fence, r.token, r.conversation, r.hold, r.route, r.cancelling, r.last_attempt, c.head
+SELECT r.request_id, r.state, r.fence, r.token, r.conversation, r.hold, r.route, r.cancelling, r.last_attempt, c.head,
+    r.chain, r.reminded
 FROM request r JOIN conversation c ON c.id = r.conversation WHERE r.key = ?;
 -- name: add_attempt
 INSERT INTO attempt (
@@ -133,7 +134,7 @@ UPDATE request SET state = 1, ready = 1, due = NULL WHERE key = ?;
 -- name: wake_into_line
 UPDATE request SET state = 1, place = 0, due = NULL WHERE key = ?;
 -- name: overdue_requests
-SELECT key, request_id, conversation, state, place FROM request
+SELECT key, request_id, conversation, state, place, chain FROM request
 WHERE expires <= ?1 AND state IN (0, 1) ORDER BY expires, key LIMIT ?2;
 -- name: lapsed_waiters
 SELECT key, request_id, conversation, place FROM request
@@ -154,14 +155,16 @@ SELECT min(deadline) FROM request WHERE deadline IS NOT NULL;
 
 -- name: left_running
 SELECT r.key, r.request_id, r.conversation, r.provider, r.attempt, r.interruptions, r.started_at, r.cancelling,
-    r.last_attempt, b.agent, b.model, b.data
+    r.last_attempt, b.agent, b.model, b.data, r.chain, r.reminded
 FROM request r JOIN body b ON b.request = r.key WHERE r.state = 2 AND r.external = 0 AND r.place = 1 ORDER BY r.key;
 -- name: external_locks
 SELECT key, request_id, conversation, place, term FROM request WHERE external = 1 AND state IN (1, 2) ORDER BY key;
 
 -- name: prunable_requests
-SELECT key, state FROM request
-WHERE finished_at <= ?1 AND NOT (state = 5 AND last_attempt > ?2) ORDER BY finished_at, key LIMIT ?3;
+SELECT key, state, chain FROM request
+WHERE finished_at <= ?1 AND NOT (state = 5 AND last_attempt > ?2)
+  AND (chain IS NULL OR NOT EXISTS (SELECT 1 FROM member m WHERE m.request = key AND m.routing = 2))
+ORDER BY finished_at, key LIMIT ?3;
 -- name: prunable_conversations
 SELECT c.id FROM conversation c
 WHERE c.active_at <= ?1
@@ -169,7 +172,7 @@ WHERE c.active_at <= ?1
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 0)
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 2)
   AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id AND f.child <> c.id)
-  AND (c.head IS NULL OR c.head <= ?2)
+  AND (c.head IS NULL OR c.head <= ?2) AND c.reminders = 0
 ORDER BY c.active_at, c.id LIMIT ?3;
 -- name: turns_to_drop
 WITH RECURSIVE turn (id, request, previous, depth) AS (
@@ -198,7 +201,7 @@ ORDER BY finished_at LIMIT ?2;
 -- name: view
 SELECT r.key, r.request_id, r.conversation, c.name, r.state, r.priority, r.route, r.enqueued_at, r.due, r.expires,
     r.started_at, r.finished_at, r.provider, r.error, r.message, r.interruptions, r.interrupted_by, r.cancelling,
-    r.last_attempt, r.place, r.rank, b.model, b.agent, b.requeued_from, b.data
+    r.last_attempt, r.place, r.rank, b.model, b.agent, b.requeued_from, b.data, r.chain
 FROM request r JOIN body b ON b.request = r.key JOIN conversation c ON c.id = r.conversation
 WHERE r.request_id = ? AND r.external = 0;
 -- name: attempt
@@ -208,7 +211,7 @@ SELECT earlier, number, provider, outcome, started_at, finished_at, first_token,
 FROM attempt WHERE id = ?;
 -- name: turn
 SELECT a.id, b.data, coalesce(a.text, ''), a.provider, a.provider_session, a.finished_at, a.previous, a.last_message,
-    c.name
+    c.name, b.reminders
 FROM attempt a JOIN body b ON b.request = a.request JOIN conversation c ON c.id = a.conversation WHERE a.id = ?;
 
 -- name: session

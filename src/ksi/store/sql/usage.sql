@@ -52,6 +52,8 @@ DROP TABLE IF EXISTS temp.part;
 SELECT coalesce(
     (SELECT id FROM conversation WHERE name = ?1), (SELECT conversation FROM alias WHERE name = ?1), -1
 );
+-- name: chain
+SELECT coalesce((SELECT id FROM chain WHERE name = ?1), -1);
 -- name: ends
 SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM (
     SELECT (SELECT min(id) FROM attempt) AS id UNION ALL SELECT (SELECT max(id) FROM attempt)
@@ -82,7 +84,8 @@ FROM attempt a LEFT JOIN temp.rate r
     AND a.input_tokens + a.cache_read + a.cache_write <= r.upto
 WHERE a.id > ?1 AND a.id <= ?2 AND a.finished_at > ?3 AND a.finished_at <= ?4
     AND (?7 IS NULL OR a.agent = ?7) AND (?9 IS NULL OR a.asked = ?8 OR a.model = ?9)
-    AND (?10 IS NULL OR a.provider = ?10) AND (?11 IS NULL OR a.conversation = ?11);
+    AND (?10 IS NULL OR a.provider = ?10) AND (?11 IS NULL OR a.conversation = ?11)
+    AND (?12 IS NULL OR a.request IN (SELECT m.request FROM member m WHERE m.chain = ?12));
 -- name: take_place_of_interruptions
 DELETE FROM temp.part
 WHERE interrupted AND (request, number) IN (SELECT request, number FROM temp.part WHERE fenced AND known);

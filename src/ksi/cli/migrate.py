@@ -1,0 +1,76 @@
+"""`ksi migrate`: from service version 1 to version 2, and back."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ksi.cli.settings import Exit, Settings, pass_settings
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi migrate --dry-run
+  ksi migrate
+  ksi migrate --rollback
+  ksi migrate --yes --root /srv/old-ksi
+"""
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked anyhow.")
+@click.option("--root", metavar="DIR", type=click.Path(file_okay=False, exists=True), help="Another home.")
+@click.option("--rollback", is_flag=True, help="Go back to version 1; what version 2 added goes along.")
+@pass_settings
+@click.pass_context
+def migrate(ctx: click.Context, settings: Settings, dry_run: bool, yes: bool, root: str | None, rollback: bool) -> None:
+    """Upgrade this home from service version 1 to version 2: check, back up, bring V1's data in, switch, verify.
+
+    The daemon must not run. Each step is undone when a later one fails. After a kill in the middle, run it again, or
+    take it back with --rollback. A home that is migrated already is left alone.
+    """
+    home = Path(root).absolute() if root is not None else settings.home
+    _say(f"home: {home}")
+
+    def agree() -> bool:
+        return yes or not sys.stdin.isatty() or click.confirm("go on?", default=False)
+
+    from importlib.metadata import version
+
+    from ksi.clock import SystemClock
+    from ksi.migration.backward import Backward
+    from ksi.migration.forward import Forward
+
+    with _quiet_parts():
+        if rollback:
+            Backward(home, SystemClock(), version("ksi"), _say).run(dry_run=dry_run)
+            return
+        done = Forward(home, SystemClock(), version("ksi"), _say).run(dry_run=dry_run, agree=agree)
+    ctx.exit(Exit.DONE if done else Exit.FAILED)
+
+
+def _say(line: str) -> None:
+    from ksi.cli.render import visible
+
+    print(visible(line), flush=True)
+
+
+@contextmanager
+def _quiet_parts() -> Iterator[None]:
+    """What the daemon's parts log while they are looked at is nobody's business, unless it is an error."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -1,0 +1,326 @@
+"""Where an ended request's result goes: a pure decision, made before its end is written (C1, C2, C3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from ksi.errors import FailureClass
+from ksi.injection.circuit_breakers import ChainBreaker, Judgement
+from ksi.injection.reminders import Facts, Templates
+from ksi.request import (
+    ORIGINATING,
+    HeadStarts,
+    InjectionConfig,
+    Json,
+    Priority,
+    RequestBody,
+    State,
+    encode_body,
+)
+from ksi.store.chains import (
+    Aftermath,
+    Block,
+    ChainLimits,
+    ChildRequest,
+    FollowUp,
+    InjectionView,
+    Spending,
+    Trail,
+    check,
+)
+
+UNDELIVERED = "undelivered"
+"""The outcome in the notice that a delivery was blocked."""
+CLOSED = "chain_closed"
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that ends now, as the router needs to know it. Times in microseconds."""
+
+    request_id: str
+    conversation: str
+    body: RequestBody
+    state: State
+    """The final state that it gets."""
+    model: str
+    """Its model's full name."""
+    route: str
+    """Where its children can be served: the route of its model now; empty with `route_error`."""
+    route_error: str | None = None
+    """Why its model cannot be asked for any more."""
+    priority: Priority = Priority.NORMAL
+    agent_id: str | None = None
+    text: str | None = None
+    """Its answer."""
+    error: str | None = None
+    """A FailureClass word, where there is no answer."""
+    message: str | None = None
+    block: Block | None = None
+    """What blocked it."""
+    charged: int = 0
+    """Tokens that its end adds to what its chain's figures say."""
+
+
+class Routing(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided."""
+
+    follow_ups: tuple[FollowUp, ...] = ()
+    reason: str = ""
+    """Why there are none, or none of them is sent."""
+    problems: tuple[str, ...] = ()
+    """What was wrong with templates: to be logged; the deliveries were made all the same."""
+
+    def aftermath(self, judgement: Judgement | None = None) -> Aftermath:
+        """What the store is given with the request's end."""
+        if judgement is None:
+            return Aftermath(follow_ups=self.follow_ups)
+        return Aftermath(follow_ups=self.follow_ups, mark=judgement.mark, trip=judgement.block)
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    """Of the request's chain: as stored, or as it begins with this request."""
+
+    chain: str
+    depth: int
+    limits: ChainLimits
+    spending: Spending
+
+
+class InjectionRouter:
+    """Decides follow-ups. Reads templates, nothing else."""
+
+    def __init__(self, templates: Templates, breaker: ChainBreaker, head_starts: HeadStarts) -> None:
+        self._templates = templates
+        self._breaker = breaker
+        self._head_starts = head_starts
+
+    def route(
+        self,
+        ended: Ended,
+        trail: Trail | None,
+        now: int,
+        judgement: Judgement | None = None,
+        agents: Mapping[str, str] | None = None,
+    ) -> Routing:
+        """The follow-ups of an ended request, numbered from 1 within it.
+
+        `trail` is the request's own, None where it is in no chain yet; `now` is wall time. `judgement` is of its
+        result: where it blocks, the deliveries are made as dead letters, and each target is told so by a guard message.
+        The same holds where the chain's limits stop the next hop already now; the store checks again. Of a chain that
+        was cancelled nobody is told: who did it knows. `agents` names whose conversations the targets are, where that
+        is known.
+        """
+        config = ended.body.injection_config
+        if config is None or not config.enabled:
+            return Routing(reason="it has no injection")
+        figures = self._figures(ended, trail, now)
+        block = judgement.block if judgement is not None else None
+        if block is None and ended.state is not State.BLOCKED:
+            block = check(figures.spending, figures.limits, figures.depth + 1, now)
+        delivery = _Delivery(ended, config, figures, now, agents or {})
+        found: list[FollowUp] = []
+        problems: list[str] = []
+        for target in targets(config, ended.conversation):
+            found.append(self._follow_up(delivery, target, len(found) + 1, problems, block=block))
+        if block is not None and block.code != CLOSED:
+            for blocked in tuple(found):
+                found.append(self._follow_up(delivery, blocked.target, len(found) + 1, problems, notice_of=blocked))
+        reason = f"blocked: {block.code}, {block.message}" if block is not None else ""
+        return Routing(follow_ups=tuple(found), reason=reason, problems=tuple(dict.fromkeys(problems)))
+
+    def _figures(self, ended: Ended, trail: Trail | None, now: int) -> _Figures:
+        if trail is None:
+            limits = self._breaker.limits(ended.body.circuit_breaker_config)
+            return _Figures(ended.request_id, 0, limits, Spending(started_at=now, used=ended.charged))
+        view = trail.view
+        # What is set aside now is not spent yet; the store looks at it when it writes.
+        spending = msgspec.structs.replace(view.spending, used=view.spending.used + ended.charged, reserved=0)
+        return _Figures(view.chain, trail.hops[0].depth if trail.hops else view.depth, view.limits, spending)
+
+    def _follow_up(
+        self,
+        delivery: _Delivery,
+        target: str,
+        number: int,
+        problems: list[str],
+        *,
+        block: Block | None = None,
+        notice_of: FollowUp | None = None,
+    ) -> FollowUp:
+        """One delivery: of the result, blocked where `block` is given; or the notice that one was blocked."""
+        guard = notice_of is not None or delivery.ended.state is State.BLOCKED
+        rendered = self._templates.render(delivery.facts(target, guard=guard, notice_of=notice_of))
+        if rendered.problem is not None:
+            problems.append(rendered.problem)
+        injection_id = f"{delivery.ended.request_id}/{number}"
+        child = None
+        if delivery.config.mode == "direct":
+            child = self._child(delivery, target, injection_id, rendered.text, guard=guard)
+        return FollowUp(
+            injection_id=injection_id,
+            target=target,
+            trigger=delivery.config.trigger_type,
+            text=rendered.text,
+            child=child,
+            block=block,
+            guard=guard,
+        )
+
+    def _child(self, delivery: _Delivery, target: str, injection_id: str, text: str, *, guard: bool) -> ChildRequest:
+        ended = delivery.ended
+        agent = ended.agent_id if target == ended.conversation else delivery.agents.get(target)
+        body = msgspec.structs.replace(
+            _body_for(ended, target),
+            prompt=text,
+            session_id=target,
+            agent_id=agent,
+            injection_config=None if guard else delivery.inherited(target),
+            metadata=delivery.provenance(injection_id),
+        )
+        return ChildRequest(
+            body=encode_body(body),
+            route=ended.route,
+            rank=self._head_starts.rank(ended.priority, delivery.now),
+            model=ended.model,
+            priority=int(ended.priority),
+            membership=self._breaker.child(body, ended.request_id, guard=guard),
+            agent_id=agent,
+            error=ended.route_error,
+        )
+
+
+class _Delivery:
+    """What all deliveries of one ended request share."""
+
+    def __init__(
+        self, ended: Ended, config: InjectionConfig, figures: _Figures, now: int, agents: Mapping[str, str]
+    ) -> None:
+        self.ended = ended
+        self.config = config
+        self.now = now
+        self.agents = agents
+        self._figures = figures
+
+    def inherited(self, target: str) -> InjectionConfig | None:
+        """What the child does with its own result."""
+        if self.config.inherit == "same":
+            return self.config
+        if self.config.inherit == "reply" and target != self.ended.conversation:
+            return msgspec.structs.replace(self.config, target_sessions=(self.ended.conversation,))
+        if self.config.inherit == "reply":
+            return msgspec.structs.replace(self.config, target_sessions=(ORIGINATING,))
+        return None
+
+    def provenance(self, injection_id: str) -> Json:
+        """Where it comes from, beside the text (C4)."""
+        facts = {
+            "injection_id": injection_id,
+            "request_id": self.ended.request_id,
+            "agent_id": self.ended.agent_id,
+            "conversation_id": self.ended.conversation,
+            "chain_id": self._figures.chain,
+            "hop": self._figures.depth + 1,
+            "trigger_type": self.config.trigger_type,
+            "outcome": outcome(self.ended),
+        }
+        return {"injection": {name: value for name, value in facts.items() if value is not None}}
+
+    def facts(self, target: str, *, guard: bool, notice_of: FollowUp | None) -> Facts:
+        """What the template is told."""
+        ended, figures = self.ended, self._figures
+        inherited = None if guard or self.config.mode == "next" else self.inherited(target)
+        reason = notice_of.block if notice_of is not None else ended.block
+        return Facts(
+            trigger=self.config.trigger_type,
+            outcome=UNDELIVERED if notice_of is not None else outcome(ended),
+            mode=self.config.mode,
+            request_id=ended.request_id,
+            conversation=ended.conversation,
+            target=target,
+            own=target == ended.conversation,
+            agent_id=ended.agent_id,
+            chain=figures.chain,
+            hop=figures.depth + (1 if notice_of is None else 0),
+            max_depth=figures.limits.max_depth,
+            tokens_used=figures.spending.used,
+            token_budget=figures.limits.token_budget,
+            age_seconds=max(0, self.now - figures.spending.started_at) // 1_000_000,
+            time_window_seconds=figures.limits.time_window // 1_000_000,
+            result=(ended.text or "") if notice_of is None else "",
+            error_code=reason.code if reason is not None else ended.error,
+            error_message=reason.message if reason is not None else ended.message,
+            guidance=self.config.follow_up_guidance if notice_of is None else None,
+            passed_on=inherited is not None,
+            reply_to=ended.conversation if inherited is not None and inherited.inherit == "reply" else None,
+            undelivered_id=notice_of.injection_id if notice_of is not None else None,
+        )
+
+
+def targets(config: InjectionConfig, conversation: str) -> tuple[str, ...]:
+    """The conversations that get the result, each once, in order; `originating` is the request's own."""
+    return tuple(dict.fromkeys(conversation if name == ORIGINATING else name for name in config.target_sessions))
+
+
+def outcome(ended: Ended) -> str:
+    """How it ended, in a word: its state, or `timeout`."""
+    if ended.state is State.FAILED and ended.error == FailureClass.TIMEOUT:
+        return "timeout"
+    return ended.state.value
+
+
+def redelivery(
+    letter: InjectionView, injection_id: str, route: str, now: int, *, head_starts: HeadStarts, error: str | None = None
+) -> FollowUp:
+    """A dead letter as it is sent again: the same text under another id, ranked as of now, with nothing against it.
+
+    `route` and `error` are of its child's model as it is served now.
+    """
+    child = letter.child
+    if child is not None:
+        rank = head_starts.rank(Priority(child.priority), now)
+        child = msgspec.structs.replace(child, route=route, rank=rank, error=error)
+    return FollowUp(
+        injection_id=injection_id, target=letter.target, trigger=letter.trigger, text=letter.text, child=child
+    )
+
+
+def unknown_triggers(templates: Templates, config: InjectionConfig | None) -> Sequence[str]:
+    """The known triggers, where a request's is none of them; empty where all is well."""
+    if config is None or not config.enabled or templates.known(config.trigger_type):
+        return ()
+    return templates.names()
+
+
+def _body_for(ended: Ended, target: str) -> RequestBody:
+    """What a child takes from its parent's body.
+
+    In the parent's own conversation all that shapes an answer. Elsewhere neither its system text nor its tools, which
+    were given to another agent.
+    """
+    parent = ended.body
+    config = parent.circuit_breaker_config
+    if config is not None:
+        config = msgspec.structs.replace(config, parent_request_id=None)
+    if target == ended.conversation:
+        return msgspec.structs.replace(
+            parent,
+            messages=(),
+            on_busy="enqueue",
+            fork=False,
+            not_before=None,
+            delay=None,
+            ttl=None,
+            circuit_breaker_config=config,
+        )
+    return RequestBody(
+        model=parent.model,
+        max_tokens=parent.max_tokens,
+        temperature=parent.temperature,
+        priority=parent.priority,
+        timeout=parent.timeout,
+        retry=parent.retry,
+        circuit_breaker_config=config,
+        patterns=parent.patterns,
+    )

@@ -1,0 +1,90 @@
+"""Reads a character as what it looks like, as far as a `<system-reminder>` tag needs it: letters, brackets, noise.
+
+Everything is folded to one character, so that a place in the folded text is the same place in the text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+INVISIBLE = "\0"
+"""Marks, controls, format characters: what does not show."""
+SOLID = "\1"
+"""A letter or digit that looks like none that counts."""
+PAIR = {"ﬅ": "\2", "ﬆ": "\2", "㏌": "\3", "🅬": "\4"}
+"""Single characters that read as two letters: st, in, mr."""
+
+_LETTERS = {
+    "s": "ƽѕꮪ𑣁𐑈ЅՏᏕᏚꓢ𖼺𐊖𐐠§",
+    "y": "ΥϒⲨУҮᎩᎽꓬ𖽃𑢤𐊲ɣᶌγуүყ𑣜ұҰўЎ¥ɤ",
+    "t": "⊤⟙🝨ΤⲦТᎢꓔ𖼊𑢼𐊗𐊱𐌕τтţ†",
+    "e": "℮еҽ⋿ΕЕⴹᎬꓰ𑢦𑢮𐊆εєёЁЄ€Ξ∈",
+    "m": "ΜϺⲘМᎷᗰᛖꓟ𐊰𐌑мʍⲙ",
+    "r": "ᴦⲅгꮁ𝈖ƦᎡᏒ𐒴ᖇꓣ𖼵гΓяЯ®",
+    "i": "˛⍳ιͺіꙇӏꭵᎥ𑣃ΙІӀїЇ¡",
+    "n": "ΝⲚꓠ𐔓ոռпиИηղ∩",
+    "d": "ԁᏧᑯꓒᎠᗞᗪꓓժძδ∂",
+}
+_OPENING = "‹«❮❬❰˂˱𝈶ᐸᚲᑉ〈⟨⟪⦑⦓⧼〈《︽︿≪⋖≺⋘⧀⪡⫷⩹⩻≤≦⩽◁◀◂◃◄◅⯇くㄑ𐡷"
+_CLOSING = "›»❯❭❱˃˲𝈷ᐳ𖼿ᑀ〉⟩⟫⦒⦔⧽〉》︾﹀≫⋗≻⋙⧁⪢⫸⩺⩼≥≧⩾▷▶▸▹►▻⯈"
+_SLASHES = "᜵⁁∕⁄╱⟋⧸𝈺㇓〳Ⳇノ丿⼃／"
+_KNOWN = {
+    **{character: letter for letter, characters in _LETTERS.items() for character in characters},
+    **dict.fromkeys(_OPENING, "<"),
+    **dict.fromkeys(_CLOSING, ">"),
+    **dict.fromkeys(_SLASHES, "/"),
+    **PAIR,
+}
+_NAMED = re.compile(
+    r"LETTER (?:SMALL CAPITAL |DOTLESS |LONG |INSULAR |REVERSED |TURNED |SIDEWAYS |BLACKLETTER |FINAL )*"
+    r"([SYTEMRIND])(?: WITH .*| ROTUNDA)?$"
+)
+_LATIN = ("LATIN", "INDICATOR", "SQUARED", "CIRCLED")
+
+
+def _ascii(character: str) -> str:
+    if character.isalnum():
+        return character.lower()
+    if character in "<>/":
+        return character
+    if character in "-_:.":
+        return "-"
+    if character.isspace():
+        return " "
+    return "," if character.isprintable() else INVISIBLE
+
+
+def _read(character: str) -> str:
+    """One character beyond ASCII, folded."""
+    if character in _KNOWN:
+        return _KNOWN[character]
+    base = [c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)]
+    shown = [c for c in base if c not in "()"] or base
+    if len(shown) == 1 and shown[0] != character:
+        return _FOLDED[ord(shown[0])]
+    name = unicodedata.name(character, "")
+    found = _NAMED.search(name) if name.startswith(_LATIN) or any(word in name for word in _LATIN) else None
+    category = unicodedata.category(character)
+    if category[0] in "MC":
+        return INVISIBLE
+    if found is not None:
+        return found[1].lower()
+    return {"Z": " ", "L": SOLID, "N": SOLID}.get(category[0], "-" if category in {"Pd", "Pc"} else ",")
+
+
+class _Folding(dict[int, str]):
+    """A translation table that fills itself: it is a cache of a pure function, bounded by Unicode."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = folded = _read(chr(code))
+        return folded
+
+
+_FOLDED = _Folding({code: _ascii(chr(code)) for code in range(128)})
+
+
+def fold(text: str) -> str:
+    """The text as it looks, character by character: lower-case letters and digits, `<`, `>`, `/`, `-` for what joins
+    words, space, `,` for other punctuation, `INVISIBLE`, `SOLID`, and the values of `PAIR`."""
+    return text.translate(_FOLDED)

@@ -1,0 +1,257 @@
+"""Whether a chain goes in circles or falls apart, from the marks of its hops: pure detectors with weights (C7).
+
+A chain is a sequence of steps, each by a speaker (a conversation). What counts is what is *answered*: the same call
+with another result is polling, and no loop. Each finding says what was seen and how much it weighs; the weights
+together make the risk score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+import msgspec
+
+from ksi.injection.fingerprint import SAMPLE, Mark, containment, likeness, read_mark
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One hop of a chain: who, the marks of what was asked and of what came."""
+
+    speaker: str
+    prompt: bytes | None = None
+    result: bytes | None = None
+    failed: str | None = None
+    """The error of a hop that ended without a result and left no mark."""
+    agent: str | None = None
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that speaks against a chain."""
+
+    code: str
+    """`repetition`, `cycle`, `growth`, `collapse`, `error_loop`."""
+    weight: float
+    """0..1: how sure it is alone."""
+    words: str
+    """What was seen."""
+
+
+class Suspicion(msgspec.Struct, frozen=True):
+    """All findings, the weightiest first."""
+
+    findings: tuple[Finding, ...] = ()
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """A step that has a result or a failure."""
+
+    speaker: str
+    mark: Mark
+    asked: Mark | None
+
+
+LONGEST_CYCLE = 16
+SAME = 0.88
+"""Likeness from which two texts of one size are the same but for small things."""
+SAME_SIZE = 0.05
+"""By how much of its length the size of the other may differ."""
+NEAR = 0.5
+"""Mean likeness from which rounds of several say the same in other words ..."""
+NEAR_ALONE = 0.5
+"""... and the results of one that answers itself."""
+NEAR_EACH = 0.3
+"""The least for each text."""
+LONG = 120
+"""Words from which a text is a draft rather than a message: those are alike by nature."""
+SHORT = 8
+"""Words up to which equal answers to unequal questions say nothing."""
+LOOPED = 50
+"""Percent of a text that is one piece said again and again, from which it counts."""
+STEPS = 4
+"""Texts that make a trend: three steps."""
+
+
+def assess(steps: Sequence[Step]) -> Suspicion:
+    """Judge a chain by its steps, the oldest first."""
+    said = _said(steps)
+    if len(said) < 2:
+        return Suspicion()
+    found = [*_rounds(said), *_chorus(said), *_errors(said), *_lengths(said), *_inner_loops(said)]
+    best: dict[str, Finding] = {}
+    for finding in found:
+        known = best.get(finding.code)
+        if known is None or finding.weight > known.weight:
+            best[finding.code] = finding
+    return Suspicion(tuple(sorted(best.values(), key=lambda finding: -finding.weight)))
+
+
+def _said(steps: Sequence[Step]) -> list[_Said]:
+    found = []
+    for step in steps:
+        mark = read_mark(step.result)
+        if mark is not None:
+            found.append(_Said(step.speaker, mark, read_mark(step.prompt)))
+    return found
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
+
+
+class _Match(msgspec.Struct, frozen=True):
+    """One step beside those of the rounds before."""
+
+    near: float
+    """Its greatest likeness to one of up to three before."""
+    same: bool
+    """Whether it is the one a round before, but for small things."""
+
+
+def _rounds(said: Sequence[_Said]) -> list[Finding]:
+    """Rounds of n steps, by the same speakers, that say what the round before said."""
+    best: Finding | None = None
+    for length in range(1, min(LONGEST_CYCLE, len(said) - 1) + 1):
+        matches: list[_Match] = []
+        for number in range(len(said) - 1, length - 1, -1):
+            match = _match(said, number, length)
+            if match is None:
+                break
+            matches.append(match)
+            if len(matches) >= 2 * length:
+                break
+        weight = _round_weight(matches, length, said[-1].mark)
+        if weight and (best is None or weight > best.weight):
+            fault = any(step.mark.fault for step in said[-length:])
+            best = _round_finding(length, matches, weight, fault=fault)
+    return [best] if best is not None else []
+
+
+def _match(said: Sequence[_Said], number: int, length: int) -> _Match | None:
+    """A step beside the same speaker's one, two and three rounds before; None where it says something else."""
+    now, before = said[number], said[number - length]
+    if now.speaker != before.speaker or _other_question(now, before):
+        return None
+    like = likeness(now.mark, before.mark)
+    near = like
+    for earlier in (number - 2 * length, number - 3 * length):
+        if earlier >= 0 and said[earlier].speaker == now.speaker:
+            near = max(near, likeness(now.mark, said[earlier].mark))
+    if near < NEAR_EACH or like == 0.0:
+        return None
+    return _Match(near, same=like >= SAME and _one_size(now.mark, before.mark))
+
+
+def _one_size(one: Mark, other: Mark) -> bool:
+    a, b = (one.size, other.size) if one.length <= SAMPLE or other.length <= SAMPLE else (one.length, other.length)
+    return abs(a - b) <= max(3, SAME_SIZE * max(a, b))
+
+
+def _other_question(now: _Said, before: _Said) -> bool:
+    """Whether a short answer came to another question."""
+    if now.asked is None or before.asked is None or now.mark.size > SHORT:
+        return False
+    return likeness(now.asked, before.asked) < SAME
+
+
+def _round_weight(matches: Sequence[_Match], length: int, last: Mark) -> float:
+    """How much a run of steps that repeat those of the rounds before weighs; `matches` has the latest first."""
+    if not matches:
+        return 0.0
+    same = next((number for number, match in enumerate(matches) if not match.same), len(matches))
+    if same >= max(2, length + 1):
+        return 0.9
+    weight = 0.0
+    if same >= length:
+        weight = 0.5 if length > 1 else 0.35
+    if last.formal or (length == 1 and last.size > LONG):
+        return weight
+    mean = sum(match.near for match in matches) / len(matches)
+    if mean >= (NEAR if length > 1 else NEAR_ALONE):
+        weight = max(weight, 0.8 if len(matches) >= 2 * length else 0.3 if len(matches) >= length else 0.0)
+    return weight
+
+
+def _round_finding(length: int, matches: Sequence[_Match], weight: float, *, fault: bool) -> Finding:
+    mean = sum(match.near for match in matches) / len(matches)
+    if length == 1:
+        words = f"the last {len(matches) + 1} results of one conversation are {mean:.0%} alike"
+    else:
+        words = f"the last {len(matches) + length} results go round in {length} steps, {mean:.0%} alike"
+    return Finding("error_loop" if fault else "repetition" if length == 1 else "cycle", weight, words)
+
+
+def _chorus(said: Sequence[_Said]) -> list[Finding]:
+    """The very same text from one conversation after the other."""
+    last = said[-1].mark
+    same = 1
+    for step in reversed(said[:-1]):
+        if step.mark.digest != last.digest or step.mark.error != last.error:
+            break
+        same += 1
+    if same < 3 or last.size <= SHORT:
+        return []
+    return [Finding("repetition", 0.5 if same == 3 else 0.85, f"the last {same} results are the same text")]
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def _errors(said: Sequence[_Said]) -> list[Finding]:
+    """One failure again and again, whatever others said between."""
+    last = said[-1]
+    if not last.mark.fault:
+        return []
+    row = _row(said, last)
+    if last.mark.error is not None and row >= 3:
+        return [Finding("error_loop", 0.9, f"the last {row} requests failed with {last.mark.error}")]
+    own = _row([step for step in said if step.speaker == last.speaker], last)
+    if own < 2:
+        return []
+    what = f"failed with {last.mark.error}" if last.mark.error is not None else "told of the same error"
+    return [Finding("error_loop", 0.75 if own >= 3 else 0.35, f"the last {own} results of one conversation {what}")]
+
+
+def _row(said: Sequence[_Said], last: _Said) -> int:
+    """How many of the latest steps say the same failure as the last one."""
+    row = 0
+    for step in reversed(said):
+        if not step.mark.fault or likeness(step.mark, last.mark) < SAME:
+            break
+        row += 1
+    return row
+
+
+# -- growth and decay -------------------------------------------------------------------------------------------------
+
+
+def _lengths(said: Sequence[_Said]) -> list[Finding]:
+    """Ever longer, or ever shorter, with the same things said: by one speaker, or from hop to hop."""
+    own = [step.mark for step in said if step.speaker == said[-1].speaker and step.mark.error is None]
+    everybody = [step.mark for step in said if step.mark.error is None]
+    return [*_trend(own, STEPS), *(_trend(everybody, STEPS + 1) if len(own) != len(everybody) else [])]
+
+
+def _trend(marks: Sequence[Mark], number: int) -> list[Finding]:
+    last = marks[-number:]
+    if len(last) < number or not all(mark.length for mark in last):
+        return []
+    ratios = [after.length / before.length for before, after in pairwise(last)]
+    kept = min(containment(before, after) for before, after in pairwise(last))
+    middle, overall = median(ratios), last[-1].length / last[0].length
+    if min(ratios) >= 1.4 and middle >= 1.5 and last[-1].length >= 1200 and kept >= 0.6:
+        words = f"{number} results grew {overall:.1f} times longer, {kept:.0%} of each in the next"
+        return [Finding("growth", 0.75, words)]
+    if max(ratios) <= 0.75 and middle <= 0.6 and last[-1].length <= 300 and kept >= 0.75:
+        words = f"{number} results shrank to {overall:.0%} of the length, {kept:.0%} of each from the one before"
+        return [Finding("collapse", 0.75, words)]
+    return []
+
+
+def _inner_loops(said: Sequence[_Said]) -> list[Finding]:
+    """Results that say one piece over and over within themselves."""
+    looping = [step.mark.looped for step in said[-3:] if step.mark.looped >= LOOPED]
+    if said[-1].mark.looped < LOOPED:
+        return []
+    weight = 0.8 if len(looping) >= 2 else 0.45
+    return [Finding("collapse", weight, f"{looping[-1]} % of the last result is one piece said over and over")]

