@@ -274,6 +274,7 @@ class ChainReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     created_at: float
     reason: ReasonBody | None = None
     """What tripped it."""
+    warnings: list[str] = []
 
 
 class MemberReply(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -627,7 +628,7 @@ SPECS: Mapping[str, EventSpec] = {
         _in(
             "completion:token_usage",
             TokenUsageData,
-            "What completions used and cost: by agent, model, provider and session, over time, and with MCP.",
+            "What completions used and cost: by agent, model, provider, session, of a chain, over time, and with MCP.",
             TokenUsageReply,
         ),
         _in("completion:failed", FailedData, "A client saw a running attempt fail.", FailedReply),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,18 @@ async def test_a_request_that_names_a_parent_joins_its_chain_and_a_blocked_one_s
     assert (await wire.pushed("completion:result", request_id="c"))["status"] == "blocked"
     unknown = await wire.refused("completion:async", prompt="x", circuit_breaker_config={"parent_request_id": "zz"})
     assert unknown.code == "unknown_parent"
+
+
+@pytest.mark.promise("C5", "R1")
+async def test_the_reply_of_a_blocked_request_comes_before_the_news_of_its_end(wire: Wire) -> None:
+    await wire.ask("completion:request", prompt="x", request_id="a", circuit_breaker_config={"max_depth": 0})
+    config = {"parent_request_id": "a"}
+    data = {"prompt": "x", "circuit_breaker_config": config}
+    wire.raw(json.dumps({"event": "completion:async", "data": data}).encode())
+    wire.raw(b"\n")
+    first, second = await wire.line(), await wire.line()
+    assert (first["event"], first["data"]["status"]) == ("completion:async", "blocked")
+    assert (second["event"], second["data"]["status"]) == ("completion:result", "blocked")
 
 
 @pytest.mark.promise("C5", "C6", "C8")

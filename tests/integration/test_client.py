@@ -17,7 +17,8 @@ import pytest
 import ksi
 from tests.daemon_process import DaemonProcess, clean_environ, make_home
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("*.py")), FOLDER / "research_chain" / "research.py"]
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,10 @@ class Announcer:
 
         return take_back
 
+    def awaited(self) -> list[str]:
+        """The ids of which somebody here waits to hear."""
+        return list(dict.fromkeys((*self._waiters, *self._bus.followed_ids())))
+
     async def settled(self, claim: Claimed, model: str, attempt: Attempt, verdict: Verdict, settled: Settled) -> None:
         """An attempt was settled."""
         if settled.fenced:

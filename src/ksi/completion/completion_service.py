@@ -52,7 +52,10 @@ from ksi.events import (
 )
 from ksi.request import State, decode_body, full_model
 from ksi.store.base import Store
-from ksi.store.values import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, SessionView
+from ksi.store.values import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, RequestRow, SessionView
+
+PAGES_READ_ON = 100
+"""Pages of a list that are read for one page of a part of it."""
 
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]
@@ -91,6 +94,7 @@ class CompletionService:
         self._bus = bus
         self._config = config
         self._clock = clock
+        self._telling: set[asyncio.Task[None]] = set()
         self._log = structlog.get_logger("ksi.completions")
 
     # -- submit ---------------------------------------------------------------------------------------------------
@@ -153,7 +157,10 @@ class CompletionService:
                 "blocked", request_id=new.request_id, code=enqueued.block.code, reason=enqueued.block.message
             )
             chain = chain_reply(enqueued.chain, now.wall) if enqueued.chain is not None else None
-            await self._announcer.ended(new.request_id, chain)
+            # In a task: the reply to who asked comes before the news of its end.
+            telling = asyncio.create_task(self._announcer.ended(new.request_id, chain))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
             return enqueued
         if new.fork_of is not None:
             self._locks.forked(
@@ -429,8 +436,7 @@ class CompletionService:
     async def retry_status(self, data: PageData) -> dict[str, Any]:
         """`completion:retry_status`: what waits to be tried again, with its last error (F2)."""
         totals = await self._store.totals()
-        page = await self._store.requests(Listing.DELAYED, data.limit, data.cursor)
-        waiting = [row for row in page.items if row.state in (State.RETRYING, State.PARKED)]
+        waiting, cursor = await self._to_be_tried_again(data, totals.retrying + totals.parked)
         reply: dict[str, Any] = {
             "retrying": totals.retrying,
             "parked": totals.parked,
@@ -439,7 +445,24 @@ class CompletionService:
             "max_delay": self._config.retry.max_delay,
             "waiting": [row_reply(row) for row in waiting],
         }
-        return reply if page.cursor is None else {**reply, "cursor": page.cursor}
+        return reply if cursor is None else {**reply, "cursor": cursor}
+
+    async def _to_be_tried_again(self, data: PageData, there_are: int) -> tuple[list[RequestRow], str | None]:
+        """A page of them, out of the list of all that waits for a time.
+
+        Scheduled requests stand in that list too: it is read on until the page is full, but not for ever.
+        """
+        found: list[RequestRow] = []
+        cursor = data.cursor
+        for _ in range(PAGES_READ_ON):
+            page = await self._store.requests(Listing.DELAYED, data.limit - len(found), cursor)
+            found += [row for row in page.items if row.state in (State.RETRYING, State.PARKED)]
+            cursor = page.cursor
+            if data.cursor is None and len(found) >= there_are:
+                return found, None
+            if cursor is None or len(found) == data.limit:
+                break
+        return found, cursor
 
     async def disable_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:disable`: ask it no more; what waits for it goes to the next of its route."""

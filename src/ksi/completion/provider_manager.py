@@ -132,6 +132,7 @@ class ProviderManager:
         self._members = {
             name: _Member(config.providers[name], provider, config.breaker, now) for name, provider in providers.items()
         }
+        self._switched_off = frozenset(config.providers) - self._members.keys()
         self._router = router
         self._bus = bus
         self._clock = clock
@@ -331,6 +332,11 @@ class ProviderManager:
 
     def _member(self, name: str) -> _Member:
         member = self._members.get(name)
+        if name in self._switched_off:
+            raise NotFound(
+                f"provider {name!r} is switched off by `enabled = false` in ksi.toml; change that, then `ksi restart`",
+                provider=name,
+            )
         if member is None:
             guess = nearest(name, self._members)
             hint = f"; did you mean {guess!r}?" if guess else f"; there are: {', '.join(self._members)}"
