@@ -116,9 +116,9 @@ class ResponseLog:
 
 
 class _Journal(msgspec.Struct):
-    """How long the files of a batch were before it; `last` is the batch's last answer."""
+    """How long the files of a batch were before it, and which batch: the watermark that it came behind."""
 
-    last: int
+    behind: int
     sizes: dict[str, int]
 
 
@@ -151,19 +151,19 @@ class _Files:
         for turn in turns:
             lines[log_name(turn.conversation)].append(log_line(turn))
         sizes = {name: self._size(name) for name in lines}
-        _replace(self._journal, msgspec.json.encode(_Journal(turns[-1].id, sizes)))
+        _replace(self._journal, msgspec.json.encode(_Journal(watermark, sizes)))
         for name, its_lines in lines.items():
             _append(f"{self._folder}/{name}", b"".join(its_lines))
 
     def _cut_back(self, watermark: int) -> None:
-        """Undo a batch that is not behind the watermark."""
+        """Undo a batch whose watermark was not moved. That of another store, now gone, came behind another one."""
         try:
             journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
         except FileNotFoundError:
             return
         except msgspec.MsgspecError as error:
             raise OSError(f"{self._journal} is damaged ({error}); remove it to go on") from None
-        if journal.last > watermark:
+        if journal.behind == watermark:
             for name, size in journal.sizes.items():
                 if self._size(name) > size:
                     os.truncate(self._folder / name, size)

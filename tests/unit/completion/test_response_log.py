@@ -242,6 +242,21 @@ async def test_the_next_daemon_goes_on_where_the_last_one_stopped(desk: Desk) ->
 
 
 @pytest.mark.promise("R3")
+async def test_a_new_store_beside_old_files_cuts_nothing_off(desk: Desk, tmp_path: Path) -> None:
+    for _ in range(2):
+        log = desk.log()
+        await log.start()
+        await desk.answer()
+        await log.stop()
+    new = Desk(tmp_path)
+    log = new.log()
+    await log.start()
+    await new.answer(text="of the new store")
+    await log.stop()
+    assert [entry["response"]["result"] for entry in new.entries()] == ["hi", "hi", "of the new store"]
+
+
+@pytest.mark.promise("R3")
 async def test_many_answers_are_written_in_batches_and_in_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_log, "_BATCH", 4)
     for number in range(11):
