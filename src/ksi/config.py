@@ -68,6 +68,11 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
         return self.node_id or socket.gethostname()
 
     @property
+    def shared(self) -> bool:
+        """Whether other daemons can have this store too."""
+        return self.url.partition("://")[0] in ("redis", "rediss", "unix") or self.url.startswith(("redis+", "rediss+"))
+
+    @property
     def shown_url(self) -> str:
         """The address without its password (S3)."""
         return re.sub(r"(?<=://)([^@/:]*):[^@/]*@", r"\1:***@", self.url)
@@ -134,7 +139,7 @@ class Chain(_Section, frozen=True, kw_only=True):
     token_budget: int = 2_000_000
     time_window: float = DAY
     max_output: int = 4096
-    """Output tokens that are set aside, and allowed, for a member that names no `max_tokens`."""
+    """Output tokens that are set aside for a member that names no `max_tokens`, at most."""
     guard_messages: int = 3
     """Notices of blocks that one chain may send past its limits."""
 

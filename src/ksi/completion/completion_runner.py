@@ -187,7 +187,8 @@ class CompletionRunner:
 
     async def _call(self, run: Run, answer: _Answer, *, shrink: int) -> None:
         provider = self._providers[run.claim.provider]
-        call = await self._sessions.prepare(run.claim, run.body, run.model, provider, stream=run.stream, shrink=shrink)
+        body = self._injections.within(run.claim, run.body)
+        call = await self._sessions.prepare(run.claim, body, run.model, provider, stream=run.stream, shrink=shrink)
         async with aclosing(provider.complete(call)) as stream:
             async for item in stream:
                 if isinstance(item, Chunk):

@@ -113,6 +113,16 @@ class InjectionManager:
             return self._breaker.child(body, view.parent)
         return await self.membership(body, view.conversation)
 
+    def within(self, claim: Claimed, body: RequestBody) -> RequestBody:
+        """The request as its provider is asked for it: its answer cut where its chain's budget leaves less (C6).
+
+        What was set aside for a request without `max_tokens` is an estimate, which does not cut its answer.
+        """
+        cap = claim.chain.output_cap if claim.chain is not None else None
+        if cap is None or cap >= self._breaker.output_cap(body):
+            return body
+        return msgspec.structs.replace(body, max_tokens=cap)
+
     # -- ends -----------------------------------------------------------------------------------------------------
 
     async def aftermath(

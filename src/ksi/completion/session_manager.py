@@ -14,7 +14,6 @@ from ksi.injection.wrapper import join
 from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
 from ksi.request import RequestBody, Turn, decode_body
 from ksi.store.base import Store
-from ksi.store.chains import MemberGrant
 from ksi.store.values import Claimed, SessionView
 
 BYTES_PER_TOKEN = 3.5
@@ -92,8 +91,8 @@ class SessionManager:
         """The call for a claim: the history that fits, and what is said now.
 
         A stateful provider that stands at the conversation's head needs the history only should its own be gone.
-        Reminders that the claim took go before what is said now (C2), and a chain's grant caps the answer (C6).
-        `shrink` divides the history: 2 after the provider found the context too long.
+        Reminders that the claim took go before what is said now (C2). `shrink` divides the history: 2 after the
+        provider found the context too long.
         """
         now = said(body, [reminder.text for reminder in claim.reminders])
         place = await self._place(claim, provider)
@@ -109,7 +108,7 @@ class SessionManager:
             messages=(*past, *now),
             history=len(past) if place.session is not None else 0,
             system=body.system,
-            max_tokens=capped(body.max_tokens, claim.chain),
+            max_tokens=body.max_tokens,
             temperature=body.temperature,
             stop=body.stop,
             stream=stream,
@@ -225,14 +224,6 @@ def said(body: RequestBody, reminders: Sequence[str]) -> tuple[Message, ...]:
         return messages
     last = messages[-1]
     return (*messages[:-1], Message(last.role, f"{join(reminders)}\n\n{last.content}"))
-
-
-def capped(max_tokens: int | None, grant: MemberGrant | None) -> int | None:
-    """The most output that a call may ask for: what its chain leaves it (C6)."""
-    cap = grant.output_cap if grant is not None else None
-    if cap is None or max_tokens is None:
-        return max_tokens if cap is None else cap
-    return min(max_tokens, cap)
 
 
 def count(messages: Sequence[Message]) -> int:

@@ -14,6 +14,11 @@ from ksi.store.chains import CHARS_PER_TOKEN, Block, ChainLimits, Hop, Membershi
 FIRST_JUDGED = 1
 """The depth from which patterns are looked for: a chain's second hop (C7)."""
 
+BESIDE = 8
+"""So many requests without `max_tokens` fit beside each other into a chain's whole budget ..."""
+LEAST_OUTPUT = 1_024
+"""... unless it is so small that their answers would be cut too short."""
+
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """What the pattern checks say at one moment of a chain."""
@@ -90,8 +95,14 @@ class ChainBreaker:
         )
 
     def output_cap(self, body: RequestBody) -> int:
-        """The most output tokens that a member of a chain may want (C6)."""
-        return min(body.max_tokens, self._chain.max_output) if body.max_tokens else self._chain.max_output
+        """The most output tokens that a member of a chain wants (C6).
+
+        One that names no `max_tokens` gets a share of its budget, so that several can run beside each other.
+        """
+        if body.max_tokens:
+            return body.max_tokens
+        share = self.limits(body.circuit_breaker_config).token_budget // BESIDE
+        return min(self._chain.max_output, max(share, LEAST_OUTPUT))
 
     def judge_prompt(self, body: RequestBody, conversation: str, trail: Trail | None) -> Judgement:
         """A new request's prompt against the way of its parent."""
@@ -162,10 +173,7 @@ def _steps(trail: Trail) -> list[Step]:
 
 
 def _step(hop: Hop) -> Step:
-    return Step(
-        speaker=hop.conversation,
-        prompt=hop.mark,
-        result=hop.result,
-        failed=hop.error or "failed" if hop.state is State.FAILED else None,
-        agent=hop.agent_id,
-    )
+    result = hop.result
+    if result is None and hop.state is State.FAILED:
+        result = mark_failure(hop.error or "failed", "")
+    return Step(speaker=hop.conversation, agent=hop.agent_id, prompt=hop.mark, result=result)

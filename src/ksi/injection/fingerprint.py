@@ -75,7 +75,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     digest: bytes
     """Of the sample, what changes by itself left out."""
     words: str
-    """Hashes of its words, each once, sorted; common words are left out where enough others are left."""
+    """Hashes of its words, each once, sorted; common words are left out where others are left."""
     numbers: str
     """Likewise of its numbers."""
     cut: bool
@@ -162,7 +162,7 @@ def _mark(text: str) -> Mark:
     plain, numbers = _lasting(_NUMBERED.sub(" ", read.lower()))
     said = _WORD.findall(plain)
     meant = {word[:_STEM] for word in said if word not in _COMMON}
-    words = _codes(meant if len(meant) >= 4 else {word[:_STEM] for word in said})
+    words = _codes(meant or {word[:_STEM] for word in said})
     return Mark(
         length=len(text),
         size=len(said),
@@ -177,23 +177,31 @@ def _mark(text: str) -> Mark:
 
 
 def _lasting(text: str) -> tuple[str, list[str]]:
-    """A text without what has digits, and the numbers in it that do not change by themselves."""
+    """A text without what has digits and what it is called, and the numbers in it that do not change by themselves."""
     parts: list[str] = []
     numbers: list[str] = []
     done = 0
     for found in _TOKEN.finditer(text):
         before = text[done : found.start()]
-        parts.append(before)
         token, done = found[0].strip(_EDGE), found.end()
-        label = before[-24:].split()[-1:]
-        word = label[0].strip(_EDGE + "#=([") if label else ""
-        changing = _CHANGING.fullmatch(token) or _CHANGING.fullmatch(token.strip("[]()"))
-        if changing or word in _TIMED or word.removesuffix("s") in _COUNTED:
-            continue
-        numbers += _NUMBER.findall(token)
-        parts.append(token)
+        rest, label = _label(before)
+        parts.append(rest)
+        if not label and not _CHANGING.fullmatch(token) and not _CHANGING.fullmatch(token.strip("[]()")):
+            numbers += _NUMBER.findall(token)
+            parts.append(token)
     parts.append(text[done:])
     return " ".join(parts), numbers
+
+
+def _label(before: str) -> tuple[str, bool]:
+    """What stands before a number without the word that says that it is a counter or a time, if there is one."""
+    words = before[-24:].split()
+    if not words:
+        return before, False
+    word = words[-1].strip(_EDGE + "#=([")
+    if word in _TIMED or word.removesuffix("s") in _COUNTED:
+        return before[: before.rindex(words[-1])], True
+    return before, False
 
 
 def _formal(text: str) -> bool:

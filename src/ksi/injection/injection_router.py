@@ -25,7 +25,6 @@ from ksi.store.chains import (
     ChainLimits,
     ChildRequest,
     FollowUp,
-    InjectionView,
     Spending,
     Trail,
     check,
@@ -268,22 +267,6 @@ def outcome(ended: Ended) -> str:
     if ended.state is State.FAILED and ended.error == FailureClass.TIMEOUT:
         return "timeout"
     return ended.state.value
-
-
-def redelivery(
-    letter: InjectionView, injection_id: str, route: str, now: int, *, head_starts: HeadStarts, error: str | None = None
-) -> FollowUp:
-    """A dead letter as it is sent again: the same text under another id, ranked as of now, with nothing against it.
-
-    `route` and `error` are of its child's model as it is served now.
-    """
-    child = letter.child
-    if child is not None:
-        rank = head_starts.rank(Priority(child.priority), now)
-        child = msgspec.structs.replace(child, route=route, rank=rank, error=error)
-    return FollowUp(
-        injection_id=injection_id, target=letter.target, trigger=letter.trigger, text=letter.text, child=child
-    )
 
 
 def unknown_triggers(templates: Templates, config: InjectionConfig | None) -> Sequence[str]:

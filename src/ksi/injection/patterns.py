@@ -1,8 +1,8 @@
 """Whether a chain goes in circles or falls apart, from the marks of its hops: pure detectors with weights (C7).
 
-A chain is a sequence of steps, each by a speaker (a conversation). What counts is what is *answered*: the same call
-with another result is polling, and no loop. Each finding says what was seen and how much it weighs; the weights
-together make the risk score.
+A chain is a sequence of steps, each by a speaker (a conversation, or an agent over several). What counts is what is
+*answered*: the same call with another result is polling, and no loop. Each finding says what was seen and how much it
+weighs; the weights together make the risk score.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     speaker: str
     prompt: bytes | None = None
     result: bytes | None = None
-    failed: str | None = None
-    """The error of a hop that ended without a result and left no mark."""
     agent: str | None = None
 
 
@@ -48,6 +46,7 @@ class _Said(msgspec.Struct, frozen=True):
     """A step that has a result or a failure."""
 
     speaker: str
+    agent: str | None
     mark: Mark
     asked: Mark | None
 
@@ -63,6 +62,8 @@ NEAR_ALONE = 0.5
 """... and the results of one that answers itself."""
 NEAR_EACH = 0.3
 """The least for each text."""
+NEAR_SIZE = 2
+"""By which factor their sizes may differ at most."""
 LONG = 120
 """Words from which a text is a draft rather than a message: those are alike by nature."""
 SHORT = 8
@@ -92,7 +93,7 @@ def _said(steps: Sequence[Step]) -> list[_Said]:
     for step in steps:
         mark = read_mark(step.result)
         if mark is not None:
-            found.append(_Said(step.speaker, mark, read_mark(step.prompt)))
+            found.append(_Said(step.speaker, step.agent, mark, read_mark(step.prompt)))
     return found
 
 
@@ -130,21 +131,33 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
 def _match(said: Sequence[_Said], number: int, length: int) -> _Match | None:
     """A step beside the same speaker's one, two and three rounds before; None where it says something else."""
     now, before = said[number], said[number - length]
-    if now.speaker != before.speaker or _other_question(now, before):
+    if not _one_speaker(now, before) or _other_question(now, before):
         return None
     like = likeness(now.mark, before.mark)
     near = like
     for earlier in (number - 2 * length, number - 3 * length):
-        if earlier >= 0 and said[earlier].speaker == now.speaker:
+        if earlier >= 0 and _one_speaker(now, said[earlier]):
             near = max(near, likeness(now.mark, said[earlier].mark))
-    if near < NEAR_EACH or like == 0.0:
+    if near < NEAR_EACH or like == 0.0 or not _comparable_size(now.mark, before.mark):
         return None
     return _Match(near, same=like >= SAME and _one_size(now.mark, before.mark))
+
+
+def _one_speaker(now: _Said, before: _Said) -> bool:
+    """Whether both were said in one conversation; or by one agent in two, if it said more than a few words: many small
+    tasks of one agent have equal small answers."""
+    if now.speaker == before.speaker:
+        return True
+    return now.agent is not None and now.agent == before.agent and now.mark.size > SHORT
 
 
 def _one_size(one: Mark, other: Mark) -> bool:
     a, b = (one.size, other.size) if one.length <= SAMPLE or other.length <= SAMPLE else (one.length, other.length)
     return abs(a - b) <= max(3, SAME_SIZE * max(a, b))
+
+
+def _comparable_size(one: Mark, other: Mark) -> bool:
+    return max(one.size, other.size) <= NEAR_SIZE * min(one.size, other.size) + SHORT
 
 
 def _other_question(now: _Said, before: _Said) -> bool:
@@ -213,12 +226,12 @@ def _errors(said: Sequence[_Said]) -> list[Finding]:
 
 
 def _row(said: Sequence[_Said], last: _Said) -> int:
-    """How many of the latest steps say the same failure as the last one."""
-    row = 0
+    """How many of the latest steps say the same failure, each as the one after it."""
+    row, after = 0, last.mark
     for step in reversed(said):
-        if not step.mark.fault or likeness(step.mark, last.mark) < SAME:
+        if not step.mark.fault or likeness(step.mark, after) < SAME:
             break
-        row += 1
+        row, after = row + 1, step.mark
     return row
 
 

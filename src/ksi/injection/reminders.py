@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import (
-    BaseLoader,
-    ChoiceLoader,
-    FileSystemLoader,
-    PackageLoader,
-    StrictUndefined,
-    TemplateError,
-    TemplateNotFound,
-    TemplateSyntaxError,
-)
+from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError
+from jinja2.loaders import split_template_path
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ksi.injection.wrapper import neutralise, wrap
+from ksi.injection.wrapper import wrap
 
 GENERAL = "general"
 """The template that stands in for one that is missing or broken."""
@@ -26,6 +19,7 @@ TRIGGERS = ("research", "coordination", "memory", "antThinking", GENERAL)
 """The triggers whose templates are in the package."""
 SUFFIX = ".md.j2"
 
+_PACKAGE = Path(__file__).with_name("templates")
 _LONG = frozenset({"result", "guidance"})
 _FAULTS = (
     TemplateError,
@@ -41,9 +35,7 @@ _FAULTS = (
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a template can use, each under its name.
-
-    Texts are neutralised before they get there, and all but `result` and `guidance` are one line (C4)."""
+    """What a template can use, each under its name. All but `result` and `guidance` are one line (C4)."""
 
     trigger: str
     outcome: str
@@ -89,19 +81,37 @@ class Rendered(msgspec.Struct, frozen=True):
     problem: str | None = None
 
 
+class _Folders(BaseLoader):
+    """Templates from the first folder that has them. A file that changes, comes or goes is seen at the next use."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str | None, Callable[[], bool]]:
+        """The text, its place, and whether that is still what would be found."""
+        found = self._find(template)
+        if found is None:
+            raise TemplateNotFound(template)
+        return found[0].read_text("utf-8"), str(found[0]), lambda: self._find(template) == found
+
+    def _find(self, template: str) -> tuple[Path, int] | None:
+        parts = split_template_path(template)
+        for folder in self._folders:
+            path = folder.joinpath(*parts)
+            if path.is_file():
+                return path, path.stat().st_mtime_ns
+        return None
+
+
 class Templates:
     """The templates by trigger. A user's file is read when it is used, and again when it was changed."""
 
     def __init__(self, user_folder: Path | None = None) -> None:
         """`user_folder` holds `<trigger>.md.j2` files that come before the package's, or add triggers to them. It need
         not exist."""
-        own = PackageLoader("ksi.injection", "templates")
-        loaders: list[BaseLoader] = [own]
-        if user_folder is not None:
-            loaders.insert(0, FileSystemLoader(user_folder))
         self._folder = user_folder
-        self._any = _environment(ChoiceLoader(loaders))
-        self._own = _environment(own)
+        self._any = _environment(_Folders(*([user_folder] if user_folder is not None else []), _PACKAGE))
+        self._own = _environment(_Folders(_PACKAGE))
 
     def names(self) -> tuple[str, ...]:
         """The triggers that have a template, sorted."""
@@ -113,14 +123,6 @@ class Templates:
     def known(self, trigger: str) -> bool:
         """Whether a trigger has a template."""
         return trigger in TRIGGERS or trigger in self.names()
-
-    def problem(self, trigger: str) -> str | None:
-        """What is wrong with a trigger's template, as far as reading it says; None where it can be used."""
-        try:
-            self._any.get_template(f"{trigger}{SUFFIX}")
-        except _FAULTS as error:
-            return self._words(trigger, error)
-        return None
 
     def render(self, facts: Facts) -> Rendered:
         """The reminder's text.
@@ -147,7 +149,7 @@ class Templates:
         )
 
 
-def _environment(loader: BaseLoader) -> ImmutableSandboxedEnvironment:
+def _environment(loader: BaseLoader) -> Environment:
     return ImmutableSandboxedEnvironment(
         loader=loader,
         undefined=StrictUndefined,
@@ -159,8 +161,8 @@ def _environment(loader: BaseLoader) -> ImmutableSandboxedEnvironment:
 
 
 def _values(facts: Facts) -> dict[str, Any]:
-    """The facts for a template: neutralised, all but the long texts on one line: no name begins a new one."""
+    """The facts for a template, all but the long texts on one line: no name begins a new one."""
     return {
-        name: neutralise(value if name in _LONG else " ".join(value.split())) if isinstance(value, str) else value
+        name: " ".join(value.split()) if isinstance(value, str) and name not in _LONG else value
         for name, value in msgspec.structs.asdict(facts).items()
     }

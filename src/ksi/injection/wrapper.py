@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from ksi.injection.escapes import WayBack, undo
+from ksi.injection.escapes import KINDS, Kind, WayBack
 from ksi.injection.lookalikes import INVISIBLE, PAIR, SOLID, fold
 
 OPENING = "<system-reminder>\n"
@@ -13,10 +13,8 @@ CLOSING = "\n</system-reminder>"
 BETWEEN = "\n\n----\n\n"
 """What stands between several results in one reminder."""
 
-MAX_LAYERS = 32
-"""Layers of escapes that are looked through; what is escaped more often than that loses its escapes."""
-_TAGS = re.compile("[\U000e0020-\U000e007e]")
-"""Unicode's invisible copies of ASCII: noise for the eye, letters for some models. Both readings are looked at."""
+MAX_READINGS = 48
+"""Ways of undoing escapes that are looked at; a text that has more loses its escapes."""
 _NAME_START = 40
 """Letters that may stand before the name in one word, as in `ns:system-reminder`."""
 _ATTRIBUTES = 200
@@ -75,11 +73,16 @@ def _changes(value: str) -> dict[tuple[int, int], str]:
     """What has to become of which places, over all readings of the text."""
     changes: dict[tuple[int, int], str] = {}
     for text, ways in _readings(value):
+        if text is None:
+            return changes | {(start, start + 1): " " for kind in KINDS for start in _escapes(kind, value)}
         for place, mark in _brackets(fold(text)):
             changes[_origin(ways, place)] = mark
-        if len(ways) > MAX_LAYERS and (more := undo(text)) is not None:
-            changes |= {_origin(ways, start): " " for start, _ in more[1].spans}
     return changes
+
+
+def _escapes(kind: Kind, value: str) -> Iterator[int]:
+    undone = kind.undo(value)
+    return iter(()) if undone is None else (start for start, _ in undone[1].spans)
 
 
 def _brackets(folded: str) -> Iterator[tuple[int, str]]:
@@ -102,15 +105,16 @@ def _brackets(folded: str) -> Iterator[tuple[int, str]]:
 def _opening(folded: str, name: int) -> int | None:
     """Where the tag begins whose name stands at `name`; None where no bracket is before it."""
     start = _back(folded, name, _NOISE)
-    if "<" in folded[start:name]:
-        return start
+    if (bracket := folded.find("<", start, name)) >= 0:
+        return bracket
     # The name's beginning: letters and what joins them, up to a bracket.
     place, letters = name, 0
     while place and letters <= _NAME_START and (folded[place - 1] in f"-{INVISIBLE}" or _WORD.match(folded[place - 1])):
         letters += folded[place - 1] not in f"-{INVISIBLE}"
         place -= 1
     start = _back(folded, place, f"<>/ {INVISIBLE}")
-    return start if "<" in folded[start:place] else None
+    bracket = folded.find("<", start, place)
+    return bracket if bracket >= 0 else None
 
 
 def _back(folded: str, place: int, over: str) -> int:
@@ -119,24 +123,23 @@ def _back(folded: str, place: int, over: str) -> int:
     return place
 
 
-def _readings(value: str) -> Iterator[tuple[str, list[WayBack]]]:
-    """The text as it stands, and with one, two, ... layers of escapes undone; the same without Unicode's tags."""
-    yield from _deeper(value, [])
-    if _TAGS.search(value):
-        yield from _deeper(*_without_tags(value))
-
-
-def _deeper(text: str, ways: list[WayBack]) -> Iterator[tuple[str, list[WayBack]]]:
-    yield text, ways
-    while len(ways) <= MAX_LAYERS and (layer := undo(text)) is not None:
-        text, ways = layer[0], [*ways, layer[1]]
+def _readings(value: str) -> Iterator[tuple[str | None, list[WayBack]]]:
+    """The text as it stands, and with escapes undone, kind by kind and layer by layer in any order: who reads it may
+    know one kind or all. None at the end where there are more than MAX_READINGS."""
+    todo: list[tuple[str, list[WayBack]]] = [(value, [])]
+    seen = {hash(value)}
+    while todo:
+        text, ways = todo.pop()
         yield text, ways
-
-
-def _without_tags(value: str) -> tuple[str, list[WayBack]]:
-    spans = tuple(tag.span() for tag in _TAGS.finditer(value))
-    starts = tuple(start - number for number, (start, _) in enumerate(spans))
-    return _TAGS.sub("", value), [WayBack(starts, (0,) * len(starts), spans)]
+        for kind in KINDS:
+            undone = kind.undo(text)
+            if undone is None or hash(undone[0]) in seen:
+                continue
+            if len(seen) >= MAX_READINGS:
+                yield None, []
+                return
+            seen.add(hash(undone[0]))
+            todo.append((undone[0], [*ways, undone[1]]))
 
 
 def _origin(ways: Sequence[WayBack], place: int) -> tuple[int, int]:
