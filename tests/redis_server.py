@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -108,3 +109,44 @@ def running(*options: str, port: int = 0) -> Iterator[RedisServer]:
             yield server
         finally:
             server.kill()
+
+
+@contextlib.contextmanager
+def cluster(count: int) -> Iterator[str]:
+    """Servers that share the slots; the `store.url` of the last one, which has few of the keys."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(running("--cluster-enabled", "yes", "--appendonly", "no", port=free_port()))
+            for _ in range(count)
+        ]
+        share = 16384 // count + 1
+        for number, server in enumerate(servers):
+            first, last = number * share, min((number + 1) * share, 16384) - 1
+            assert server.ask("CLUSTER", "ADDSLOTSRANGE", str(first), str(last)).startswith(b"+OK")
+            assert server.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1)).startswith(b"+OK")
+        for server in servers[1:]:
+            assert server.ask("CLUSTER", "MEET", "127.0.0.1", str(servers[0].port)).startswith(b"+OK")
+        for server in servers:
+            _await(server, b"cluster_state:ok", count)
+        yield f"redis+cluster://127.0.0.1:{servers[-1].port},127.0.0.1:{servers[0].port}"
+
+
+def _await(server: RedisServer, word: bytes, known: int) -> None:
+    """Wait until a node of a cluster knows all others and serves."""
+    end = time.monotonic() + START_TIME
+    while True:
+        said = server.ask("CLUSTER", "INFO")
+        if word in said and f"cluster_known_nodes:{known}".encode() in said:
+            return
+        assert time.monotonic() < end, said
+        time.sleep(0.02)  # nothing tells when a cluster has formed
+
+
+def free_port() -> int:
+    """A port that nobody has at the moment; a cluster's bus takes the one 10,000 above it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < 55_000:
+            return port

@@ -48,7 +48,15 @@ def circle(chance: random.Random, length: int, *, noise: bool) -> Loop:
     for turn in range(ROUNDS * length):
         text = said[turn % length]
         hops.append(noisy(chance, text, turn) if noise else text)
-    return spoken(names(chance, length), hops), length
+    made = spoken(names(chance, length), hops)
+    # One agent that gives one short answer in ever new conversations may as well have many small tasks.
+    told_apart = length > 1 or len(said[0].split()) >= 30
+    return (wandering(chance, made) if told_apart and chance.random() < 0.25 else made), length
+
+
+def wandering(chance: random.Random, hops: list[Hop]) -> list[Hop]:
+    """The same agents, each time in a conversation of its own."""
+    return [{**hop, "agent": hop["speaker"], "speaker": f"conv-{chance.getrandbits(40):010x}"} for hop in hops]
 
 
 def spoken(speakers: Sequence[str], texts: Sequence[str]) -> list[Hop]:
@@ -83,26 +91,31 @@ OFFERS = (
     (("Could you", "Can you", "Would you", "Please"), ("confirm", "verify", "make sure of"),
      ("the deadline for the release", "the release deadline", "when the release is due"),
      ("before I go on", "so that I can go on", "first", "as a first step")),
-    (("As soon as", "Once", "When"), ("you have confirmed,", "there is a confirmation,", "I have your confirmation,"),
+    (("As soon as", "Once", "When"),
+     ("you have confirmed,", "there is a confirmation,", "I have your confirmation,"),
      ("I will start", "I can begin", "the work begins", "I shall begin"),
      ("with the first task", "on the first task", "on task one")),
-    (("Everything is", "All is", "The whole setup is"), ("ready", "in place", "prepared"), ("on my side", "here", "from my end"),
+    (("Everything is", "All is", "The whole setup is"), ("ready", "in place", "prepared"),
+     ("on my side", "here", "from my end"),
      ("and I await instructions", "and I am waiting for instructions", "so just give me instructions")),
-    (("The plan", "Our plan", "The agreed plan"), ("remains", "stays", "is still"), ("the same as before", "as it was", "unchanged"),
+    (("The plan", "Our plan", "The agreed plan"), ("remains", "stays", "is still"),
+     ("the same as before", "as it was", "unchanged"),
      ("with three phases", "in three phases", "and has three phases")),
-    (("We should", "We need to", "It is time to"), ("gather", "collect", "bring together"), ("the requirements", "all requirements"),
-     ("from every team", "of all teams", "of each team")),
+    (("We should", "We need to", "It is time to"), ("gather", "collect", "bring together"),
+     ("the requirements", "all requirements"), ("from every team", "of all teams", "of each team")),
 )  # fmt: skip
 THANKS = (
-    ("Thank you so much", "Thanks a lot", "Many thanks", "Thank you very much"), ("for your help", "for the help", "for helping"),
+    ("Thank you so much", "Thanks a lot", "Many thanks", "Thank you very much"),
+    ("for your help", "for the help", "for helping"),
     ("It was great working with you", "It was a pleasure to work with you", "Working with you was great"),
     ("Have a wonderful day", "Have a great day", "I wish you a wonderful day"),
-)  # fmt: skip
+)
 WELCOME = (
-    ("You are welcome", "You are very welcome", "Most welcome"), ("Happy to help", "Glad to help", "Always happy to help"),
-    ("Let me know if you need anything else", "If you need anything else, let me know", "Just say if you need anything else"),
+    ("You are welcome", "You are very welcome", "Most welcome"),
+    ("Happy to help", "Glad to help", "Always happy to help"),
+    ("Let me know if you need anything else", "If you need anything else, let me know", "Just say if you need more"),
     ("Have a wonderful day too", "A wonderful day to you too", "Have a great day as well"),
-)  # fmt: skip
+)
 
 
 def reworded(chance: random.Random, sentences: Sequence[Sequence[Sequence[str]]]) -> str:
@@ -190,7 +203,8 @@ TEXT_ERRORS = (
     "Request failed: 403 access denied for project atlas.",
 )
 RETRIES = (
-    "I will try that again.", "Let us run it once more.", "Retrying now with the same input.", "Please run the step again.",
+    "I will try that again.", "Let us run it once more.", "Retrying now with the same input.",
+    "Please run the step again.",
     "That did not work, try again.", "Once more, please.",
 )  # fmt: skip
 
@@ -217,7 +231,8 @@ def error_loop(chance: random.Random) -> Loop:
 KINDS: dict[str, Callable[[random.Random], Loop]] = {
     made.__name__: made
     for made in (
-        self_repeat, ping_pong, triangle, n_cycle, paraphrase, politeness, elaboration, collapse, stuck_text, error_loop,
+        self_repeat, ping_pong, triangle, n_cycle, paraphrase,
+        politeness, elaboration, collapse, stuck_text, error_loop,
     )
 }  # fmt: skip
 

@@ -34,8 +34,10 @@ def research(chance: random.Random) -> list[Hop]:
     return hops
 
 
-STEPS = ("queued", "fetching sources", "compiling", "linking", "running unit tests", "running integration tests",
-         "packaging", "uploading", "waiting for approval", "rolling out to canary", "rolling out to region")  # fmt: skip
+STEPS = (
+    "queued", "fetching sources", "compiling", "linking", "running unit tests", "running integration tests",
+    "packaging", "uploading", "waiting for approval", "rolling out to canary", "rolling out to region",
+)  # fmt: skip
 
 
 def polling(chance: random.Random) -> list[Hop]:
@@ -91,17 +93,21 @@ def review(chance: random.Random) -> list[Hop]:
 def map_reduce(chance: random.Random) -> list[Hop]:
     """Fifty agents, each with its part, reporting in one form; in the end one that sums up."""
     writer = Writer(chance)
-    form = chance.randrange(3)
-    hops = []
+    form = chance.randrange(4)
+    nothing = chance.choice(("No issues were found in this part of the document.", "I found nothing to report here."))
+    agent = {"agent": "mapper"} if chance.random() < 0.4 else {}
+    hops: list[Hop] = []
     for part in range(1, 51):
         if form == 0:
             found = chance.choice(("nothing to report", "nothing to report", writer.sentence()))
             text = f"Part {part} of 50: {found}"
         elif form == 1:
             text = f"Chunk {part}: {chance.randint(0, 9)} mentions of {writer.thing()}, {chance.randint(0, 40)} links."
+        elif form == 2:
+            text = chance.choice((nothing, nothing, nothing, writer.sentence()))
         else:
             text = f"## Part {part}\n\nSummary: {writer.paragraph(1, 3)}\nConfidence: {chance.choice(('high', 'low'))}"
-        hops.append({"speaker": f"mapper-{part:02d}", "result": text})
+        hops.append({"speaker": f"mapper-{part:02d}", **agent, "result": text})
     return [*hops, {"speaker": "reducer", "result": writer.paragraph(6, 12)}]
 
 
@@ -256,7 +262,8 @@ def tour(chance: random.Random) -> list[Hop]:
 KINDS: dict[str, Callable[[random.Random], list[Hop]]] = {
     made.__name__: made
     for made in (
-        research, polling, review, map_reduce, tables, code, documents, debugging, drafting, labels, reports, game, tour,
+        research, polling, review, map_reduce, tables, code, documents,
+        debugging, drafting, labels, reports, game, tour,
     )
 }  # fmt: skip
 

@@ -22,8 +22,7 @@ from ksi.clock import SystemClock
 from ksi.providers.base import Call, Completion, Message
 from ksi.providers.local import LocalProvider, Options
 
-HOPS = 12
-KEPT = 6
+KEPT = 4
 """Messages of its own conversation that a speaker sees."""
 SUBJECTS = (
     "how tides work", "why leaves turn red", "how bread rises", "what makes a good map", "how a lock on a canal works",
@@ -65,27 +64,31 @@ def asked(plan: Plan, hop: int, last: str) -> str:
     return f"Let us talk about {plan.subject}. What should we look at?" if hop == 0 else last
 
 
-async def make(provider: LocalProvider, plan: Plan) -> dict[str, Any]:
-    """Let one chain run for HOPS hops."""
+async def make(provider: LocalProvider, plan: Plan, length: int, tokens: int) -> dict[str, Any]:
+    """Let one chain run for `length` hops of at most so many tokens."""
     memories: list[list[Message]] = [[] for _ in range(plan.speakers)]
     hops, last = [], ""
-    for hop in range(HOPS):
+    for hop in range(length):
         who = hop % plan.speakers
         memory = memories[who]
         memory.append(Message("user", asked(plan, hop, last)))
-        last = await answer(provider, plan, hop, who, memory[-KEPT - 1 :])
+        last = await answer(provider, plan, hop, who, memory[-KEPT - 1 :], tokens)
         memory.append(Message("assistant", last))
         hops.append({"speaker": f"agent-{who}", "result": last})
     return {
         "id": plan.name,
         "kind": plan.kind,
-        "origin": f"SmolLM2-135M-Instruct by make_local.py, temperature {plan.temperature}, about {plan.subject}",
+        "origin": (
+            f"SmolLM2-135M-Instruct by make_local.py, {tokens} tokens, temperature {plan.temperature}, {plan.subject}"
+        ),
         **label(hops, plan.speakers),
         "hops": hops,
     }
 
 
-async def answer(provider: LocalProvider, plan: Plan, hop: int, who: int, memory: Sequence[Message]) -> str:
+async def answer(
+    provider: LocalProvider, plan: Plan, hop: int, who: int, memory: Sequence[Message], tokens: int
+) -> str:
     """One turn."""
     call = Call(
         request_id=f"{plan.name}/{hop}",
@@ -94,7 +97,7 @@ async def answer(provider: LocalProvider, plan: Plan, hop: int, who: int, memory
         model="smollm2",
         messages=memory if memory[0].role == "user" else memory[1:],
         system=ROLES[who],
-        max_tokens=64,
+        max_tokens=tokens,
         temperature=plan.temperature,
         stream=True,
     )
@@ -105,22 +108,36 @@ async def answer(provider: LocalProvider, plan: Plan, hop: int, who: int, memory
 
 
 def label(hops: Sequence[dict[str, str]], speakers: int) -> dict[str, Any]:
-    """Runaway: from some hop on to the end, at least two rounds long, each text is nearly (90 of 100 characters) the
-    text one or two rounds before it; or three texts in a row are for the greater part one sentence said again. Honest:
-    no two texts of one speaker are more than 60 of 100 alike, and none says a sentence three times. Else unclear."""
+    """What a chain is, by its whole texts.
+
+    Runaway: from some hop on to the end, at least two rounds long, each text is nearly (90 of 100 characters) the text
+    one or two rounds before it; it began where near twins begin. Or three texts in a row are for the greater part one
+    sentence said again. Honest: no two texts of one speaker are more than 60 of 100 alike, and none says a sentence
+    three times. Else unclear.
+    """
     texts = [hop["result"].lower() for hop in hops]
     for length in (speakers, 2 * speakers):
         first = len(texts)
         while first > length and ratio(texts[first - 1], texts[first - 1 - length]) >= 90:
             first -= 1
         if len(texts) - first >= 2 * length:
-            return {"runaway": True, "loop_from": first - length, "round": length}
+            return {"runaway": True, "loop_from": beginning(texts, first - length, 2 * speakers), "round": length}
     for number in range(len(texts) - 2):
         if all(map(babbles, texts[number : number + 3])):
             return {"runaway": True, "loop_from": number, "round": 1}
     if max(pairs(texts, speakers), default=0.0) <= 60 and not any(map(repeats_itself, texts)):
         return {"runaway": False}
     return {"runaway": None}
+
+
+def beginning(texts: Sequence[str], loop: int, reach: int) -> int:
+    """Where it began: a loop may change its length. The first text from which on each has a near twin not far off."""
+    while loop and any(
+        ratio(texts[loop - 1], other) >= 90
+        for other in [*texts[loop : loop + reach], *texts[max(0, loop - 1 - reach) : loop - 1]]
+    ):
+        loop -= 1
+    return loop
 
 
 def pairs(texts: Sequence[str], speakers: int) -> Iterator[float]:
@@ -144,21 +161,21 @@ def repeats_itself(text: str) -> bool:
     return any(said.count(one) >= 3 for one in said)
 
 
-async def main(out: Path, chains: int, first: int) -> None:
+async def main(out: Path, numbers: range, length: int, tokens: int) -> None:
     provider = LocalProvider(
         "local",
         clock=SystemClock(),
         log_path=out.with_suffix(".log"),
-        options=Options(parallel=2, context_tokens=2048),
+        options=Options(parallel=2, context_tokens=2048, threads=1),
     )
     await provider.start()
     try:
-        todo = iter(range(first, first + chains))
+        todo = iter(numbers)
         with out.open("a", encoding="utf-8") as file:
 
             async def worker() -> None:
                 for number in todo:
-                    chain = await make(provider, Plan(number))
+                    chain = await make(provider, Plan(number), length, tokens)
                     file.write(json.dumps(chain, ensure_ascii=False) + "\n")
                     file.flush()
                     print(chain["id"], chain["runaway"], flush=True)
@@ -173,5 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--chains", type=int, default=90)
     parser.add_argument("--first", type=int, default=0, help="the number of the first")
+    parser.add_argument("--hops", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=40, help="of one answer, at most")
     given = parser.parse_args()
-    asyncio.run(main(given.out, given.chains, given.first))
+    asyncio.run(main(given.out, range(given.first, given.first + given.chains), given.hops, given.tokens))

@@ -28,14 +28,16 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 VERBS = (
     "depends on", "slows down", "improves", "is limited by", "was replaced by", "competes with", "hides", "reveals",
-    "is checked against", "is older than", "outlasts", "needs", "explains", "contradicts", "is cheaper than", "precedes",
+    "is checked against", "is older than", "outlasts", "needs", "explains", "contradicts", "is cheaper than",
+    "precedes",
     "follows from", "is measured with", "protects", "weakens", "is often confused with", "came before", "drives",
 )  # fmt: skip
 FRAMES = (
     "{A} {v} {b}.", "In most cases {a} {v} {b}, though not always.", "One source says that {a} {v} {b}.",
     "It is worth noting how {a} {v} {b}.", "Nobody expected that {a} {v} {b}.", "Where {a} fails, {b} takes over.",
     "The figures for {a} come from {n} observations.", "Between {y} and {z}, {a} changed more than {b}.",
-    "A closer look at {a} shows {n} open questions.", "Unlike {b}, {a} can be repaired.", "{A} and {b} share one cause.",
+    "A closer look at {a} shows {n} open questions.", "Unlike {b}, {a} can be repaired.",
+    "{A} and {b} share one cause.",
     "The team measured {a} {n} times and saw {b} move each time.", "Critics point out that {a} rarely {v} {b}.",
     "If {a} were removed, {b} would be the first to suffer.", "About {n} percent of what we know about {a} is recent.",
     "An expert would start with {a} and leave {b} for later.", "Costs for {a} rose while those for {b} fell.",

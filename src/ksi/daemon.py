@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
@@ -60,6 +60,9 @@ from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
 from ksi.transports.dispatch import Dispatcher
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
+
+if TYPE_CHECKING:
+    from ksi.completion.sharing import Sharing
 
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread gives way; the interpreter's own default is ten times that."""
@@ -169,6 +172,7 @@ class Daemon(_Served):
             self.store, self.providers, sessions, self._injections, announcer, prices, config, clock, chance
         )
         self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)
+        self._sharing = _sharing(config, self.store, self.queue, announcer, self.providers, lock_events, clock)
         completions = CompletionService(
             self.store,
             Intake(head_starts, chance),
@@ -225,6 +229,9 @@ class Daemon(_Served):
             undo.push_async_callback(self._injections.stop)
             await self.queue.start(recovery)
             undo.push_async_callback(self.queue.stop, 0.0)
+            if self._sharing is not None:
+                self._sharing.start()
+                undo.push_async_callback(self._sharing.stop)
             self._cleaner.start()
             undo.push_async_callback(self._cleaner.stop)
             await self.socket.start()
@@ -239,6 +246,8 @@ class Daemon(_Served):
         self._log.info("stopping", running=len(self.queue.runs))
         await self._cleaner.stop()
         await self.queue.stop(self.config.service.shutdown_grace)
+        if self._sharing is not None:
+            await self._sharing.stop()
         await self._injections.stop()
         await self.socket.stop()
         await self.providers.stop()
@@ -271,6 +280,7 @@ class Daemon(_Served):
             "ksi-cleaner": self._cleaner.alive,
             "ksi-responses": self._responses.alive,
             "ksi-injections": self._injections.alive,
+            **({} if self._sharing is None else {"ksi-lease": self._sharing.alive}),
         }
 
     async def health(self) -> dict[str, Any]:
@@ -385,13 +395,33 @@ def build_store(config: Config, chance: Chance) -> Store:
     if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/"):
         # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
         return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
-    if kind == "unix" or kind.startswith(("redis", "rediss")):
+    if config.store.shared:
         return _redis_store(config, chance)
     raise ConfigError(
         f"store.url: {config.store.shown_url!r} is none of memory://, sqlite:///path, redis://host, rediss://host, "
         "unix:///socket",
         place="store.url",
     )
+
+
+def _sharing(
+    config: Config,
+    store: Store,
+    queue: QueueManager,
+    announcer: Announcer,
+    providers: ProviderManager,
+    locks: LockEvents,
+    clock: Clock,
+) -> Sharing | None:
+    """What a store that others use too asks of its daemon; nothing where it has the store for itself."""
+    if not config.store.shared:
+        return None
+    from ksi.completion.sharing import Sharing
+    from ksi.store.redis import RedisStore
+
+    if not isinstance(store, RedisStore):
+        return None
+    return Sharing(store, queue, announcer, providers, locks, clock, config.queue.lease)
 
 
 def _redis_store(config: Config, chance: Chance) -> Store:

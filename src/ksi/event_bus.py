@@ -91,6 +91,10 @@ class EventBus:
         """Whether anybody follows it."""
         return request_id in self._followers
 
+    def followed_ids(self) -> list[str]:
+        """Everything that somebody follows."""
+        return list(self._followers)
+
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""
         self.unsubscribe(listener, None)

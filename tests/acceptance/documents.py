@@ -33,9 +33,14 @@ def document(talk: Talk, **payload: Any) -> Json:
     return payload
 
 
+def short(prompt: str) -> Json:
+    """A prompt whose answer need not be long."""
+    return {"prompt": prompt, "max_tokens": 8}
+
+
 def final(talk: Talk, request_id: str) -> Json:
     """A request at its end."""
-    return talk.ask("completion:wait", request_id=request_id, timeout=60)
+    return talk.ask("completion:wait", request_id=request_id, timeout=300)
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def priorities(talk: Talk) -> None:
     words = ("BACKGROUND", "LOW", "NORMAL", "HIGH", "CRITICAL")
     with held(talk, conversation):
         ids = [
-            talk.ask("completion:async", prompt="Say one word.", session_id=conversation, priority=word)["request_id"]
+            talk.ask("completion:async", **short("Say one word."), session_id=conversation, priority=word)["request_id"]
             for word in words
         ]
         line = talk.ask("conversation:lock_status", conversation_id=conversation)["queue"]
@@ -130,8 +135,8 @@ def parallel_requests_wait(talk: Talk) -> None:
     """Requests to a conversation that is taken are queued, and told so; then they run one after the other."""
     conversation = fresh("parallel")
     with held(talk, conversation) as holder:
-        first = talk.ask("completion:async", prompt="One", session_id=conversation)
-        second = talk.ask("completion:async", prompt="Two", session_id=conversation)
+        first = talk.ask("completion:async", **short("One"), session_id=conversation)
+        second = talk.ask("completion:async", **short("Two"), session_id=conversation)
         assert (first["status"], first["conversation_locked"], first["holder"]) == ("queued", True, holder), first
         assert (first["position"], second["position"]) == (0, 1)
         waiting = talk.ask(
@@ -144,9 +149,9 @@ def parallel_requests_wait(talk: Talk) -> None:
 def forks(talk: Talk) -> None:
     """A fork is recorded, told, and drawn in `conversation:lock_status`."""
     parent = fresh("parent")
-    talk.ask("completion:request", prompt="Hello", session_id=parent)
+    talk.ask("completion:request", **short("Hello"), session_id=parent)
     talk.ask("monitor:subscribe", patterns=["conversation:forked"])
-    child = talk.ask("completion:request", prompt="Another way", session_id=parent, fork=True)["session_id"]
+    child = talk.ask("completion:request", **short("Another way"), session_id=parent, fork=True)["session_id"]
     assert child != parent
     told = talk.pushed("conversation:forked", child=child)
     assert (told["parent"], told["kind"]) == (parent, "requested"), told
@@ -186,12 +191,12 @@ def injections(talk: Talk) -> None:
 
 def depth_limit(talk: Talk) -> None:
     """Depth limiting: what is deeper than allowed is blocked, with its reason and the chain's figures."""
-    root = talk.ask("completion:request", prompt="Begin", circuit_breaker_config={"max_depth": 1})
+    root = talk.ask("completion:request", **short("Begin"), circuit_breaker_config={"max_depth": 1})
     limits = {"max_depth": 1, "parent_request_id": root["request_id"]}
-    child = talk.ask("completion:request", prompt="Go on with what you said.", circuit_breaker_config=limits)
+    child = talk.ask("completion:request", **short("Go on with what you said."), circuit_breaker_config=limits)
     assert child["status"] == "completed", child
     limits = {"max_depth": 1, "parent_request_id": child["request_id"]}
-    blocked = talk.ask("completion:async", prompt="And further.", circuit_breaker_config=limits)
+    blocked = talk.ask("completion:async", **short("And further."), circuit_breaker_config=limits)
     assert blocked["status"] == "blocked", blocked
     assert blocked["reason"]["code"]
     assert blocked["chain"]["ideation_depth"] >= 1
@@ -203,16 +208,17 @@ def depth_limit(talk: Talk) -> None:
 def token_budget(talk: Talk) -> None:
     """Token budgets: a chain whose budget cannot hold the request is blocked; an operator can look at it."""
     limits = {"token_budget": 1}
-    reply = talk.ask("completion:async", prompt="A long story, please.", circuit_breaker_config=limits)
-    assert reply["status"] == "blocked", reply
-    assert reply["reason"]["message"]
-    assert reply["chain"]["token_budget"] == 1
+    reply = talk.ask("completion:async", **short("A long story, please."), circuit_breaker_config=limits)
+    blocked = reply if reply["status"] == "blocked" else final(talk, reply["request_id"])
+    assert blocked["status"] == "blocked", blocked
+    assert blocked["reason"]["message"]
+    assert blocked["chain"]["token_budget"] == 1
 
 
 def breaker_reset(talk: Talk) -> None:
     """`circuit_breaker:reset` lets a chain go on."""
     root = talk.ask(
-        "completion:request", prompt="Begin", circuit_breaker_config={"max_depth": 5, "token_budget": 50000}
+        "completion:request", **short("Begin"), circuit_breaker_config={"max_depth": 5, "token_budget": 50000}
     )
     reset = talk.ask("circuit_breaker:reset", request_id=root["request_id"])
     assert (reset["state"], reset["resets"]) == ("open", 1), reset
@@ -238,7 +244,7 @@ def events_are_told(talk: Talk) -> None:
     """`monitor:subscribe`: a request's way is told while it goes."""
     with talk.again() as other:
         other.ask("monitor:subscribe", patterns=["completion:*", "conversation:*"])
-        reply = talk.ask("completion:request", prompt="Hello", session_id=fresh("told"))
+        reply = talk.ask("completion:request", **short("Hello"), session_id=fresh("told"))
         assert other.pushed("conversation:locked", request_id=reply["request_id"])
         assert other.pushed("completion:progress", request_id=reply["request_id"])["status"] == "running"
         assert other.pushed("completion:result", request_id=reply["request_id"])["status"] == "completed"
@@ -260,7 +266,7 @@ def completion_cancel(talk: Talk) -> None:
     """`completion:cancel` stops what waits; again is harmless."""
     conversation = fresh("cancelled")
     with held(talk, conversation):
-        waits = talk.ask("completion:async", prompt="Never mind.", session_id=conversation)["request_id"]
+        waits = talk.ask("completion:async", **short("Never mind."), session_id=conversation)["request_id"]
         assert talk.ask("completion:cancel", request_id=waits)["status"] == "cancelled"
     assert talk.ask("completion:cancel", request_id=waits)["status"] == "already_final"
     assert talk.pushed("completion:result", request_id=waits)["status"] == "cancelled"
@@ -277,7 +283,7 @@ def completion_status(talk: Talk) -> None:
 def session_status(talk: Talk) -> None:
     """`completion:session_status`: a session's life, and which agents came to it."""
     session = fresh("session")
-    talk.ask("completion:request", prompt="Hello", session_id=session, agent_id="agent-1")
+    talk.ask("completion:request", **short("Hello"), session_id=session, agent_id="agent-1")
     status = talk.ask("completion:session_status", session_id=session)
     assert (status["state"], status["turns"], status["agents"], status["locked"]) == ("active", 1, ["agent-1"], False)
     assert talk.refused("completion:session_status", session_id=fresh("nobody")) == "not_found"
@@ -291,7 +297,7 @@ def retry_status(talk: Talk) -> None:
 
 def completion_failed(talk: Talk) -> None:
     """`completion:failed`: on what has ended it changes nothing, on what nobody knows neither."""
-    ended = talk.ask("completion:request", prompt="Hello")["request_id"]
+    ended = talk.ask("completion:request", **short("Hello"))["request_id"]
     assert talk.ask("completion:failed", request_id=ended, reason="timeout")["status"] == "not_retryable"
     assert talk.ask("completion:failed", request_id=fresh("nobody"), reason="timeout")["status"] == "not_found"
     assert talk.refused("completion:failed", request_id=ended, reason="bad mood") == "invalid_data"
@@ -306,7 +312,7 @@ def provider_status(talk: Talk) -> None:
 def token_usage(talk: Talk) -> None:
     """`completion:token_usage`: per agent, model and session, with trends and MCP's share."""
     agent, session = fresh("agent"), fresh("session")
-    talk.ask("completion:request", prompt="Hello", agent_id=agent, session_id=session)
+    talk.ask("completion:request", **short("Hello"), agent_id=agent, session_id=session)
     usage = talk.ask("completion:token_usage", agent_id=agent)
     assert usage["totals"]["requests"] == 1
     assert [row["agent_id"] for row in usage["by_agent"]] == [agent]
@@ -320,7 +326,7 @@ def token_usage(talk: Talk) -> None:
 
 def active_completions(talk: Talk) -> None:
     """Active completions are counted and can be listed; what has ended is none of them."""
-    reply = talk.ask("completion:request", prompt="Hello")
+    reply = talk.ask("completion:request", **short("Hello"))
     listed = talk.ask("completion:queue_status", list="active")["items"]
     assert reply["request_id"] not in {row["request_id"] for row in listed}
     assert reply["request_id"] in {
@@ -333,7 +339,7 @@ def response_files(talk: Talk) -> None:
     from pathlib import Path
 
     session = fresh("filed")
-    reply = talk.ask("completion:request", prompt="Hello", session_id=session)
+    reply = talk.ask("completion:request", **short("Hello"), session_id=session)
     log = Path(talk.ask("system:context")["home"], "var", "logs", "responses", f"{session}.jsonl")
     until(log.is_file, f"the response log {log}")
     assert reply["request_id"] in log.read_text("utf-8")
@@ -342,12 +348,13 @@ def response_files(talk: Talk) -> None:
 def repeated_request(talk: Talk) -> None:
     """An id names one request: sent again, it answers with that one, and runs no second time."""
     name, session = fresh("once"), fresh("session")
-    first = talk.ask("completion:request", prompt="Hello", request_id=name, session_id=session)
-    again = talk.ask("completion:request", prompt="Hello", request_id=name, session_id=session)
+    first = talk.ask("completion:request", **short("Hello"), request_id=name, session_id=session)
+    again = talk.ask("completion:request", **short("Hello"), request_id=name, session_id=session)
     assert again["finished_at"] == first["finished_at"]
     assert talk.ask("completion:session_status", session_id=session)["turns"] == 1
     assert (
-        talk.refused("completion:request", prompt="Other", request_id=name, session_id=session) == "request_id_conflict"
+        talk.refused("completion:request", **short("Other"), request_id=name, session_id=session)
+        == "request_id_conflict"
     )
 
 

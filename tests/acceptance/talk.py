@@ -15,8 +15,8 @@ from typing import Any, Self
 
 Json = dict[str, Any]
 
-PATIENCE = 60.0
-"""Seconds that anything gets."""
+PATIENCE = 300.0
+"""Seconds that anything gets: a model without a graphics card is slow."""
 
 
 class Refused(Exception):
@@ -108,9 +108,10 @@ class Talk:
             if fits(message):
                 return self._kept.pop(place)
         while line := self._lines.readline():
-            message: Json = json.loads(line)
+            message = json.loads(line)
             if fits(message):
-                return message
+                found: Json = message
+                return found
             self._kept.append(message)
         raise AssertionError("the daemon closed the connection")
 

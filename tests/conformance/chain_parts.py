@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ksi.clock import MICROSECONDS, microseconds
+from ksi.clock import microseconds
 from ksi.request import Outcome, Priority, State, Usage
 from ksi.store.base import Store
 from ksi.store.chains import (
@@ -123,4 +123,6 @@ def told(settled: Any) -> list[tuple[str, str]]:
     return [(one.injection_id, one.state) for one in settled.injections]
 
 
-SECOND = MICROSECONDS
+async def run_first(world: World, name: str, conversation: str, **fields: Any) -> Claimed:
+    """Have a request run at once, though others are ready before it."""
+    return await world.run(name, conversation, priority=Priority.CRITICAL, **fields)

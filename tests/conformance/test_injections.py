@@ -9,7 +9,7 @@ import pytest
 
 from ksi.clock import microseconds
 from ksi.errors import InternalError, InvalidData, NotFound
-from ksi.request import Outcome, Priority, State
+from ksi.request import OnBusy, Outcome, Priority, State
 from ksi.store.chains import Block, Delivered, InjectionState, Reminder
 from ksi.store.values import Claimed, Finish, GiveBack, Retry
 from tests.conformance.chain_parts import (
@@ -220,6 +220,31 @@ async def test_what_was_found_against_a_follow_up_or_its_chain_makes_dead_letter
     assert told(settled) == [("root/2", "delivered"), ("x/1", "blocked")]
     assert (await delivery(world, "x/1")).reason == LOOP
     assert (await figures(world)).spending.tripped == LOOP
+
+
+@pytest.mark.promise("C7")
+async def test_a_follow_up_s_own_check_can_trip_the_chain_for_those_behind_it(world: World) -> None:
+    claim = await begin(world, injects=True)
+    found = direct("root/1", "other", trips=True)
+    assert found.child is not None
+    membership = msgspec.structs.replace(found.child.membership, block=LOOP)
+    found = msgspec.structs.replace(found, child=msgspec.structs.replace(found.child, membership=membership))
+    settled = await complete(world, claim, after(found, direct("root/2", "other")))
+    assert told(settled) == [("root/1", "blocked"), ("root/2", "blocked")]
+    assert (await figures(world)).spending.tripped == LOOP
+
+
+@pytest.mark.promise("C3", "L3")
+async def test_an_interruption_that_ends_a_waiting_holder_leaves_it_to_be_routed(world: World) -> None:
+    await complete(world, await begin(world, injects=True), after(direct("root/1", "other", injects=True)))
+    await world.retry(await world.claim_one(), 100)
+    enqueued = await world.enqueue("urgent", "other", on_busy=OnBusy.INTERRUPT)
+    assert enqueued.passing is not None
+    assert enqueued.passing.released_by == "root/1"
+    view = await delivery(world, "root/1")
+    assert (view.state, view.reason and view.reason.code) == ("failed", "cancelled")
+    assert await world.store.unrouted() == ("root/1",)
+    assert (await figures(world)).unfinished == 0
 
 
 @pytest.mark.promise("C3")

@@ -247,3 +247,14 @@ async def test_a_pruned_store_goes_on_as_before(world: World) -> None:
     settled = await world.complete(claim)
     assert settled.state is State.COMPLETED
     assert [turn.request_id for turn in await world.store.log_after(await world.store.log_watermark(), 5)] == ["a"]
+
+
+async def test_keys_never_come_twice(store_factory: StoreFactory) -> None:
+    world = await store_factory(keep_finished=1, keep_sessions=1)
+    claim = await world.run("a")
+    await world.fail(claim)
+    world.clock.forward(1)
+    assert await world.prune() == (1, 1)
+    await world.restart()
+    later = await world.run("a")
+    assert later.key > claim.key

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from ksi.clock import MICROSECONDS, Chance, Moment, microseconds
 from ksi.request import Attempt, HeadStarts, Outcome, Priority, State, Usage
 from ksi.store.base import Store
+from ksi.store.chains import Aftermath
 from ksi.store.memory import MemoryStore
 from ksi.store.memory_data import MemoryData
 from ksi.store.redis import RedisStore
@@ -244,9 +245,11 @@ class World:
             defaults |= {"text": f"answer to {claim.request_id}", "usage": Usage(input_tokens=10, output_tokens=5)}
         return Attempt(**(defaults | fields))
 
-    async def settle(self, claim: Claimed, verdict: Verdict, attempt: Attempt) -> Settled:
+    async def settle(
+        self, claim: Claimed, verdict: Verdict, attempt: Attempt, aftermath: Aftermath | None = None
+    ) -> Settled:
         """Settle."""
-        return await self.store.settle(claim, attempt, verdict, self.clock.now())
+        return await self.store.settle(claim, attempt, verdict, self.clock.now(), aftermath)
 
     async def complete(self, claim: Claimed, **fields: Any) -> Settled:
         """The run brought an answer."""

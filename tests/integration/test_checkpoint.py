@@ -22,7 +22,7 @@ import pytest
 
 from ksi.completion.checkpoint import TWICE
 from ksi.errors import StoreFull
-from ksi.store.checkpoint_file import HEADER_SIZE, CheckpointReader, CheckpointWriter
+from ksi.store.checkpoint_file import HEADER_SIZE, VERSION, CheckpointReader, CheckpointWriter
 from ksi.store.snapshot import Figures, Record
 from ksi.testing import SimulatedClock
 from tests.daemon_process import DaemonProcess, make_home
@@ -304,7 +304,7 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "a database": ("foreign", lambda _: b"SQLite format 3\0" + bytes(4000)),
     "one that was not finished": ("foreign", lambda data: b" " * HEADER_SIZE + data[HEADER_SIZE:]),
     "half a header": ("foreign", lambda data: data[:100]),
-    "a newer version": ("newer", lambda data: change_header(data, version=2)),
+    "a newer version": ("newer", lambda data: change_header(data, version=VERSION + 1)),
     "a newer version that we cannot read": (
         "newer",
         lambda _: b'{"format":"ksi-checkpoint","version":9}'.ljust(HEADER_SIZE),
@@ -436,4 +436,4 @@ def test_a_reader_gives_what_a_writer_took(tmp_path: Path) -> None:
     assert list(reader.records()) == [FIGURES]
     assert (reader.header.created_at, reader.header.ksi, reader.header.records) == (1.0, "0", {"figures": 1})
     reader.close()
-    assert msgspec.json.decode((tmp_path / "saved.ksi").read_bytes()[:HEADER_SIZE])["version"] == 2
+    assert msgspec.json.decode((tmp_path / "saved.ksi").read_bytes()[:HEADER_SIZE])["version"] == VERSION

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from ksi.benchmarking.claude import ClaudePlan, find_claude
+from ksi.benchmarking.claude import ClaudePlan, ClaudePool, ClaudeRun, ClaudeTurns, find_claude
+from ksi.benchmarking.figures import Times
 from ksi.benchmarking.report import lines
 from ksi.benchmarking.rows import Plan
 from ksi.benchmarking.session import measure
+from ksi.cli import main
 from ksi.errors import ConfigError
 from tests.claude import real_claude
 
@@ -33,6 +38,24 @@ def test_turns_of_claude_code_are_measured_warm_cold_and_bare(tmp_path: Path) ->
     assert [line.row for line in found] == ["claude"] * 6
     assert len(said) == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_alone_measures_the_home_s_claude_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ksi.toml").write_text('[providers.mine]\nkind = "claude-cli"\ncommand = ["/opt/claude", "--x"]\n')
+    asked: list[Any] = []
+
+    def measure_claude(plan: ClaudePlan, command: list[str], folder: Path, say: Callable[[str], None]) -> ClaudeRun:
+        asked.append((plan, command))
+        turns = ClaudeTurns(over=Times(41.0, 54.0, 2), own=Times(200.0, 201.0, 2))
+        pool = ClaudePool(conversations=2, limit=1, most=1, warm=1, memory=2, memory_of_one=2)
+        return ClaudeRun(version="2.1.330", warm=[turns], cold=[turns], bare=[turns], pool=pool)
+
+    monkeypatch.setattr("ksi.benchmarking.session.measure_claude", measure_claude)
+    done = CliRunner().invoke(main, ["--home", str(tmp_path), "bench", "--claude", "--runs", "2"])
+    assert done.exit_code == 0, done.output
+    assert asked == [(ClaudePlan(runs=2), ["/opt/claude", "--x"])]
+    assert "41 ms (p99 54 ms)" in done.output
+    assert "completions" not in done.output
 
 
 def test_a_program_that_is_not_there_is_said_with_what_to_do() -> None:

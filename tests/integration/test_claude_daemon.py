@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.claude import House, living, number_messages, said, session_of
+from tests.claude import House, living, number_messages, said, scripted, session_of
 from tests.claude import until as until_seen
 from tests.daemon_process import DaemonProcess, make_home
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
@@ -40,7 +40,7 @@ class Place:
     async def served(self, **options: Any) -> AsyncIterator[Wire]:
         """A daemon in the home, and a connection to it."""
         claude = {"kind": "claude-cli", **self.house.options(**options)}
-        providers = {"claude-cli": claude, "stub": {"kind": "stub"}}
+        providers = {"claude-cli": claude, "stub": {"kind": "stub", "models": ["stub/*", "any/*"], "priority": 2}}
         retry = {"initial_delay": 0.001, "max_delay": 0.002}
         async with daemon_and_wire(self.house.home, providers=providers, retry=retry) as (_, wire):
             yield wire
@@ -204,14 +204,46 @@ async def test_an_overloaded_api_is_tried_again_without_a_trace(place: Place) ->
         assert len(place.heard("two")) == 3
 
 
-@pytest.mark.promise("F4")
-async def test_one_that_is_not_installed_is_said_in_health_and_the_route_goes_on(place: Place) -> None:
-    async with place.served(command=["no-such-claude"], models=["claude-cli/*", "any/*"], priority=1) as wire:
-        health = await wire.ask("system:health")
-        assert any("claude-cli: Claude Code is not installed" in problem for problem in health["problems"])
-        reply = await ask(wire, "hi", retry={"max_attempts": 1})
-        assert (reply["status"], reply["error"]["code"]) == ("failed", "provider_error")
-        assert "npm install" in reply["error"]["message"]
+@pytest.mark.promise("F1", "F4")
+@pytest.mark.parametrize(
+    ("trouble", "told", "code", "advice"),
+    [
+        ("missing", "Claude Code is not installed", "provider_error", "npm install"),
+        ("old", "Claude Code 1.0.3 is too old", "provider_error", "claude update"),
+        ("logged out", "Claude Code is not logged in", "authentication", "run `claude` once"),
+    ],
+)
+async def test_one_that_cannot_work_is_said_once_in_health_and_the_route_goes_on(
+    place: Place, trouble: str, told: str, code: str, advice: str
+) -> None:
+    options: dict[str, Any] = {"missing": {"command": ["no-such-claude"]}, "old": {"command": scripted("old")}}.get(
+        trouble, {}
+    )
+    if trouble == "logged out":
+        del place.house.variables["ANTHROPIC_API_KEY"]
+    async with place.served(models=["claude-cli/*", "any/*"], priority=1, **options) as wire:
+        alone = await ask(wire, "hi", retry={"max_attempts": 1})
+        assert (alone["status"], alone["error"]["code"]) == ("failed", code)
+        assert advice in alone["error"]["message"]
+        (problem,) = (await wire.ask("system:health"))["problems"]
+        assert problem.startswith(f"provider claude-cli: {told}") and advice in problem
+        passed_on = await ask(wire, "hi", model="any/haiku")
+        assert (passed_on["result"], passed_on["provider"]) == ("echo: hi", "stub")
+        assert [one.get("error") for one in passed_on["attempts"]] == [code, None]
+    assert place.endpoint.requests == []
+
+
+@pytest.mark.promise("F6")
+async def test_the_kept_processes_are_bounded_and_shown(place: Place) -> None:
+    async with place.served(warm=2) as wire:
+        for n in range(3):
+            await ask(wire, "hi", session_id=f"c{n}")
+        own = (await wire.ask("completion:provider_status"))["providers"]["claude-cli"]["own"]
+        sessions = [(await wire.ask("completion:session_status", session_id=f"c{n}")) for n in (1, 2)]
+    assert (own["warm"], own["warm_limit"], own["working"]) == (2, 2, 0)
+    assert [row["session"] for row in own["processes"]] == [one["provider_session_id"] for one in sessions]
+    assert own["memory_bytes"] == sum(row["memory_bytes"] for row in own["processes"]) > 50_000_000
+    assert own["version"][0].isdigit()
 
 
 CONFIG = """\

@@ -35,7 +35,7 @@ class Place:
     @asynccontextmanager
     async def served(self, *, attempts: int = 2, **more: Json) -> AsyncIterator[Wire]:
         """A daemon with Claude Code, and a connection that hears of providers."""
-        claude: Json = {"kind": "claude-cli", "priority": 1, **self.house.options(idle_timeout=2.5)}
+        claude: Json = {"kind": "claude-cli", "priority": 1, **self.house.options(idle_timeout=5.0)}
         retry: Json = {"max_attempts": attempts, "initial_delay": 0.001, "max_delay": 0.002}
         async with daemon_and_wire(self.house.home, providers={"claude-cli": claude, **more}, retry=retry) as (_, wire):
             await wire.ask("monitor:subscribe", patterns=["provider:*"])

@@ -222,6 +222,20 @@ async def test_no_more_processes_are_kept_warm_than_configured(house: House) -> 
     assert provider.report()["warm"] == 2
 
 
+async def test_no_more_memory_is_kept_than_configured(house: House) -> None:
+    provider = await house.provider(command=scripted("answers"), warm_memory=20)  # one has some 10 MiB
+    talks = [Talk(provider) for _ in range(4)]
+    for led in talks:
+        await led.say("hi")
+        assert 0 < provider.report()["memory_bytes"] <= provider.report()["warm_memory"] == 20 * 2**20
+    report = provider.report()
+    assert 0 < report["warm"] < 4
+    assert report["processes"][-1]["session"] == talks[-1].session
+    narrow = await house.provider(command=scripted("answers"), warm_memory=1)
+    await Talk(narrow).say("one that is too large by itself is not kept")
+    assert narrow.report()["processes"] == []
+
+
 async def test_none_is_kept_where_the_configuration_says_so(house: House) -> None:
     led = await talk(house, "answers", warm=0)
     first = await led.say("one")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from ksi.errors import ProviderError
 from tests.claude import House, Talk, living, number_messages, said, system_of, until
@@ -172,6 +173,15 @@ async def test_a_request_brings_its_own_servers(scene: Scene, tmp_path: Path, wh
     assert "42" in json.dumps(tool_results(scene.endpoint.requests[-1]))
     await talk.say("Without it?")
     assert tools(scene.endpoint.requests[-1]) == []
+
+
+async def test_a_server_that_does_not_start_is_in_the_log(scene: Scene) -> None:
+    talk = await scene.talk()
+    with capture_logs() as logs:
+        completion = await talk.say("hi", mcp_config={"broken": {"command": "no-such-program"}})
+    assert completion.text
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert (warning["servers"], warning["request_id"]) == (("broken",), "r1")
 
 
 async def test_a_request_sets_its_own_options(scene: Scene) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from ksi.errors import ConversationBusy, KsiError
 from ksi.request import Attempt, State
+from ksi.store.chains import Aftermath, InjectionView
 from ksi.store.values import (
     Claimed,
     Claims,
@@ -87,10 +88,12 @@ class Pair:
         answers = [self._answer(deed, world) for world in self.worlds]
         return self._agree(answers)
 
-    def settle(self, claims: Twins, attempt: Attempt, verdict: Verdict) -> None:
-        """Settle one claim, each store by its own."""
+    def settle(
+        self, claims: Twins, attempt: Attempt, verdict: Verdict, aftermath: Aftermath | None = None
+    ) -> Settled | None:
+        """Settle one claim, each store by its own; what the reference answered."""
         answers = [
-            self._answer(lambda world, own=claim: world.settle(own, verdict, attempt), world)  # type: ignore[misc]
+            self._answer(lambda world, own=claim: world.settle(own, verdict, attempt, aftermath), world)  # type: ignore[misc]
             for world, claim in zip(self.worlds, claims.of, strict=True)
         ]
         settled = answers[0]
@@ -102,6 +105,7 @@ class Pair:
                 assert all(answer.turn > earlier for earlier in turns), "a turn's number did not grow"
                 turns[answer.turn] = number
         self._agree(answers)
+        return settled if isinstance(settled, Settled) else None
 
     def set_watermark(self, turns: int | None) -> None:
         """The response log has written the first so many answers, or all."""
@@ -174,6 +178,26 @@ class Pair:
         self.do(lambda world: world.store.waiting_by_route())
         self.do(_unlogged)
 
+    def compare_chains(self, request_ids: Sequence[str]) -> list[InjectionView]:
+        """Compare all that can be asked about chains and deliveries; returns the deliveries, the newest first."""
+        chains = self.do(lambda world: _all(lambda cursor: world.store.chains(2, cursor)))
+        for view in chains:
+            self.do(lambda world, of=view.chain: _all(lambda cursor: world.store.members(of, 2, cursor)))  # type: ignore[misc]
+            self.do(lambda world, of=view.chain: world.store.chain(of))  # type: ignore[misc]
+            assert view.spending.reserved >= 0
+        for name in request_ids:
+            view = self.views.get(name)
+            if view is not None and view.chain is not None:
+                self.do(lambda world, of=name: world.store.chain(of))  # type: ignore[misc]
+                self.do(lambda world, of=name: world.store.trail(of, 3))  # type: ignore[misc]
+        deliveries: list[InjectionView] = self.do(lambda world: _all(lambda cursor: world.store.injections(3, cursor)))
+        for one in deliveries:
+            self.do(lambda world, of=one.injection_id: world.store.injection(of))  # type: ignore[misc]
+        for state in ("queued", "failed"):
+            self.do(lambda world, of=state: _all(lambda cursor: world.store.injections(2, cursor, of)))  # type: ignore[misc]
+        self.do(lambda world: world.store.unrouted())
+        return deliveries
+
     def check(self) -> None:
         """What holds for every store holds for the reference, and so for its equal."""
         self.run(check(self.worlds[0].store, self.worlds[0].pruned))
@@ -187,7 +211,11 @@ class Pair:
         if before is not None and before.state.final and before.enqueued_at == view.enqueued_at:
             late = view.attempts[len(before.attempts) :]
             assert all(attempt.outcome == "fenced" for attempt in late)
-            assert msgspec.structs.replace(view, attempts=before.attempts) == before, "a final request changed"
+            seen = msgspec.structs.replace(view, attempts=before.attempts)
+            if before.chain is None:
+                # A request that is named as a parent becomes a root, whenever that is.
+                seen = msgspec.structs.replace(seen, chain=None, depth=None)
+            assert seen == before, "a final request changed"
         if view.state is State.COMPLETED:
             assert view.answer is not None
         self.views[name] = view

@@ -244,7 +244,9 @@ def test_faults_are_measured_when_asked_for_and_then_alone(
         keep: bool,
         say: Callable[[str], None],
         faults: FaultPlan | None = None,
+        claude: object = None,
     ) -> report.Report:
+        assert claude is None
         measured.append((rows, faults is not None))
         return whole_report()
 

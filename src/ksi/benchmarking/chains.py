@@ -34,6 +34,8 @@ class CorpusHop(msgspec.Struct, frozen=True, kw_only=True):
     """One hop of a chain: who, what was asked where it is no other's result, what came or why nothing did."""
 
     speaker: str
+    """Its conversation."""
+    agent: str | None = None
     result: str | None = None
     prompt: str | None = None
     error: str | None = None
@@ -96,6 +98,18 @@ class ChainsReport(msgspec.Struct, frozen=True, kw_only=True):
     """How long a mark is, in the middle."""
 
 
+def corpus_folder() -> Path:
+    """Where a checkout has the corpus.
+
+    Raises:
+        InvalidData: this is no checkout.
+    """
+    folder = Path(__file__).parents[3] / "benchmarks" / "chains"
+    if not folder.is_dir():
+        raise InvalidData(f"{folder} is not there: name the corpus with --corpus", path="corpus")
+    return folder
+
+
 def read_corpus(folder: Path) -> list[CorpusChain]:
     """All chains of the folder's `*.jsonl`, in the order of the files' names.
 
@@ -154,7 +168,7 @@ class _Player:
             request_id=f"chain/{number}",
             depth=number,
             conversation=hop.speaker,
-            agent_id=None,
+            agent_id=hop.agent,
             state=State.FAILED if hop.error else State.COMPLETED,
             error=hop.error,
             mark=asked.mark,

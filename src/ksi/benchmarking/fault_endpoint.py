@@ -11,6 +11,8 @@ import subprocess
 import sys
 from types import TracebackType
 
+from ksi.errors import InternalError
+
 ANSWER = (
     b'{"id":"1","object":"chat.completion","created":1,"model":"small","choices":[{"index":0,"message":{"role":"assistant",'
     b'"content":"It is for this, and is often taken for that."},"finish_reason":"stop"}],'
@@ -36,7 +38,11 @@ class FaultEndpoint:
             text=True,
         )
         assert self._process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}/v1"
+        port = self._process.stdout.readline().strip()
+        if not port:
+            self._process.communicate()
+            raise InternalError("the endpoint under test did not start; stderr has what it said")
+        self.url = f"http://127.0.0.1:{port}/v1"
         return self
 
     def __exit__(

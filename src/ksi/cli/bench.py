@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +11,7 @@ import click
 from ksi.cli.settings import Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
-    from ksi.benchmarking.report import Report
+    from ksi.benchmarking.report import Line, Report
 
 ROWS = ("throughput", "latency", "depth", "routes", "memory")
 
@@ -21,6 +23,9 @@ Examples:
   ksi bench --only depth --depth 100000
   ksi bench --faults
   ksi bench --claude
+  ksi bench --chains
+  ksi bench --versions
+  ksi bench --store redis://localhost
   ksi bench --json > bench.json
 """
 )
@@ -31,6 +36,14 @@ Examples:
 @click.option("--only", "rows", multiple=True, type=click.Choice(ROWS), help="This row; can be given again.")
 @click.option("--faults", is_flag=True, help="What it costs that a provider dies under load; this alone, a minute.")
 @click.option("--claude", is_flag=True, help="What a turn of Claude Code costs over its endpoint; a minute.")
+@click.option("--chains", is_flag=True, help="How well runaway chains are recognised, on the corpus; this alone.")
+@click.option("--versions", is_flag=True, help="What version 2 costs over version 1; this alone, a minute.")
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of chains for --chains (the checkout's benchmarks/chains).",
+)
+@click.option("--store", metavar="URL", help="What one, two and three daemons do on this server; this alone, a minute.")
 @click.option("--keep", is_flag=True, help="Keep the daemons' homes, with their logs and databases.")
 @json_option
 @pass_settings
@@ -43,6 +56,10 @@ def command(
     rows: tuple[str, ...],
     faults: bool,
     claude: bool,
+    chains: bool,
+    versions: bool,
+    corpus: Path | None,
+    store: str | None,
     keep: bool,
     as_json: bool,
 ) -> None:
@@ -50,8 +67,17 @@ def command(
 
     It starts daemons of its own, on homes of their own below this home's var/, with the stub provider that answers at
     once; your daemon and its data are left alone. All takes about six minutes and 1.5 GB of disk; --quick a minute or
-    two.
+    two. With --chains nothing is started: a corpus of chains is judged, and how fast does not matter.
     """
+    if chains:
+        _chains(settings, corpus, as_json=as_json)
+        return
+    if versions:
+        _versions(settings, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
+        return
+    if store is not None:
+        _shared(settings, store, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
+        return
     import msgspec
 
     from ksi.benchmarking import claude as turns
@@ -72,6 +98,58 @@ def command(
     show(report, as_json=as_json)
 
 
+def _chains(settings: Settings, corpus: Path | None, *, as_json: bool) -> None:
+    """Judge the corpus with this home's settings of patterns."""
+    from ksi.benchmarking.chains import chain_lines, corpus_folder, measure_chains, read_corpus
+    from ksi.cli.render import json_line
+    from ksi.clock import SystemClock
+
+    report = measure_chains(read_corpus(corpus or corpus_folder()), settings.config.patterns, SystemClock())
+    found = chain_lines(report)
+    if as_json:
+        json_line({"lines": found, "runs": report})
+    else:
+        _print(found)
+
+
+def _versions(settings: Settings, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool) -> None:
+    """Version 2 beside version 1."""
+    import msgspec
+
+    from ksi.benchmarking import versions
+    from ksi.cli.render import json_line, note
+
+    plan = versions.QUICK if quick else versions.VersionsPlan()
+    plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
+    report = versions.measure_versions(plan, settings.config.path("var"), note)
+    found = versions.version_lines(report)
+    if as_json:
+        json_line({"lines": found, "runs": report})
+        return
+    click.echo(report.machine.text)
+    _print(found)
+
+
+def _shared(
+    settings: Settings, url: str, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool
+) -> None:
+    """Several daemons on one server."""
+    import msgspec
+
+    from ksi.benchmarking import shared
+    from ksi.cli.render import json_line, note
+
+    plan = shared.QUICK if quick else shared.SharedPlan()
+    plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
+    report = shared.measure_shared(url, plan, settings.config.path("var"), note)
+    found = shared.shared_lines(report)
+    if as_json:
+        json_line({"lines": found, "runs": report})
+        return
+    click.echo(report.machine.text)
+    _print(found)
+
+
 def _claude_command(settings: Settings) -> list[str]:
     """Claude Code as this home runs it."""
     kinds = (entry for entry in settings.config.providers.values() if entry.kind == "claude-cli")
@@ -82,13 +160,19 @@ def _claude_command(settings: Settings) -> list[str]:
 def show(report: Report, *, as_json: bool) -> None:
     """Print a report: a table for people, one object for programs."""
     from ksi.benchmarking.report import lines
-    from ksi.cli.render import json_line, table
+    from ksi.cli.render import json_line
 
     found = lines(report)
     if as_json:
         json_line({"lines": found, "runs": report})
         return
     click.echo(report.machine.text)
+    _print(found)
+
+
+def _print(found: Sequence[Line]) -> None:
+    from ksi.cli.render import table
+
     words = {True: "met", False: "MISSED", None: ""}
     table(
         ("", "figure", "target", ""),

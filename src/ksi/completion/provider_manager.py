@@ -208,7 +208,8 @@ class ProviderManager:
             member = self._members.get(step.provider)
             if member is None or step.provider in offered or not member.usable(now):
                 continue
-            yield Offer(route, step.provider, member.limit(now))
+            by_node = member.provider.capabilities.process
+            yield Offer(route, step.provider, member.limit(now), by_node)
             offered.add(step.provider)
             if member.breaker.state is BreakerState.CLOSED:
                 return

@@ -21,6 +21,8 @@ KEPT = 1_000
 """Conversations that are held in memory."""
 KEPT_TURNS = 1_000
 """Turns of each."""
+READ_AT_ONCE = 256 * 1024
+"""Bytes of a session log up to which it is read on the loop: a thread would take longer."""
 
 
 class Dialogue:
@@ -65,7 +67,8 @@ class Dialogues:
         """One conversation."""
         known = self._known.get(conversation)
         if known is None:
-            read = await asyncio.to_thread(self._read, conversation)
+            large = self._logged and self._log.size(conversation) > READ_AT_ONCE
+            read = await asyncio.to_thread(self._read, conversation) if large else self._read(conversation)
             # Two requests may have read it at the same time: they go on with the same one.
             known = self._known.setdefault(conversation, read)
         self._known.move_to_end(conversation)

@@ -22,8 +22,21 @@ from ksi.providers.base import Completion, Provider
 from ksi.request import Attempt, Outcome, Priority, RequestBody, State, encode_body, full_model
 from ksi.store.values import LoggedTurn, RequestView
 
-WITHOUT_EFFECT = ("priority", "on_busy", "fork", "not_before", "delay", "ttl", "retry", "stream")
+WITHOUT_EFFECT = (
+    "priority",
+    "on_busy",
+    "fork",
+    "not_before",
+    "delay",
+    "ttl",
+    "retry",
+    "stream",
+    "injection_config",
+    "circuit_breaker_config",
+    "patterns",
+)
 """Fields of a completion that only version 2 heeds."""
+_DEFAULTS = CompletionData()
 
 
 class _Run:
@@ -230,16 +243,8 @@ _STATES = {
 
 def without_effect(data: CompletionData) -> list[str]:
     """Warnings for fields that were given and mean nothing in version 1."""
-    defaults = CompletionData()
-    given = [name for name in WITHOUT_EFFECT if getattr(data, name) != getattr(defaults, name)]
-    given += [name for name in _later_fields() if getattr(data, name) is not None]
+    given = [name for name in WITHOUT_EFFECT if getattr(data, name) != getattr(_DEFAULTS, name)]
     return [f"{name}: no effect in service version 1" for name in given]
-
-
-def _later_fields() -> list[str]:
-    """Configurations of chains, as far as this version of the events has them."""
-    names = {field.name for field in msgspec.structs.fields(CompletionData)}
-    return [name for name in ("injection_config", "circuit_breaker_config", "patterns") if name in names]
 
 
 def _attempt(run: _Run, completion: Completion | None, error: ProviderError | None, now: int) -> Attempt:

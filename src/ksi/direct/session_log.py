@@ -136,6 +136,13 @@ class SessionLog:
             if turn.good and turn.session_id in (None, conversation):
                 yield turn
 
+    def size(self, conversation: str) -> int:
+        """A conversation's log in bytes."""
+        try:
+            return self._path(conversation).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def append(self, conversation: str, line: bytes) -> None:
         """Add a line; behind one that was broken off it begins a new one.
 

@@ -6,6 +6,7 @@ import msgspec
 
 from ksi.clock import microseconds
 from ksi.config import Chain, Patterns
+from ksi.errors import FailureClass
 from ksi.injection.fingerprint import mark_failure, mark_text
 from ksi.injection.patterns import Finding, Step, Suspicion, assess
 from ksi.request import Attempt, ChainConfig, PatternsConfig, RequestBody, State
@@ -115,8 +116,11 @@ class ChainBreaker:
         return self._judged(assess(steps), body.patterns, mark)
 
     def judge_result(self, body: RequestBody, attempt: Attempt | None, error: str | None, trail: Trail) -> Judgement:
-        """An ended request's result, or failure, against its own way; `trail` begins with the request itself."""
-        if not self._enabled(body.patterns):
+        """An ended request's result, or failure, against its own way; `trail` begins with the request itself.
+
+        One that somebody cancelled says nothing about its chain.
+        """
+        if not self._enabled(body.patterns) or error == FailureClass.CANCELLED:
             return Judgement()
         if error is None and attempt is not None:
             mark = mark_text(attempt.text or "")

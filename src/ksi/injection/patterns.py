@@ -68,6 +68,8 @@ LONG = 120
 """Words from which a text is a draft rather than a message: those are alike by nature."""
 SHORT = 8
 """Words up to which equal answers to unequal questions say nothing."""
+CHORUS = 25
+"""Words from which the same text from one speaker after the other is no coincidence: "nothing found" may be one."""
 LOOPED = 50
 """Percent of a text that is one piece said again and again, from which it counts."""
 STEPS = 4
@@ -113,9 +115,10 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
     """Rounds of n steps, by the same speakers, that say what the round before said."""
     best: Finding | None = None
     for length in range(1, min(LONGEST_CYCLE, len(said) - 1) + 1):
+        agents = len({step.agent for step in said[-length:]}) > 1
         matches: list[_Match] = []
         for number in range(len(said) - 1, length - 1, -1):
-            match = _match(said, number, length)
+            match = _match(said, number, length, agents=agents)
             if match is None:
                 break
             matches.append(match)
@@ -128,27 +131,27 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
     return [best] if best is not None else []
 
 
-def _match(said: Sequence[_Said], number: int, length: int) -> _Match | None:
+def _match(said: Sequence[_Said], number: int, length: int, *, agents: bool) -> _Match | None:
     """A step beside the same speaker's one, two and three rounds before; None where it says something else."""
     now, before = said[number], said[number - length]
-    if not _one_speaker(now, before) or _other_question(now, before):
+    if not _one_speaker(now, before, agents=agents) or _other_question(now, before):
         return None
     like = likeness(now.mark, before.mark)
     near = like
     for earlier in (number - 2 * length, number - 3 * length):
-        if earlier >= 0 and _one_speaker(now, said[earlier]):
+        if earlier >= 0 and _one_speaker(now, said[earlier], agents=agents):
             near = max(near, likeness(now.mark, said[earlier].mark))
     if near < NEAR_EACH or like == 0.0 or not _comparable_size(now.mark, before.mark):
         return None
     return _Match(near, same=like >= SAME and _one_size(now.mark, before.mark))
 
 
-def _one_speaker(now: _Said, before: _Said) -> bool:
-    """Whether both were said in one conversation; or by one agent in two, if it said more than a few words: many small
-    tasks of one agent have equal small answers."""
+def _one_speaker(now: _Said, before: _Said, *, agents: bool) -> bool:
+    """Whether both were said in one conversation; or by one agent in two, where the round has several `agents` or much
+    was said: one agent with many small tasks gives equal small answers."""
     if now.speaker == before.speaker:
         return True
-    return now.agent is not None and now.agent == before.agent and now.mark.size > SHORT
+    return now.agent is not None and now.agent == before.agent and (agents or now.mark.size >= CHORUS)
 
 
 def _one_size(one: Mark, other: Mark) -> bool:
@@ -202,9 +205,9 @@ def _chorus(said: Sequence[_Said]) -> list[Finding]:
         if step.mark.digest != last.digest or step.mark.error != last.error:
             break
         same += 1
-    if same < 3 or last.size <= SHORT:
+    if same < 3 or last.size < CHORUS:
         return []
-    return [Finding("repetition", 0.5 if same == 3 else 0.85, f"the last {same} results are the same text")]
+    return [Finding("repetition", 0.45 if same < 5 else 0.85, f"the last {same} results are the same text")]
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def _trend(marks: Sequence[Mark], number: int) -> list[Finding]:
     ratios = [after.length / before.length for before, after in pairwise(last)]
     kept = min(containment(before, after) for before, after in pairwise(last))
     middle, overall = median(ratios), last[-1].length / last[0].length
-    if min(ratios) >= 1.4 and middle >= 1.5 and last[-1].length >= 1200 and kept >= 0.6:
+    if min(ratios) >= 1.4 and middle >= 1.5 and last[0].length >= 150 and last[-1].length >= 1200 and kept >= 0.6:
         words = f"{number} results grew {overall:.1f} times longer, {kept:.0%} of each in the next"
         return [Finding("growth", 0.75, words)]
     if max(ratios) <= 0.75 and middle <= 0.6 and last[-1].length <= 300 and kept >= 0.75:

@@ -251,7 +251,7 @@ class Merge:
             if isinstance(record, SavedRequest):
                 yield msgspec.structs.replace(record, attempts=tuple(self._renumbered(a) for a in record.attempts))
             elif isinstance(record, SavedSpare):
-                spares.append(msgspec.structs.replace(record, saved=self._renumbered(record.saved)))
+                yield msgspec.structs.replace(record, saved=self._renumbered(record.saved))
             else:
                 yield record
         if not new_told:

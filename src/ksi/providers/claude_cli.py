@@ -71,7 +71,9 @@ class ClaudeProvider:
         self._files = run / "files"
         self._registry = ProcessRegistry(run / "processes")
         self._installation = Installation(options.command, self._base_environment, self._registry, setting.home)
-        self._pool = ClaudePool(setting.clock, limit=options.warm, age=options.warm_age)
+        self._pool = ClaudePool(
+            setting.clock, limit=options.warm, age=options.warm_age, memory=options.warm_memory * 2**20
+        )
         self._sessions: Sessions | None = None
         self._look: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.claude")
@@ -171,6 +173,12 @@ class ClaudeProvider:
             async with aclosing(self._texts(call, opened, turn, prompt_id)) as texts:
                 async for text in texts:
                     yield Chunk(text)
+            if turn.failed_servers:
+                self._log.warning(
+                    "MCP servers did not start, the turn went on without their tools",
+                    servers=turn.failed_servers,
+                    request_id=call.request_id,
+                )
             completion = self._completion(opened, turn)
             session = completion.provider_session or process.session
             last_message = completion.last_message or ""

@@ -64,6 +64,8 @@ class Options(Wishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Processes that are kept between turns, at most."""
     warm_age: float = 300.0
     """How long a process is kept after its last turn."""
+    warm_memory: int = 4096
+    """Mebibytes of all that are kept, at most; pages that they share are counted for each."""
     start_timeout: float = 60.0
     """Until a new process takes up its turn."""
     idle_timeout: float | None = None

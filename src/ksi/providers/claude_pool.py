@@ -1,4 +1,4 @@
-"""The warm Claude Code processes: one for each conversation that was just active, bounded by number and age."""
+"""The warm Claude Code processes: one for each conversation that was just active, bounded by number, age and memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ksi.providers.claude_process import ClaudeProcess
 class ClaudePool:
     """Holds processes between turns. What it lets go of is ended in the background, and by `close` at the latest."""
 
-    def __init__(self, clock: Clock, *, limit: int, age: float) -> None:
-        """At most `limit` processes, none longer than `age` seconds without a turn."""
+    def __init__(self, clock: Clock, *, limit: int, age: float, memory: int) -> None:
+        """At most `limit` processes and `memory` bytes between turns, none longer than `age` seconds without one."""
         self._clock = clock
         self._limit = limit
         self._age = age
+        self._memory = memory
         self._idle: OrderedDict[str, ClaudeProcess] = OrderedDict()
         self._working: set[ClaudeProcess] = set()
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -47,7 +48,7 @@ class ClaudePool:
         if before is not None:
             self._let_go(before)
         self._idle[process.session] = process
-        while len(self._idle) > self._limit:
+        while self._idle and self._is_too_much():
             self._let_go(self._idle.popitem(last=False)[1])
         if self._idle and (self._timer is None or self._timer.done()):
             self._timer = asyncio.create_task(self._keep_time(), name="claude pool")
@@ -84,6 +85,7 @@ class ClaudePool:
             "warm": len(self._idle),
             "warm_limit": self._limit,
             "warm_age": self._age,
+            "warm_memory": self._memory,
             "working": len(self._working),
             "memory_bytes": sum(row["memory_bytes"] or 0 for row in listed),
             "processes": listed,
@@ -92,6 +94,10 @@ class ClaudePool:
     def processes(self) -> Iterable[ClaudeProcess]:
         """All that live here."""
         return [*self._working, *self._idle.values()]
+
+    def _is_too_much(self) -> bool:
+        """Measured at each turn's end: what rests does not grow."""
+        return len(self._idle) > self._limit or sum(p.memory or 0 for p in self._idle.values()) > self._memory
 
     def _let_go(self, process: ClaudeProcess) -> None:
         session = process.session

@@ -31,6 +31,8 @@ class Started(msgspec.Struct, frozen=True):
     session: str
     model: str
     version: str
+    failed_servers: tuple[str, ...] = ()
+    """MCP servers that did not start: the program goes on without their tools."""
 
 
 class MessageBegins(msgspec.Struct, frozen=True):
@@ -141,10 +143,16 @@ class _Head(msgspec.Struct):
     parent_tool_use_id: str | None = None
 
 
+class _Server(msgspec.Struct):
+    name: str = ""
+    status: str = ""
+
+
 class _Init(msgspec.Struct):
     session_id: str
     model: str = ""
     claude_code_version: str = ""
+    mcp_servers: list[_Server] = []
 
 
 class _Retry(msgspec.Struct):
@@ -254,7 +262,8 @@ def parse(line: bytes) -> Event:
             return _finished(_decode(_RESULT, line), line)
         case "system", "init":
             init = _decode(_INIT, line)
-            return Started(init.session_id, init.model, init.claude_code_version)
+            failed = tuple(server.name for server in init.mcp_servers if server.status == "failed")
+            return Started(init.session_id, init.model, init.claude_code_version, failed)
         case "system", "api_retry":
             retry = _decode(_RETRY, line)
             return Retrying(retry.error_status, retry.error, retry.retry_delay_ms / 1000)

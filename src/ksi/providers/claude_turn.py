@@ -44,6 +44,8 @@ class Turn:
         self.stopped = False
         """Whether we had the program end it there."""
         self.finished: Finished | None = None
+        self.failed_servers: tuple[str, ...] = ()
+        """MCP servers without whose tools it was made."""
 
     def take(self, event: Event, *, now: float) -> str:
         """Take an event; the text that it adds to what was said. `now` in Unix seconds.
@@ -63,8 +65,9 @@ class Turn:
                 self._heed(event)
             case Stopped(reason):
                 self.cut = self.cut or reason == CUT
-            case Started(_, model, _):
-                self._model = model or self._model
+            case Started():
+                self._model = event.model or self._model
+                self.failed_servers = event.failed_servers
             case Retrying():
                 raise of_retry(event, self._limited, now=now)
             case Limited():

@@ -224,13 +224,13 @@ class MemoryStore(MemoryReads):
             return Settled(state=request.state, fenced=True)
         if request.cancelling and not isinstance(verdict, Finish):
             verdict = Finish(state=State.CANCELLED, error=_CANCELLED)
+        if aftermath is not None and isinstance(verdict, Finish) and request.link is None:
+            raise InternalError("an aftermath of a request in no chain", request_id=request.request_id)
         conversation = request.conversation
         fork: Fork | None = None
         if isinstance(verdict, Finish) and verdict.state is State.COMPLETED:
             attempt = self._conversations.bind(conversation, attempt)
             fork = self._conversations.fork_seen(request, attempt, now)
-        if aftermath is not None and isinstance(verdict, Finish) and request.link is None:
-            raise InternalError("an aftermath of a request in no chain", request_id=request.request_id)
         self._data.ended(request, attempt, previous=conversation.head)
         self._chains.attempt_ended(request, attempt)
         conversation.active_at = now.wall
@@ -270,7 +270,8 @@ class MemoryStore(MemoryReads):
         else:
             self._chains.put_reminders_back(request)
         # Before the lock passes on: a follow-up may be the next in this line.
-        sent = () if aftermath is None else self._injections.write(request, aftermath, now)
+        link = request.link
+        sent = () if aftermath is None or link is None else self._injections.write(request, link, aftermath, now)
         ended = self._lines.end(
             request, verdict.state, now, verdict.error, verdict.message, routed=aftermath is not None
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ksi.clock import Moment
-from ksi.errors import InternalError, InvalidData, NotFound
+from ksi.errors import InvalidData, NotFound
 from ksi.request import Priority, State
 from ksi.store.admission import Routing, Standing, fate, is_guard, trip_of
 from ksi.store.chains import Aftermath, ChildRequest, Delivered, FollowUp, InjectionState, InjectionView
@@ -29,15 +29,8 @@ class Injections:
         self._chains = chains
         self._conversations = conversations
 
-    def write(self, request: Request, aftermath: Aftermath, now: Moment) -> tuple[InjectionView, ...]:
-        """A request's aftermath, in the step of its end or behind it.
-
-        Raises:
-            InternalError: it is in no chain.
-        """
-        link = request.link
-        if link is None:
-            raise InternalError("an aftermath of a request in no chain", request_id=request.request_id)
+    def write(self, request: Request, link: Link, aftermath: Aftermath, now: Moment) -> tuple[InjectionView, ...]:
+        """A member's aftermath, in the step of its end or behind it."""
         if aftermath.mark is not None:
             link.result = aftermath.mark
         if aftermath.trip is not None:
@@ -51,7 +44,7 @@ class Injections:
             return Delivered()
         with self._data.changing(request):
             request.link.routing = Routing.ROUTED
-        return Delivered(injections=self.write(request, aftermath, now))
+        return Delivered(injections=self.write(request, request.link, aftermath, now))
 
     def redeliver(self, injection_id: str, again: FollowUp, now: Moment) -> Delivered:
         """See `Store.redeliver`."""

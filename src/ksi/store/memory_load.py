@@ -327,7 +327,14 @@ class _Load:
         data.count_on(
             {
                 "turn": max([*self._spent, figures.logged], default=0),
-                "member": max([*data.members, *(spent.request for spent in data.spent)], default=0),
+                "member": max(
+                    [
+                        *data.members,
+                        *(spent.request for spent in data.spent),
+                        *(injection.parent_key for injection in data.injections.numbered.values()),
+                    ],
+                    default=0,
+                ),
                 "fence": fence,
             }
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 import msgspec
+import structlog
 
 from ksi.clock import Chance, Moment
 from ksi.errors import (
@@ -14,15 +16,19 @@ from ksi.errors import (
     NotLockHolder,
     QueueFull,
     RequestIdConflict,
+    StoreError,
+    StoreUnavailable,
     StoreVersion,
+    UnknownParent,
 )
 from ksi.request import Attempt
-from ksi.store.chains import Aftermath
+from ksi.store.chains import Aftermath, charge
 from ksi.store.redis_address import Address
 from ksi.store.redis_calls import Calls
+from ksi.store.redis_chains import RedisChains, aftermath_args, membership_args, reminder_bytes
 from ksi.store.redis_library import LAYOUT, Library
-from ksi.store.redis_link import Link
-from ksi.store.redis_reads import RedisReads
+from ksi.store.redis_link import ANSWER_TIME, Link
+from ksi.store.redis_news import Kind, Listener, News, OnNews
 from ksi.store.redis_values import (
     AcquireMap,
     Answer,
@@ -39,7 +45,6 @@ from ksi.store.redis_values import (
     rank20,
 )
 from ksi.store.snapshot import Loaded, Record
-from ksi.store.unfinished import Unfinished
 from ksi.store.values import (
     Acquired,
     Cancelled,
@@ -66,6 +71,12 @@ from ksi.store.values import (
 
 LEASE = 30_000_000
 """Microseconds that a daemon's runs are its own after it was last heard of (L4)."""
+
+START_TIME = 60.0
+"""Seconds in which a server must let a daemon begin, what its last life left recovered."""
+
+GOODBYE = 2.0
+"""Seconds for which the end of a daemon waits for a server that is away."""
 
 _STEP = 200
 """What one step of a recovery takes."""
@@ -113,7 +124,11 @@ def _no_work() -> None:
     """Stands for `on_work` while the store is not open."""
 
 
-class RedisStore(RedisReads, Unfinished):
+def _no_news(news: News) -> None:
+    """Stands for `on_news` where nobody wants to hear of other daemons."""
+
+
+class RedisStore(RedisChains):
     """A `ksi.store.base.Store` on a server that other daemons use too; what each verb means is written there.
 
     `daemon` names this one: who opens the store under the name again takes over what it left. `node` is the machine.
@@ -142,6 +157,11 @@ class RedisStore(RedisReads, Unfinished):
         """The highest that was seen."""
         self._running: dict[int, int] = {}
         """Fences of what runs here, by key."""
+        self.on_news: OnNews = _no_news
+        """Called from the event loop with what other daemons did; see `ksi.store.redis_news`."""
+        self._listener: Listener | None = None
+        self._reviving = asyncio.Lock()
+        self._log = structlog.get_logger("ksi.redis")
 
     # -- life and time ------------------------------------------------------------------------------------------------
 
@@ -156,16 +176,23 @@ class RedisStore(RedisReads, Unfinished):
         self._links = (Link(self._address, self._library, "calls"), Link(self._address, self._library, "reads"))
         self._calls.begin(*self._links)
         try:
-            before = await self._begin_life(now)
-            recovery = await self._recover(before, now)
+            async with asyncio.timeout(START_TIME):
+                before = await self._begin_life(now)
+                return await self._recover(before, now)
+        except TimeoutError:
+            await self.leave()
+            raise StoreUnavailable(f"{self._address} does not answer; is it a Redis or Valkey server?") from None
         except BaseException:
             await self.leave()
             raise
-        return recovery
 
     async def _begin_life(self, now: Moment) -> str | None:
         """Begin a life of this daemon; the one before it, if there was one."""
         number = await self._calls.plain("HINCRBY", f"{self._calls.namespace}:meta", "life", 1)
+        if self._listener is not None:
+            await self._listener.close()
+        self._listener = Listener(self._address, f"{self._calls.namespace}:to:{number}", self._hear)
+        await self._listener.ready(ANSWER_TIME)
         self._calls.live(str(number))
         opened, _ = await self._calls.change("open", now, _Opened, layout=LAYOUT)
         if opened.error == "layout":
@@ -177,6 +204,20 @@ class RedisStore(RedisReads, Unfinished):
             )
         self._tell(opened)
         return opened.before
+
+    async def _revive(self, life: str, now: Moment) -> tuple[int, ...]:
+        """This life was declared dead: begin another. The keys of the runs that are lost with it."""
+        async with self._reviving:
+            if self._calls.life != life:
+                return ()
+            lost = tuple(self._running)
+            self._running.clear()
+            await self._begin_life(now)
+        self.on_news(News(kind=Kind.LOST, keys=lost))
+        return lost
+
+    def _hear(self, news: News) -> None:
+        self.on_news(news)
 
     async def _recover(self, life: str | None, now: Moment) -> Recovery:
         """Put back what a dead life left: of one that is named, or of any."""
@@ -191,14 +232,20 @@ class RedisStore(RedisReads, Unfinished):
                 return Recovery(requeued=tuple(requeued), ended=tuple(ended))
 
     async def close(self) -> None:
-        """See the protocol."""
+        """See the protocol. Where the server is away, the lease runs out by itself."""
         if self._links:
-            await self._calls.change("close", Moment(0, 0), Answer)
+            try:
+                await asyncio.wait_for(self._calls.change("close", Moment(0, 0), Answer), GOODBYE)
+            except (StoreError, TimeoutError) as error:
+                self._log.warning("left without a word", error=str(error) or type(error).__name__)
             await self.leave()
 
     async def leave(self) -> None:
         """Let go of the server without a word, as a daemon that is killed does."""
         self._on_work = _no_work
+        if self._listener is not None:
+            await self._listener.close()
+            self._listener = None
         links, self._links = self._links, ()
         self._calls.end()
         for link in links:
@@ -210,14 +257,14 @@ class RedisStore(RedisReads, Unfinished):
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """See the protocol. Daemons whose lease ran out lose their runs here."""
+        life = self._calls.life
         renewed, _ = await self._calls.change("renew", now, _Renewed, fence=self._fence)
         if renewed.error is not None:
-            lost = tuple(self._running)
-            self._running.clear()
-            await self._begin_life(now)
-            return lost
+            return await self._revive(life, now)
         if renewed.dead:
-            await self._recover(None, now)
+            recovery = await self._recover(None, now)
+            for ended in recovery.ended:
+                self.on_news(News(kind=Kind.ENDED, name=ended.request_id, ended=ended))
         return ()
 
     async def expire(self, now: Moment, limit: int = 500) -> Expiry:
@@ -261,11 +308,13 @@ class RedisStore(RedisReads, Unfinished):
 
     async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
         """See the protocol."""
+        life = self._calls.life
+        mark = None if new.chain is None else new.chain.mark
         answer, bytes_of = await self._calls.change(
             "enqueue",
             now,
             EnqueueMap,
-            new.body,
+            (new.body, mark) if mark is not None else (new.body,),
             request_id=new.request_id,
             conversation=new.conversation,
             route=new.route,
@@ -281,9 +330,10 @@ class RedisStore(RedisReads, Unfinished):
             requeued_from=new.requeued_from,
             offers=_offers(offers),
             token=str(self._chance.token()),
+            chain=None if new.chain is None else membership_args(new.chain),
         )
         if answer.error == "dead_life":
-            await self._begin_life(now)
+            await self._revive(life, now)
             return await self.enqueue(new, offers, now)
         if answer.error is not None:
             raise self._refusal(answer, new)
@@ -308,6 +358,8 @@ class RedisStore(RedisReads, Unfinished):
             claim=None if answer.claim is None else self._started(answer.claim.claimed(new.body)),
             stopping=answer.stopping,
             passing=answer.passing,
+            block=answer.block,
+            chain=answer.chain,
         )
 
     def _refusal(self, answer: EnqueueMap, new: NewRequest) -> Exception:
@@ -320,6 +372,17 @@ class RedisStore(RedisReads, Unfinished):
                 return RequestIdConflict(
                     f"{new.request_id!r} names a request with other content; choose another id",
                     request_id=new.request_id,
+                )
+            case "unknown_parent":
+                parent = None if new.chain is None else new.chain.parent
+                return UnknownParent(
+                    f"no request {parent!r} to be born of; it was never taken, or is past its retention",
+                    request_id=parent,
+                )
+            case "chain_known":
+                return RequestIdConflict(
+                    f"{answer.name!r} names an older chain whose requests are still kept; choose another id",
+                    request_id=answer.name,
                 )
             case "no_fork_parent":
                 return NotFound(f"no conversation {new.fork_of!r} to fork; leave `fork` out to begin a new one")
@@ -344,11 +407,12 @@ class RedisStore(RedisReads, Unfinished):
 
     async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
         """See the protocol."""
+        life = self._calls.life
         answer, bodies = await self._calls.change(
             "claim", now, ClaimMap, offers=_offers(offers), limit=limit, token=str(self._chance.token())
         )
         if answer.error == "dead_life":
-            await self._begin_life(now)
+            await self._revive(life, now)
             return await self.claim(offers, limit, now)
         if len(bodies) < len(answer.started):
             # The call was sent again, and answered as the first time; bodies are not kept with answers.
@@ -356,26 +420,28 @@ class RedisStore(RedisReads, Unfinished):
             _, bodies = await self._calls.read("bodies", Answer, keys=keys)
         self._tell(answer)
         runs = zip(answer.started, bodies, strict=True)
-        return Claims(started=tuple(self._started(run.claimed(body)) for run, body in runs))
+        started = tuple(self._started(run.claimed(body)) for run, body in runs)
+        return Claims(started=started, blocked=answer.blocked)
 
     async def settle(
         self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
     ) -> Settled:
         """See the protocol."""
+        spent = Spent(
+            key=claim.key,
+            conversation=claim.conversation,
+            agent_id=claim.agent_id,
+            first=attempt.outcome == "completed" and claim.head is None,
+            attempt=msgspec.structs.replace(attempt, text=None, raw=None),
+        )
+        reminders = [reminder.text for reminder in claim.reminders]
+        blobs = [encode(attempt), encode(spent), reminder_bytes(reminders)]
+        tokens, estimated = charge(attempt, 0)
         answer, _ = await self._calls.change(
             "settle",
             now,
             SettleMap,
-            encode(attempt),
-            encode(
-                Spent(
-                    key=claim.key,
-                    conversation=claim.conversation,
-                    agent_id=claim.agent_id,
-                    first=attempt.outcome == "completed" and claim.head is None,
-                    attempt=msgspec.structs.replace(attempt, text=None, raw=None),
-                )
-            ),
+            blobs,
             key=key16(claim.key),
             fence=claim.fence,
             token=str(claim.token),
@@ -385,10 +451,15 @@ class RedisStore(RedisReads, Unfinished):
             fork=attempt.fork,
             provider=attempt.provider,
             interrupted=attempt.outcome == "interrupted",
-            size=len(claim.body) + len(attempt.text or ""),
+            size=len(claim.body) + len(attempt.text or "") + sum(map(len, reminders)),
             answer=len(attempt.text or "") + len(attempt.raw or b""),
+            tokens=None if estimated else tokens,
+            text_tokens=tokens if estimated else 0,
+            aftermath=None if aftermath is None else aftermath_args(aftermath, blobs),
             **_verdict(verdict),
         )
+        if answer.error == "no_chain":
+            raise InternalError("an aftermath of a request in no chain", request_id=claim.request_id)
         if answer.error == "not_kept":
             raise NotFound(f"request {claim.request_id!r} is no longer kept; its late answer is dropped")
         if self._running.get(claim.key) == claim.fence:
@@ -403,6 +474,7 @@ class RedisStore(RedisReads, Unfinished):
             passing=answer.passing,
             due=answer.due,
             fork=answer.fork,
+            injections=answer.injections,
         )
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
@@ -417,6 +489,7 @@ class RedisStore(RedisReads, Unfinished):
             conversation=answer.conversation,
             state=answer.state,
             passing=answer.passing,
+            injections=answer.injections,
         )
 
     # -- external locks -----------------------------------------------------------------------------------------------
@@ -489,16 +562,31 @@ class RedisStore(RedisReads, Unfinished):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
-        """See the protocol."""
-        raise NotImplementedError
+        """The server saves its data itself: there are no checkpoints of this store.
+
+        Raises:
+            StoreError: always.
+        """
+        raise _no_checkpoints()
 
     async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
-        """See the protocol."""
-        raise NotImplementedError
+        """See `export`.
+
+        Raises:
+            StoreError: always.
+        """
+        raise _no_checkpoints()
+
+
+def _no_checkpoints() -> StoreError:
+    return StoreError(
+        "a store on Redis has no checkpoints: the server saves itself (see its appendonly, BGSAVE), and its files can "
+        "be copied"
+    )
 
 
 def _offers(offers: Sequence[Offer]) -> list[tuple[str, str, int, bool]]:
-    return [(offer.route, offer.provider, offer.limit, False) for offer in offers]
+    return [(offer.route, offer.provider, offer.limit, offer.by_node) for offer in offers]
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:

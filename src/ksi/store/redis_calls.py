@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
+
+import msgspec
 
 from ksi.clock import Moment
 from ksi.errors import StoreUnavailable
@@ -29,6 +32,8 @@ class Calls:
             "max_queued": rules.max_queued,
             "max_interruptions": rules.max_interruptions,
             "fail_interrupted": rules.fail_interrupted,
+            "guard_messages": rules.guard_messages,
+            "chain_limits": msgspec.to_builtins(rules.chain_limits),
             "daemon": daemon,
             "node": node,
             "lease": lease,
@@ -57,7 +62,9 @@ class Calls:
         """A command that is no function."""
         return await _open(self._writer).submit(*command)
 
-    async def change(self, verb: str, now: Moment, kind: type[A], *blobs: bytes, **args: Any) -> tuple[A, list[bytes]]:
+    async def change(
+        self, verb: str, now: Moment, kind: type[A], blobs: Sequence[bytes] = (), **args: Any
+    ) -> tuple[A, list[bytes]]:
         """Call a function that changes something. Its answer may be a refusal: see `Answer.error`."""
         self._operations += 1
         args["op"], args["wall"], args["mono"] = self._operations, pad20(now.wall), now.mono

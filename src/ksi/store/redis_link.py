@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from redis.asyncio.connection import AbstractConnection
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AskError,
     AuthenticationError,

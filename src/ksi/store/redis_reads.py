@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ksi.clock import Moment
 from ksi.request import Turn
+from ksi.store.chains import ChainLimits
+from ksi.store.memory_chain_data import Chain
 from ksi.store.memory_data import Conversation, MemoryData
 from ksi.store.memory_data import Spent as Attributed
 from ksi.store.memory_usage import report
@@ -40,6 +43,11 @@ _ACCOUNT_PAGE = 2_000
 
 class _Viewed(Answer, frozen=True, kw_only=True):
     view: Fields | None = None
+    unheard: bool = False
+
+
+class _Watched(Answer, frozen=True, kw_only=True):
+    existing: Fields | None = None
 
 
 class _Session(Answer, frozen=True, kw_only=True):
@@ -82,6 +90,10 @@ class RedisReads:
     async def get(self, request_id: str) -> RequestView | None:
         """See the protocol."""
         found, bytes_of = await self._calls.read("get", _Viewed, request_id=request_id)
+        if found.unheard:
+            # Whoever looks at what has not ended may wait for it: its end is to be told here, wherever it comes (D1).
+            watched, bytes_of = await self._calls.change("watch", Moment(0, 0), _Watched, request_id=request_id)
+            return None if watched.existing is None else watched.existing.view(bytes_of)
         return None if found.view is None else found.view.view(bytes_of)
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:
@@ -153,6 +165,9 @@ class RedisReads:
                 data.conversations[query.conversation] = Conversation(
                     number=0, name=session.conversation, created_at=0, active_at=0
                 )
+        if query.chain is not None:
+            _, keys = await self._calls.read("chain_keys", Answer, name=query.chain)
+            data.chains.named[query.chain] = _members(query.chain, [int(key) for key in keys])
         after, until = f"{pad20(query.since)}:", pad20(query.until)
         while True:
             _, page = await self._calls.read("account", Answer, after=after, until=until, limit=_ACCOUNT_PAGE)
@@ -169,6 +184,12 @@ class RedisReads:
         items = tuple(msgspec.msgpack.decode(item, type=kind, strict=False) for item in found.items[:limit])
         more = len(found.items) > limit and limit > 0
         return Page(items, write_cursor(name, *found.places[limit - 1]) if more else None)
+
+
+def _members(name: str, keys: list[int]) -> Chain:
+    """A chain of which reports want the members alone."""
+    limits = ChainLimits(max_depth=0, token_budget=0, time_window=0)
+    return Chain(number=0, name=name, limits=limits, created_at=0, started_at=0, members=keys)
 
 
 def attributed(spent: Spent) -> Attributed:

@@ -10,9 +10,11 @@ import msgspec
 
 from ksi.errors import InvalidData
 from ksi.request import Attempt, Outcome, Priority, State, Turn
+from ksi.store.chains import Block, ChainView, InjectionView, MemberGrant, Reminder
 from ksi.store.values import (
     CancelOutcome,
     Claimed,
+    Ended,
     Fork,
     LineEntry,
     LockGrant,
@@ -32,6 +34,7 @@ NO_TURN = "0" * 16
 
 encode = msgspec.msgpack.encode
 _attempts = msgspec.msgpack.Decoder(Attempt)
+_texts = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
 def key16(number: int) -> str:
@@ -41,7 +44,7 @@ def key16(number: int) -> str:
 
 def pad20(time: int) -> str:
     """A time as the store writes it; what is before 1970 is over anyhow."""
-    return f"{max(time, 0):020d}"
+    return f"{max(int(time), 0):020d}"
 
 
 def rank20(rank: int) -> str:
@@ -83,6 +86,11 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     cancelling: int = 0
     turn: str | None = None
     fence: int = 0
+    chain: str | None = None
+    parent: str | None = None
+    depth: int | None = None
+    block: Block | None = None
+    injection: str | None = None
     held: bool = False
     position: int | None = None
     holder: str | None = None
@@ -119,6 +127,11 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
             requeued_from=self.requeued_from,
             position=self.position,
             holder=self.holder,
+            chain=self.chain,
+            parent=self.parent,
+            depth=self.depth,
+            block=self.block,
+            injection=self.injection,
         )
 
     def row(self) -> RequestRow:
@@ -142,6 +155,23 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class GrantedMap(msgspec.Struct, frozen=True, kw_only=True):
+    """A MemberGrant; what is None is not in a function's map."""
+
+    chain: str
+    depth: int
+    parent: str | None = None
+    output_cap: int | None = None
+    injects: bool
+
+    @property
+    def grant(self) -> MemberGrant:
+        """As the protocol has it."""
+        return MemberGrant(
+            chain=self.chain, depth=self.depth, parent=self.parent, output_cap=self.output_cap, injects=self.injects
+        )
+
+
 class RunMap(msgspec.Struct, frozen=True, kw_only=True):
     """A claim without its body."""
 
@@ -159,6 +189,8 @@ class RunMap(msgspec.Struct, frozen=True, kw_only=True):
     head: int | None = None
     agent_id: str | None = None
     requeued_from: str | None = None
+    chain: GrantedMap | None = None
+    reminders: tuple[Reminder, ...] = ()
 
     def claimed(self, body: bytes) -> Claimed:
         """The claim."""
@@ -178,6 +210,8 @@ class RunMap(msgspec.Struct, frozen=True, kw_only=True):
             head=self.head,
             agent_id=self.agent_id,
             requeued_from=self.requeued_from,
+            chain=None if self.chain is None else self.chain.grant,
+            reminders=self.reminders,
         )
 
 
@@ -204,12 +238,16 @@ class EnqueueMap(Answer, frozen=True, kw_only=True):
     stopping: str | None = None
     passing: Passing | None = None
     existing: Fields | None = None
+    block: Block | None = None
+    chain: ChainView | None = None
+    name: str = ""
 
 
 class ClaimMap(Answer, frozen=True, kw_only=True):
     """The answer of `claim`."""
 
     started: tuple[RunMap, ...] = ()
+    blocked: tuple[Ended, ...] = ()
 
 
 class SettleMap(Answer, frozen=True, kw_only=True):
@@ -222,6 +260,7 @@ class SettleMap(Answer, frozen=True, kw_only=True):
     passing: Passing | None = None
     due: int | None = None
     fork: Fork | None = None
+    injections: tuple[InjectionView, ...] = ()
 
 
 class CancelMap(Answer, frozen=True, kw_only=True):
@@ -232,6 +271,7 @@ class CancelMap(Answer, frozen=True, kw_only=True):
     conversation: str = ""
     state: State = State.CANCELLED
     passing: Passing | None = None
+    injections: tuple[InjectionView, ...] = ()
 
 
 class AcquireMap(Answer, frozen=True, kw_only=True):
@@ -318,19 +358,22 @@ class KeptTurn(msgspec.Struct, frozen=True, kw_only=True):
     previous: int | None
     key: int
     agent_id: str | None
+    reminders: tuple[str, ...]
     attempt: Attempt
 
 
 def kept_turn(data: bytes) -> KeptTurn:
     """Read a turn; see `lua/00_records.lua` for its layout."""
-    length = int(data[73:79])
-    attempt = _attempts.decode(data[79 + length :])
+    agent = 87 + int(data[73:79])
+    reminders = agent + int(data[79:87])
+    attempt = _attempts.decode(data[reminders:])
     if data[72:73] == b"U":
         attempt = msgspec.structs.replace(attempt, provider_session=None, last_message=None)
     return KeptTurn(
         previous=int(data[:16]) or None,
         key=int(data[16:32]),
-        agent_id=data[79 : 79 + length].decode() or None,
+        agent_id=data[87:agent].decode() or None,
+        reminders=_texts.decode(data[agent:reminders]) if reminders > agent else (),
         attempt=attempt,
     )
 
@@ -371,6 +414,7 @@ def turn_of(number: bytes, kept: bytes, body: bytes, conversation: bytes) -> Tur
         previous=found.previous,
         last_message=attempt.last_message,
         conversation=conversation.decode(),
+        reminders=found.reminders,
     )
 
 

@@ -30,6 +30,7 @@ from ksi.store.sqlite_chain_reads import ChainReads
 from ksi.store.sqlite_chains import Chains
 from ksi.store.sqlite_checkpoint import Checkpointer, lengthen_log
 from ksi.store.sqlite_commit import Committer, as_ksi_error
+from ksi.store.sqlite_ends import Ends
 from ksi.store.sqlite_injections import Injections
 from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_load import Load
@@ -122,7 +123,8 @@ class SqliteStore:
         reads = Reads(writer, self._rules)
         self._chains = Chains(self._ledger, reads)
         self._injections = Injections(self._ledger, self._chains)
-        self._requests = Requests(self._ledger, reads, self._chains, self._injections)
+        self._requests = Requests(self._ledger, reads, self._chains)
+        self._ends = Ends(self._ledger, self._chains, self._injections)
         self._locks = Locks(self._ledger)
         self._upkeep = Upkeep(self._ledger, self._chains)
         self._reads = Reads(reader, self._rules)
@@ -172,7 +174,7 @@ class SqliteStore:
         self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
     ) -> Settled:
         """See `Store.settle`."""
-        future = self._committer.submit(lambda: self._requests.settle(claim, attempt, verdict, now, aftermath))
+        future = self._committer.submit(lambda: self._ends.settle(claim, attempt, verdict, now, aftermath))
         if self._ledger.totals.get("queued") or (aftermath is not None and aftermath.follow_ups):
             # Told already now: a claim that is submitted in this turn of the loop shares the transaction.
             self._on_work()
@@ -200,7 +202,7 @@ class SqliteStore:
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
         """See `Store.cancel`."""
-        cancelled = await self._committer.submit(lambda: self._requests.cancel(request_id, now, by))
+        cancelled = await self._committer.submit(lambda: self._ends.cancel(request_id, now, by))
         self._on_work()
         return cancelled
 

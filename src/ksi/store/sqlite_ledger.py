@@ -77,6 +77,7 @@ class Ledger:
 
     def write_totals(self) -> None:
         """Put the changed figures into the transaction that changed what they count (Q8)."""
+        self.totals["last_key"] = self._next_key - 1
         changed = {name: value for name, value in self.totals.items() if self._written.get(name) != value}
         if changed:
             self.run("set_totals", msgspec.json.encode(changed).decode())
@@ -94,9 +95,9 @@ class Ledger:
         self.number_anew()
         self._routes = {name for (name,) in self.all("routes")}
 
-    def number_anew(self) -> None:
-        """Go on behind the highest numbers in the tables."""
-        self._next_key = 1 + self.scalar("last_key")
+    def number_anew(self, behind: int = 0) -> None:
+        """Go on behind the highest numbers that were ever given; keys behind `behind` too."""
+        self._next_key = 1 + max(self.scalar("last_key"), behind)
         self._next_attempt = 1 + self.scalar("last_attempt")
 
     @property

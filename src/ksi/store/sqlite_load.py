@@ -47,6 +47,7 @@ class Load:
         self._now = now
         self._latest: tuple[str, int] = ("", 0)
         self._interrupted: list[str] = []
+        self._last_key = 0
         self._chains: dict[str, int] = {}
         self._carriers: dict[str, SavedRequest] = {}
         self._failed: list[str] = []
@@ -77,6 +78,10 @@ class Load:
         return rows
 
     def _take(self, record: Record) -> None:
+        if isinstance(record, SavedRequest | SavedLock | SavedSpare):
+            self._last_key = max(self._last_key, record.key)
+        elif isinstance(record, SavedInjection):
+            self._last_key = max(self._last_key, record.parent_key)
         match record:
             case SavedConversation():
                 self._take_conversation(record)
@@ -229,7 +234,7 @@ class Load:
         ledger.totals["log_watermark"] = figures.logged
         for route in figures.routes:
             ledger.know_route(route)
-        ledger.number_anew()
+        ledger.number_anew(behind=self._last_key)
         for (conversation,) in self._all("lines"):
             ledger.refresh_line(conversation, self._now)
 

@@ -6,8 +6,8 @@ from ksi.clock import Moment
 from ksi.errors import FailureClass
 from ksi.request import Attempt, Outcome, State, decode_body
 from ksi.store.sqlite_chains import Chains
+from ksi.store.sqlite_ends import CANCELLED
 from ksi.store.sqlite_ledger import Ledger
-from ksi.store.sqlite_requests import CANCELLED
 from ksi.store.sqlite_rows import HOLDS, STATES, Row
 from ksi.store.values import Ended, Expiry, Finish, Lapsed, Pruned, Recovery
 

@@ -40,6 +40,8 @@ class Offer(msgspec.Struct, frozen=True):
     route: str
     provider: str
     limit: int
+    by_node: bool = False
+    """Only what runs there on this machine counts; else what runs there at all daemons (D4)."""
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):

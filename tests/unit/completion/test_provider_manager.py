@@ -279,6 +279,25 @@ async def test_all_are_stopped_whatever_one_of_them_does() -> None:
     assert house.manager.problems() == ["provider a: no key"]
 
 
+def test_an_unknown_provider_is_told_and_one_that_the_configuration_switched_off_is_told_as_such() -> None:
+    house = House()
+    with pytest.raises(NotFound, match="there are: a, b, c"):
+        house.manager.reset("nobody")
+    configs = {
+        "here": ProviderConfig(kind="stub", models=("m/*",)),
+        "away": ProviderConfig(kind="stub", models=("m/*",), enabled=False),
+    }
+    config = Config(home=Path("/nowhere"), providers=configs)
+    enabled = {"here": configs["here"]}
+    here = {"here": Idle("here", [])}
+    manager = ProviderManager(config, here, Router(enabled, {}), EventBus(house.clock), house.clock)
+    for ask in (manager.reset, lambda name: manager.set_enabled(name, True)):
+        with pytest.raises(NotFound, match="enabled = false"):
+            ask("away")
+        with pytest.raises(NotFound, match="did you mean 'here'"):
+            ask("hera")
+
+
 @pytest.mark.promise("Q6")
 def test_routes_of_the_store_are_offered_and_those_that_nobody_serves_are_told() -> None:
     house = House()

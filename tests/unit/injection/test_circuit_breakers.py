@@ -129,6 +129,12 @@ def test_repeated_failures_are_an_error_loop() -> None:
 
 
 @pytest.mark.promise("C7")
+def test_what_somebody_cancelled_says_nothing_of_its_chain() -> None:
+    judged = breaker().judge_result(body(), attempt(None), "cancelled", trail([("a", LOOP), ("a", LOOP), ("a", None)]))
+    assert (judged.mark, judged.block, judged.risk_score) == (None, None, 0.0)
+
+
+@pytest.mark.promise("C7")
 def test_a_failure_that_left_no_mark_counts_too() -> None:
     way = trail([("a", None), ("a", None), ("a", None)])
     bare = msgspec.structs.replace(way, hops=tuple(msgspec.structs.replace(h, result=None) for h in way.hops))

@@ -177,6 +177,14 @@ def test_equal_answers_of_fifty_speakers_in_few_words_are_no_loop() -> None:
 
 
 @pytest.mark.promise("C7")
+def test_one_long_text_from_one_speaker_after_the_other_is_a_repetition() -> None:
+    said = [(f"conv-{n}", " ".join(PLANS)) for n in range(5)]
+    assert codes(told(*said[:4])) == []
+    assert codes(told(*said)) == ["repetition"]
+    assert codes(told(*[(f"conv-{n}", "No issues were found in this part of the document.") for n in range(50)])) == []
+
+
+@pytest.mark.promise("C7")
 def test_the_same_call_with_another_result_is_no_loop() -> None:
     assert codes(told(*[("watcher", f"The job is running: {n * 3} of 100 files are done.") for n in range(30)])) == []
 

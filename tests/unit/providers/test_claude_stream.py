@@ -83,6 +83,15 @@ def test_a_turn_s_lines_are_its_events() -> None:
             line(type="system", subtype="init", session_id="s", model="m", claude_code_version="2.1.330", tools=[]),
             Started("s", "m", "2.1.330"),
         ),
+        (
+            line(
+                type="system",
+                subtype="init",
+                session_id="s",
+                mcp_servers=[{"name": "a", "status": "connected"}, {"name": "b", "status": "failed", "scope": "x"}],
+            ),
+            Started("s", "", "", ("b",)),
+        ),
         (line(type="system", subtype="status", status="requesting"), Other("system")),
         (line(type="stream_event", event={"type": "message_start", "message": {}}), MessageBegins()),
         (line(type="stream_event", event=text), Piece("Hi")),

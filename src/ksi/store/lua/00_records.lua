@@ -203,19 +203,19 @@ local function begin(keys, args)
   counts, counted, now, woke = nil, false, nil, false
 end
 
--- Tell the other lives that something may be done (D1). It is a hint: who misses it looks again later.
-local function tell_work()
-  for _, life in ipairs(call('ZRANGE', P .. 'lives', 0, -1)) do
-    if life ~= R.life and call('SADD', P .. 'woken', life) == 1 then
-      call('PUBLISH', P .. 'to:' .. life, 'work')
-    end
+-- Tell one other life something. It is a hint: the store is the truth, and who misses it looks again later (D1).
+local function tell(life, news)
+  if life and life ~= R.life then
+    call('PUBLISH', P .. 'to:' .. life, cmsgpack.pack(news))
   end
 end
 
--- Tell one other life what became of a request that it cares for.
-local function tell(life, kind, request_id)
-  if life and life ~= R.life then
-    call('PUBLISH', P .. 'to:' .. life, kind .. ' ' .. request_id)
+-- Tell the other lives that something may be done: each once until it asks for work.
+local function tell_work()
+  for _, life in ipairs(call('ZRANGE', P .. 'lives', 0, -1)) do
+    if life ~= R.life and call('SADD', P .. 'woken', life) == 1 then
+      tell(life, {kind = 'work'})
+    end
   end
 end
 
@@ -235,8 +235,8 @@ local function answer(packed, bytes)
 end
 
 -- A verb that changes something. `A.op` names the call: sent again it is answered as the first time, and changes nothing.
--- A body answers a map, and a function that gives the bytes to go with it. A map with `error` or `existing`
--- wrote nothing.
+-- A body answers a map, and a function that gives the bytes to go with it. A map with `error`
+-- wrote nothing, and one with `existing` nothing that counts.
 local function verb(name, body)
   redis.register_function(LIBRARY .. '_' .. name, function(keys, args)
     begin(keys, args)
@@ -248,6 +248,9 @@ local function verb(name, body)
       end
     end
     local map, bytes = body()
+    if map.existing then
+      flush()
+    end
     if map.error or map.existing then
       return answer(pack(map), bytes)
     end

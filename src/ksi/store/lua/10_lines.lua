@@ -150,7 +150,7 @@ local function reindex(conv)
     set(conv, 'ready_route', route)
   end
   local idle
-  if (conv.members or '0') == '0' and (conv.children or '0') == '0' then
+  if (conv.members or '0') == '0' and (conv.children or '0') == '0' and not conv.reminding then
     idle = conv.active .. conv.number
   end
   if conv.idle ~= idle then
@@ -189,7 +189,7 @@ local function refresh(conv)
       set(head, 'ends', pad20(time()))
       index(head, true)
       grant = renew_time(head)
-      tell(head.life, 'granted', head.id)
+      tell(head.life, {kind = 'granted', name = head.id, grant = grant})
     end
   end
   reindex(conv)
@@ -215,8 +215,9 @@ local function step_out(rec)
   end
 end
 
--- Bring a request to a final state, and its lock or its place to the next.
-local function finish(rec, state, err, message)
+-- Bring a request to a final state, and its lock or its place to the next. `block`: why its chain has no place for it;
+-- `routed`: its aftermath came with its end. Answers a passing, and what became of the delivery that it carried.
+local function finish(rec, state, err, message, block, routed)
   local conv = conversation(rec.conversation)
   local held = conv.holder == rec.key
   set(conv, 'active', A.wall)
@@ -228,14 +229,18 @@ local function finish(rec, state, err, message)
     if held then
       let_go(conv)
     end
+    leave(rec, block, routed)
   end)
   for life in string.gmatch(rec.watchers or '', '%S+') do
-    tell(life, 'ended', rec.id)
+    tell(life, {kind = 'ended', name = rec.id})
   end
+  local passing
   if held then
-    return pass_on(rec)
+    passing = pass_on(rec)
+  else
+    passing = step_out(rec)
   end
-  return step_out(rec)
+  return passing, carried(rec)
 end
 
 -- Forget an external holder or waiter.
@@ -303,6 +308,15 @@ local function conversation_named(name, fork_of, request_id)
     reindex(parent)
   end
   return conv
+end
+
+-- Keep every route there ever was, and tell the others of one that is new.
+local function note_route(route)
+  if call('ZADD', P .. 'routes', 0, route) == 1 then
+    for _, life in ipairs(call('ZRANGE', P .. 'lives', 0, -1)) do
+      tell(life, {kind = 'route', name = route})
+    end
+  end
 end
 
 -- -- attempts ---------------------------------------------------------------------------------------------------------

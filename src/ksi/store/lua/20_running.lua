@@ -31,7 +31,7 @@ local function first_ready(route)
 end
 
 -- Give a request its conversation, fence, token, lease and slot. A new one that begins running is in no index yet.
-local function run(rec, offer, token)
+local function run(rec, offer, token, grant)
   local conv = conversation(rec.conversation)
   local function take()
     set(rec, 'expires', nil)
@@ -49,6 +49,7 @@ local function run(rec, offer, token)
   else
     become(rec, 'running', take)
   end
+  local reminders = take_reminders(rec, conv)
   reindex(conv)
   return {
     key = bare(rec.key),
@@ -65,6 +66,8 @@ local function run(rec, offer, token)
     head = bare(conv.head),
     agent_id = rec.agent,
     requeued_from = rec.requeued_from,
+    chain = begin_member(rec, grant),
+    reminders = reminders,
   }
 end
 
@@ -79,6 +82,11 @@ local function fields_of(rec)
     copy[name] = bare(copy[name])
   end
   copy.conversation = conversation(rec.conversation).name
+  local link = link_of(rec)
+  copy.chain = link and chain_of(rec).name or nil
+  if link then
+    copy.parent, copy.depth, copy.block, copy.injection = link.parent, link.depth, link.block, link.carries and rec.id
+  end
   return copy
 end
 
@@ -102,18 +110,24 @@ local function view(rec)
   return map, bytes
 end
 
+-- Whether this life hears of a request's end.
+local function watched(rec)
+  return string.find(' ' .. (rec.watchers or '') .. ' ', ' ' .. R.life .. ' ', 1, true) ~= nil
+end
+
 -- Note that this life wants to hear of a request's end (D1).
 local function watch(rec)
-  local watchers = rec.watchers or ''
-  if not string.find(' ' .. watchers .. ' ', ' ' .. R.life .. ' ', 1, true) then
-    set(rec, 'watchers', watchers .. ' ' .. R.life)
+  if not watched(rec) then
+    set(rec, 'watchers', (rec.watchers or '') .. ' ' .. R.life)
   end
 end
 
 -- `finish` for a request without a run of its own, as `Ended` tells it.
-local function ended(rec, state, err)
-  local passing = finish(rec, state, err)
+local function ended(rec, state, err, message, block)
+  local passing, injections = finish(rec, state, err, message, block)
   return {
+    block = block,
+    injections = injections,
     request_id = rec.id,
     conversation = conversation(rec.conversation).name,
     state = state,
@@ -122,10 +136,16 @@ local function ended(rec, state, err)
   }
 end
 
+-- Tell the life that serves an external holder or waiter that it is over.
+local function tell_gone(rec, held)
+  local lapsed = {request_id = rec.id, conversation = conversation(rec.conversation).name, held = held}
+  tell(rec.life, {kind = 'gone', name = rec.id, lapsed = lapsed})
+end
+
 local function lapse(rec)
   local held = holds(rec)
   local map = {request_id = rec.id, conversation = conversation(rec.conversation).name, held = held}
-  tell(rec.life, 'gone', rec.id)
+  tell_gone(rec, held)
   map.passing = take_away(rec)
   return map
 end

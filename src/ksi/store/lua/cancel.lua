@@ -11,7 +11,7 @@ verb('cancel', function()
   local rec = request(key)
   local map = {request_id = rec.id, conversation = conversation(rec.conversation).name, outcome = 'cancelled'}
   if rec.external then
-    tell(rec.life, 'gone', rec.id)
+    tell_gone(rec, holds(rec))
     map.passing = take_away(rec)
     map.state = 'cancelled'
     return map
@@ -24,9 +24,9 @@ verb('cancel', function()
       map.outcome = 'stopping'
       set(rec, 'cancelling', '1')
       watch(rec)
-      tell(rec.life, 'stop', rec.id)
+      tell(rec.life, {kind = 'stop', name = rec.id})
     else
-      map.passing = finish(rec, 'cancelled', 'cancelled')
+      map.passing, map.injections = finish(rec, 'cancelled', 'cancelled')
     end
   end
   map.state = rec.state

@@ -1,14 +1,14 @@
 -- claim: start ready requests, the lowest (rank, key) first over all offered routes (Q2, Q6).
 --
 -- ARGV[2]  offers {{route, provider, limit, by_node}}, token, limit, wall
--- Answer   started: claims without their bodies; the bodies in the same order
+-- Answer   started: claims without their bodies; blocked: members whose chain has no place any more; the bodies
 
 verb('claim', function()
   call('SREM', P .. 'woken', R.life)
   if not alive() then
     return {error = 'dead_life'}
   end
-  local started, bodies, heads, rooms = {}, {}, {}, {}
+  local started, blocked, bodies, heads, rooms = {}, {}, {}, {}, {}
   for _ = 1, A.limit do
     local best, by
     for _, offer in ipairs(A.offers) do
@@ -28,10 +28,16 @@ verb('claim', function()
       break
     end
     local rec = request(string.sub(best, 21))
-    started[#started + 1] = run(rec, by, A.token)
-    bodies[#bodies + 1] = call('GET', P .. 'b:' .. rec.key)
-    heads[by[1]] = nil
-    rooms[slot_of(by)] = rooms[slot_of(by)] + 1
+    local block, grant = link_may_run(rec)
+    if block then
+      blocked[#blocked + 1] = ended(rec, 'blocked', 'blocked', block.message, block)
+      heads = {}
+    else
+      started[#started + 1] = run(rec, by, A.token, grant)
+      bodies[#bodies + 1] = call('GET', P .. 'b:' .. rec.key)
+      heads[by[1]] = nil
+      rooms[slot_of(by)] = rooms[slot_of(by)] + 1
+    end
   end
-  return {started = started}, bodies
+  return {started = started, blocked = blocked}, bodies
 end)

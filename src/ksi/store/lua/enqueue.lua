@@ -1,8 +1,9 @@
 -- enqueue: a request into the queue, or straight into running.
 --
 -- ARGV[2]  request_id conversation route rank priority model agent due expires on_busy hold fork_of requeued_from;
---          offers {{route, provider, limit, by_node}}, token, wall, max_queued
--- ARGV[3]  the body
+--          offers {{route, provider, limit, by_node}}, token; chain: parent limits injects estimate output_cap block trips
+--          guard marked
+-- ARGV[3]  the body     ARGV[4]  the prompt's mark
 -- Answer   the fields of `Enqueued`, `claim` without the body; or `existing`, a view with its bytes
 
 -- What is known under the id already, or why the id cannot be taken.
@@ -17,6 +18,9 @@ local function kept()
   end
   if call('GET', P .. 'b:' .. key) ~= ARGS[3] then
     return {error = 'other_content'}
+  end
+  if not FINAL[rec.state] then
+    watch(rec)
   end
   local map, bytes = view(rec)
   return {existing = map}, bytes
@@ -56,41 +60,95 @@ local function free_offer()
   end
 end
 
-local function add_agent(conv, agent)
-  local agents = P .. 'ca:' .. conv.number
-  if not call('ZSCORE', agents, agent) then
-    call('ZADD', agents, call('ZCARD', agents), agent)
-    add('as:' .. agent, conv.number)
-  end
-end
-
 local function new_request(conv, state, rank)
-  local key = key16(next_number('member'))
-  local rec = new_record('r:' .. key)
-  rec.key = key
-  set(rec, 'id', A.request_id)
-  set(rec, 'conversation', conv.number)
-  set(rec, 'state', state)
-  set(rec, 'rank', rank)
-  set(rec, 'priority', A.priority)
-  set(rec, 'enqueued', A.wall)
-  set(rec, 'route', A.route)
-  set(rec, 'model', A.model)
-  set(rec, 'agent', A.agent)
-  set(rec, 'hold', A.hold and '1' or '0')
+  A.rank = rank
+  local rec = make_request(conv, state, A, ARGS[3])
   set(rec, 'requeued_from', A.requeued_from)
   set(rec, 'due', state == 'scheduled' and A.due or nil)
   set(rec, 'expires', A.expires)
   set(rec, 'watchers', R.life)
-  set(conv, 'members', tonumber(conv.members) + 1)
-  call('SET', P .. 'id:' .. A.request_id, key)
-  call('SET', P .. 'b:' .. key, ARGS[3])
-  set_count(state, count(state) + 1)
-  add('routes', A.route)
-  if state ~= 'running' then
-    index(rec, true)
-  end
   return rec
+end
+
+-- -- chains -----------------------------------------------------------------------------------------------------------
+
+-- Where a new member would stand, before anything of it is written: {chain or figures, limits, depth, parent}; or a
+-- refusal.
+local function arriving()
+  local membership = A.chain
+  if not membership.parent then
+    if call('EXISTS', P .. 'chain:' .. A.request_id) == 1 then
+      return nil, {error = 'chain_known', name = A.request_id}
+    end
+    local figures = {started = tonumber(A.wall), used = 0, reserved = 0, guards = 0}
+    return {figures = figures, limits = membership.limits, depth = 0}
+  end
+  local key = call('GET', P .. 'id:' .. membership.parent)
+  local parent = key and request(key)
+  if not parent or parent.external then
+    return nil, {error = 'unknown_parent'}
+  end
+  local link = link_of(parent)
+  if link then
+    local limits = within(membership.limits, link.limits)
+    return {chain = chain_of(parent), figures = chain_of(parent), limits = limits, depth = link.depth + 1, parent = parent}
+  end
+  if call('EXISTS', P .. 'chain:' .. parent.id) == 1 then
+    return nil, {error = 'chain_known', name = parent.id}
+  end
+  local figures = {started = tonumber(parent.enqueued), used = tonumber(parent.spent) or 0, reserved = 0, guards = 0}
+  return {figures = figures, limits = within(membership.limits, R.chain_limits), depth = 1, parent = parent}
+end
+
+-- Begin a chain with its root: the new request, or the parent that was in none when it came.
+local function begin_chain(rec, place)
+  local root = place.parent
+  if not root then
+    return new_chain(rec.id, place.limits, tonumber(A.wall), tonumber(A.wall))
+  end
+  local chain = new_chain(root.id, R.chain_limits, tonumber(root.enqueued), tonumber(root.enqueued))
+  local link = add_member(root, chain, {estimate = 0, guard = false}, R.chain_limits, 0)
+  if FINAL[root.state] then
+    remove('cho:' .. chain.number, root.key)
+  end
+  chain.used, chain.estimated = place.figures.used, tonumber(root.guessed) or 0
+  put(link, 'tokens', chain.used)
+  put(link, 'estimated', chain.estimated > 0)
+  return chain
+end
+
+local function join(rec, place, block)
+  local membership = A.chain
+  local chain = place.chain or begin_chain(rec, place)
+  if membership.block and membership.trips then
+    trip(chain, membership.block)
+  end
+  local mark = membership.marked and ARGS[4] or nil
+  return add_member(rec, chain, membership, place.limits, place.depth, place.parent, block, mark)
+end
+
+-- Keep a request that its chain has no place for.
+local function keep_blocked(place, block)
+  local conv = conversation_named(A.conversation, A.fork_of, A.request_id)
+  if A.agent then
+    add_agent(conv, A.agent)
+  end
+  note_route(A.route)
+  set(conv, 'active', A.wall)
+  local rec = new_request(conv, 'blocked', A.rank)
+  set(rec, 'error', 'blocked')
+  set(rec, 'message', block.message)
+  set(rec, 'finished', A.wall)
+  local link = join(rec, place, block)
+  index(rec, true)
+  refresh(conv)
+  return {
+    request_id = rec.id,
+    conversation = conv.name,
+    state = 'blocked',
+    block = block,
+    chain = chain_view(chain_of(rec), link),
+  }
 end
 
 -- Stop a holder for `rec`: a running one is marked, another one ends here (L3).
@@ -98,10 +156,11 @@ local function interrupt(holder, by)
   set(holder, 'interrupted_by', holder.interrupted_by or by.id)
   if holder.state == 'running' then
     set(holder, 'cancelling', '1')
-    tell(holder.life, 'stop', holder.id)
+    tell(holder.life, {kind = 'stop', name = holder.id})
     return nil
   end
-  return finish(holder, 'cancelled', 'cancelled')
+  local passing = finish(holder, 'cancelled', 'cancelled')
+  return passing
 end
 
 verb('enqueue', function()
@@ -109,8 +168,21 @@ verb('enqueue', function()
   if known then
     return known, bytes
   end
+  local place, refusal
+  if A.chain then
+    place, refusal = arriving()
+    if refusal then
+      return refusal
+    end
+  end
   if A.fork_of and not find(A.fork_of) then
     return {error = 'no_fork_parent'}
+  end
+  if place then
+    local block = may_enter(place.figures, place.limits, place.depth, A.chain.block, A.chain.guard)
+    if block then
+      return keep_blocked(place, block)
+    end
   end
   local delayed = A.due and A.due > A.wall
   local conv = find(A.conversation)
@@ -136,21 +208,37 @@ verb('enqueue', function()
   if not offer and waiting_requests() >= R.max_queued then
     return {error = 'queue_full'}
   end
+  local grant
+  if offer and place then
+    local chain = A.chain
+    local block
+    block, grant = may_run(place.figures, place.limits, place.depth, chain.estimate, chain.output_cap, chain.guard)
+    if block then
+      return keep_blocked(place, block)
+    end
+  end
 
   -- All is decided; from here on the store changes.
   conv = conversation_named(A.conversation, A.fork_of, A.request_id)
   if A.agent then
     add_agent(conv, A.agent)
   end
+  note_route(A.route)
   local rank = A.rank
   if not delayed and A.on_busy == 'interrupt' and head then
     local ahead = decrement(head.rank)
     rank = ahead < rank and ahead or rank
   end
   local rec = new_request(conv, offer and 'running' or delayed and 'scheduled' or 'queued', rank)
+  if place then
+    join(rec, place)
+  end
+  if not offer then
+    index(rec, true)
+  end
   local map = {request_id = rec.id, conversation = conv.name, ready = ready or false}
   if offer then
-    map.claim = run(rec, offer, A.token)
+    map.claim = run(rec, offer, A.token, grant)
     map.state = 'running'
     return map
   end

@@ -36,6 +36,8 @@ local function recover_run(rec, map)
     attempt = attempt,
   }
   account(rec, trail_entry('I', attempt.number, cmsgpack.pack(attempt)), A.wall, 'B', cmsgpack.pack(spent))
+  charge(rec, nil, 0)
+  put_reminders_back(rec, conversation(rec.conversation))
   if rec.cancelling then
     table.insert(map.ended, ended(rec, 'cancelled', 'cancelled'))
   elseif R.fail_interrupted or interruptions >= R.max_interruptions then
@@ -50,6 +52,7 @@ end
 -- Waiters without a deadline were tied to a connection that died (L5); the others, and locks, begin their time anew.
 local function recover_external(rec)
   if not holds(rec) and not rec.patience then
+    tell_gone(rec, false)
     return take_away(rec)
   end
   remove('ext:' .. rec.life, rec.key)
@@ -78,6 +81,7 @@ verb('open', function()
   call('HSET', P .. 'life:' .. R.life, 'daemon', R.daemon, 'node', R.node)
   call('ZADD', P .. 'lives', time() + R.lease, R.life)
   call('HSET', P .. 'nodes', R.node, pad20(time()))
+  call('HSET', P .. 'seen', R.daemon, A.wall)
   woke = #call('ZRANGE', P .. 'active', 0, 0) > 0
   return {before = before or nil}
 end)
@@ -122,6 +126,7 @@ verb('renew', function()
   end
   call('ZADD', P .. 'lives', time() + R.lease, R.life)
   call('HSET', P .. 'nodes', R.node, pad20(time()))
+  call('HSET', P .. 'seen', R.daemon, A.wall)
   if count('fence') < A.fence then
     -- The server lost what it had acknowledged (a failover): fences never go back (D3).
     set_count('fence', A.fence + 1000000)

@@ -15,7 +15,7 @@ local function logged(turn, logger)
   if turn <= mark then
     return true
   end
-  return (call('HGET', P .. 'seen', logger) or A.wall) < A.daemons
+  return logger ~= R.daemon and (call('HGET', P .. 'seen', logger) or A.wall) < A.daemons
 end
 
 local passed
@@ -32,7 +32,8 @@ local function old_requests()
   local reach = A.limit + 1 + SKIP
   for _, entry in ipairs(call('ZRANGEBYLEX', P .. 'finished', '-', '[' .. A.finished .. ':', 'LIMIT', 0, reach)) do
     local rec = request(string.sub(entry, 21))
-    if logged(rec.turn, rec.logger) then
+    local link = link_of(rec)
+    if logged(rec.turn, rec.logger) and not (link and link.routing == 2) then
       found[#found + 1] = rec
       if #found > A.limit then
         break
@@ -44,6 +45,33 @@ local function old_requests()
   return found
 end
 
+-- A member is no longer kept; with the last one its chain goes.
+local function leave_chain(rec)
+  local chain = chain_of(rec)
+  remove('chm:' .. chain.number, rec.key)
+  forget_record(link_of(rec))
+  call('DEL', P .. 'm:' .. rec.key)
+  if call('EXISTS', P .. 'chm:' .. chain.number) == 0 then
+    remove('chains', chain.number)
+    call('DEL', P .. 'chain:' .. chain.name)
+    forget_record(chain)
+  end
+end
+
+-- Forget deliveries that ended long ago; whether there are more.
+local function drop_deliveries()
+  local old = call('ZRANGEBYLEX', P .. 'injections_ended', '-', '[' .. A.finished .. ':', 'LIMIT', 0, A.limit + 1)
+  for at = 1, math.min(#old, A.limit) do
+    local inj = record('i:' .. string.sub(old[at], 21))
+    remove('injections_ended', old[at])
+    remove('injections', inj.number)
+    remove('injections:' .. inj.state, inj.number)
+    call('DEL', P .. 'inj:' .. inj.id, P .. 'ix:' .. inj.number, P .. 'ic:' .. inj.number)
+    forget_record(inj)
+  end
+  return #old > A.limit
+end
+
 local function drop_request(rec)
   local conv = conversation(rec.conversation)
   index(rec, false)
@@ -52,6 +80,9 @@ local function drop_request(rec)
     remove('log:' .. rec.logger, rec.turn)
   else
     call('DEL', P .. 'b:' .. rec.key)
+  end
+  if rec.chain then
+    leave_chain(rec)
   end
   forget_record(rec)
   set(conv, 'members', tonumber(conv.members) - 1)
@@ -133,6 +164,7 @@ verb('prune', function()
   if #spent > 0 then
     call('ZREM', P .. 'account', unpack(spent))
   end
+  local deliveries = drop_deliveries()
   local conversations = 0
   passed = 0
   local idle = first_idle()
@@ -145,6 +177,6 @@ verb('prune', function()
   return {
     requests = math.min(#old, A.limit),
     conversations = conversations,
-    more = #old > A.limit or idle ~= nil or call('EXISTS', P .. 'trash') == 1,
+    more = #old > A.limit or deliveries or idle ~= nil or call('EXISTS', P .. 'trash') == 1,
   }
 end)

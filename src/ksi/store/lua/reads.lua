@@ -62,6 +62,25 @@ end
 local SHOW = {
   session = function(member) return session_view(conversation(member)) end,
   lock = function(member) return lock_view(conversation(member), 0) end,
+  chain = function(member) return chain_view(record('ch:' .. member)) end,
+  injection = function(member) return injection_row(record('i:' .. member)) end,
+  member = function(key)
+    local rec = request(key)
+    local link = link_of(rec)
+    return {
+      request_id = rec.id,
+      parent = link.parent,
+      depth = link.depth,
+      conversation = conversation(rec.conversation).name,
+      agent_id = rec.agent,
+      state = rec.state,
+      enqueued_at = bare(rec.enqueued),
+      finished_at = bare(rec.finished),
+      tokens = link.tokens,
+      estimated = link.estimated,
+      reason = link.block,
+    }
+  end,
   fork = function(member) return cmsgpack.unpack(call('GET', P .. 'f:' .. member)) end,
   row = function(member)
     local rec = request(string.sub(member, -16))
@@ -96,6 +115,13 @@ end
 -- `A.inner`: the list is made of the indexes of this prefix that `A.index` names, one after the other.
 read('page', function()
   local items, places = {}, {}
+  if A.of then
+    local chain = chain_called(A.of)
+    if not chain then
+      return {items = items, places = places}
+    end
+    A.index = 'chm:' .. chain.number
+  end
   if not A.inner then
     take(items, places, A.index, A.after)
     return {items = items, places = places}
@@ -124,7 +150,21 @@ read('get', function()
     return {}
   end
   local map, bytes = view(rec)
-  return {view = map}, bytes
+  return {view = map, unheard = not FINAL[rec.state] and not watched(rec)}, bytes
+end)
+
+-- As get, and this life will be told of the request's end.
+verb('watch', function()
+  local key = call('GET', P .. 'id:' .. A.request_id)
+  local rec = key and request(key)
+  if not rec or rec.external then
+    return {}
+  end
+  if not FINAL[rec.state] then
+    watch(rec)
+  end
+  local map, bytes = view(rec)
+  return {existing = map}, bytes
 end)
 
 read('history', function()

@@ -1,8 +1,9 @@
 -- settle: end an attempt: state, answer, usage, head and the lock's release in one step.
 --
 -- ARGV[2]  key fence token; verdict (finish, retry, give_back) with state error message, or at route parked error message;
---          number, ended, session, fork, provider, size, answer; daemon; wall
+--          number, ended, session, fork, provider, size, answer; tokens text_tokens; aftermath
 -- ARGV[3]  the attempt     ARGV[4]  the attempt for the account, without its text
+-- ARGV[5]  the texts of reminders in its prompt; then the bytes of the aftermath
 -- Answer   the fields of `Settled`
 
 -- Keep what a late run brought, unless its own end is there already: usage counts once (T1).
@@ -45,8 +46,8 @@ local function add_turn(conv, rec, bound)
   local number = key16(next_number('turn'))
   local agent = rec.agent or ''
   local header = (conv.head or NONE) .. rec.key .. conv.number .. string.format('%012.0f%012.0f', A.size, A.answer)
-  header = header .. (bound and 'B' or 'U') .. string.format('%06d', #agent) .. agent
-  call('SET', P .. 't:' .. number, header .. ARGS[3])
+  header = header .. (bound and 'B' or 'U') .. string.format('%06d%08d', #agent, #ARGS[5])
+  call('SET', P .. 't:' .. number, header .. agent .. ARGS[5] .. ARGS[3])
   add('log:' .. R.daemon, number)
   local session = bound and A.session or nil
   set(conv, 'turns', tonumber(conv.turns) + 1)
@@ -63,7 +64,7 @@ end
 
 local function put_off(conv, rec)
   local route = A.route or rec.route
-  add('routes', route)
+  note_route(route)
   local held = conv.holder == rec.key
   local let = held and rec.hold == '0'
   become(rec, A.parked and 'parked' or 'retrying', function()
@@ -90,6 +91,9 @@ verb('settle', function()
     keep_fenced(rec)
     return {state = rec.state, fenced = true}
   end
+  if A.aftermath and A.verdict == 'finish' and not rec.chain then
+    return {error = 'no_chain'}
+  end
   local verdict, state, err, message = A.verdict, A.state, A.error, A.message
   if rec.cancelling and verdict ~= 'finish' then
     verdict, state, err, message = 'finish', 'cancelled', 'cancelled', nil
@@ -110,13 +114,32 @@ verb('settle', function()
   else
     account(rec, trail_entry(kind, A.number, ARGS[3]), A.ended, 'B', ARGS[4])
   end
+  charge(rec, A.tokens, A.text_tokens)
   if verdict == 'finish' then
-    map.passing = finish(rec, state, err, message)
+    local reminders
+    if completed then
+      reminders = use_reminders(rec)
+    else
+      put_reminders_back(rec, conv)
+    end
+    -- Before the lock passes on: a follow-up may be the next in this line.
+    local aftermath = A.verdict == 'finish' and A.aftermath
+    local sent = aftermath and write_aftermath(rec, aftermath) or {}
+    local carries
+    map.passing, carries = finish(rec, state, err, message, nil, aftermath and true)
+    map.injections = {}
+    for _, rows in ipairs({carries or {}, reminders or {}, sent}) do
+      for _, row in ipairs(rows) do
+        table.insert(map.injections, row)
+      end
+    end
     map.finished_at = tonumber(A.wall)
   elseif verdict == 'retry' then
+    put_reminders_back(rec, conv)
     map.passing = put_off(conv, rec)
     map.due = bare(rec.due)
   else
+    put_reminders_back(rec, conv)
     become(rec, 'queued')
     refresh(conv)
   end

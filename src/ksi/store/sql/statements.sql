@@ -6,7 +6,10 @@ SELECT name, value FROM total;
 INSERT INTO total (name, value) SELECT key, value FROM json_each(?) WHERE true
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 -- name: last_key
-SELECT max(coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0));
+SELECT max(
+    coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0),
+    coalesce((SELECT value FROM total WHERE name = 'last_key'), 0)
+);
 -- name: last_attempt
 SELECT max(
     coalesce((SELECT max(id) FROM attempt), 0), coalesce((SELECT value FROM total WHERE name = 'log_watermark'), 0)
@@ -173,6 +176,7 @@ WHERE c.active_at <= ?1
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 2)
   AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id AND f.child <> c.id)
   AND (c.head IS NULL OR c.head <= ?2) AND c.reminders = 0
+  AND NOT EXISTS (SELECT 1 FROM member m JOIN request r ON r.key = m.request WHERE m.routing = 2 AND r.conversation = c.id)
 ORDER BY c.active_at, c.id LIMIT ?3;
 -- name: turns_to_drop
 WITH RECURSIVE turn (id, request, previous, depth) AS (

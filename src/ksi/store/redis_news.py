@@ -1,0 +1,117 @@
+"""What other daemons on the same store did that somebody here may wait for: told by push, as a hint (D1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import structlog
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
+
+from ksi.store.redis_address import Address
+from ksi.store.values import Ended, Lapsed, LockGrant
+
+QUIET = 10.0
+"""Seconds of silence after which the server is asked whether it is there."""
+
+PAUSE = 0.2
+"""Seconds between tries to connect."""
+
+_GONE = (exceptions.RedisError, OSError, TimeoutError)
+
+
+class Kind(StrEnum):
+    """What a piece of news is about."""
+
+    WORK = "work"
+    """Something may have become ready."""
+    ROUTE = "route"
+    """A route that nobody used before; `name` is it."""
+    ENDED = "ended"
+    """A request that this daemon cares for is final."""
+    STOP = "stop"
+    """A request that runs here is to be stopped."""
+    GRANTED = "granted"
+    """An external waiter of this daemon has its lock."""
+    GONE = "gone"
+    """An external holder or waiter of this daemon is none any more."""
+    LOST = "lost"
+    """This daemon was taken for dead: what it ran is not its own any more; `keys` are those runs."""
+    MISSED = "missed"
+    """News may have got lost: look again."""
+
+
+class News(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of news."""
+
+    kind: Kind
+    name: str = ""
+    grant: LockGrant | None = None
+    lapsed: Lapsed | None = None
+    ended: Ended | None = None
+    keys: tuple[int, ...] = ()
+
+
+_decoder = msgspec.msgpack.Decoder(News, strict=False)
+
+OnNews = Callable[[News], None]
+
+
+class Listener:
+    """Hears what is published for one life of this daemon, over one server's restart or many."""
+
+    def __init__(self, address: Address, channel: str, on_news: OnNews) -> None:
+        self._address = address
+        self._channel = channel
+        self._on_news = on_news
+        self._listening = asyncio.Event()
+        self._log = structlog.get_logger("ksi.redis")
+        self._task = asyncio.create_task(self._listen(), name="ksi-redis-news")
+
+    async def ready(self, seconds: float) -> None:
+        """Wait until it hears; no longer than so many seconds: without it everything only takes a moment longer."""
+        try:
+            await asyncio.wait_for(self._listening.wait(), seconds)
+        except TimeoutError:
+            self._log.warning("no news from other daemons yet", server=str(self._address))
+
+    async def close(self) -> None:
+        """Hear nothing more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            connection: AbstractConnection | None = None
+            try:
+                connection = await self._address.connect()
+                await self._hear(connection)
+            except _GONE as error:
+                self._log.debug("news interrupted", error=str(error))
+            finally:
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
+            await asyncio.sleep(PAUSE)
+
+    async def _hear(self, connection: AbstractConnection) -> None:
+        await connection.send_command("SUBSCRIBE", self._channel)
+        asked = False
+        while True:
+            try:
+                message: Any = await connection.read_response(timeout=QUIET, disconnect_on_error=False)
+            except (exceptions.TimeoutError, TimeoutError):
+                if asked:
+                    raise
+                asked = True
+                await connection.send_command("PING")
+                continue
+            asked = False
+            if message[0] == b"subscribe":
+                self._listening.set()
+                self._on_news(News(kind=Kind.MISSED))
+            elif message[0] == b"message":
+                self._on_news(_decoder.decode(message[2]))

@@ -1,0 +1,231 @@
+"""Several daemons on one Redis or Valkey server: they share queue, locks and results, and survive each other and it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from pathlib import Path
+
+import pytest
+
+from ksi.daemon import Daemon
+from ksi.testing import running_daemon
+from tests.daemon_process import make_home, start_in_vain
+from tests.integration.cable import cable
+from tests.integration.redis_team import LEASE, Team, check_runs, submit_anywhere, team
+from tests.integration.wire import Json, Wire, in_state, until
+from tests.redis_server import RedisServer, cluster, running
+
+CONVERSATIONS = 200
+REQUESTS = 600
+AOF = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+def url_of(server: RedisServer, namespace: str) -> str:
+    """A namespace of a test's own."""
+    return f"{server.url}?namespace={namespace}"
+
+
+async def submit(wire: Wire, request_id: str, **data: object) -> Json:
+    """Submit a request that runs until it is stopped."""
+    return await wire.ask("completion:async", request_id=request_id, prompt="hello", **{"model": "slow/echo", **data})
+
+
+@pytest.mark.promise("D1", "R1")
+async def test_what_is_asked_at_one_daemon_is_waited_for_and_cancelled_at_another(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with team(tmp_path, url_of(redis_server, "cancel"), 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            await submit(here, "long")
+            waiting = there.post("completion:wait", {"request_id": "long"})
+            cancelled = await there.ask("completion:cancel", request_id="long")
+            assert cancelled["status"] == "cancelled"
+            assert (await waiting)["data"]["status"] == "cancelled"
+            assert (await here.pushed("completion:result", request_id="long"))["status"] == "cancelled"
+
+
+@pytest.mark.promise("D1", "L1", "L2")
+async def test_a_conversation_has_one_holder_over_all_daemons(redis_server: RedisServer, tmp_path: Path) -> None:
+    with team(tmp_path, url_of(redis_server, "holder"), 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            await submit(here, "first", session_id="talk")
+            reply = await submit(there, "second", session_id="talk")
+            assert (reply["status"], reply["position"], reply["holder"]) == ("queued", 0, "first")
+            lock = await there.ask("conversation:acquire_lock", request_id="lock", conversation_id="talk")
+            assert (lock["acquired"], lock["position"]) == (False, 2)
+            await here.ask("completion:cancel", request_id="first")
+            await in_state(there, "second", "running")
+            await here.ask("completion:cancel", request_id="second")
+            locked = await there.pushed("conversation:locked", request_id="lock")
+            assert locked["conversation_id"] == "talk"
+
+
+@pytest.mark.promise("D2", "Q3")
+async def test_a_daemon_that_dies_loses_its_runs_to_another_one(redis_server: RedisServer, tmp_path: Path) -> None:
+    with team(tmp_path, url_of(redis_server, "dies"), 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            await submit(here, "long", session_id="talk")
+            await submit(there, "behind", session_id="talk", model="stub/echo")
+            daemons.kill(0)
+            again = await until(lambda: begun_again(there, "long"))
+            assert again is not None
+            assert [attempt["outcome"] for attempt in again["attempts"]] == ["interrupted"]
+            assert (await there.ask("completion:get", request_id="behind"))["status"] == "queued"
+
+
+async def begun_again(wire: Wire, request_id: str) -> Json | None:
+    """The request, once it runs in another attempt than its first."""
+    reply = await wire.ask("completion:get", request_id=request_id)
+    return reply if reply["status"] == "running" and reply.get("attempts") else None
+
+
+@pytest.mark.promise("D2", "L1", "L4")
+async def test_a_daemon_that_was_stopped_beyond_its_lease_writes_nothing_when_it_goes_on(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with team(tmp_path, url_of(redis_server, "stopped"), 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            delayed = {"model": "stub/echo", "provider_options": {"delay": LEASE}}
+            await submit(here, "slow", session_id="talk", **delayed)
+            stopped = asyncio.create_task(daemons.stop(0, 4 * LEASE))
+            reply = await in_state(there, "slow", "completed")
+            await stopped
+            assert [attempt["outcome"] for attempt in reply["attempts"]][:2] == ["interrupted", "completed"]
+            # Its own answer, if it brought one, is kept beside the trail and is nobody's.
+            await in_state(here, "slow", "completed")
+            session = await here.ask("completion:session_status", session_id="talk")
+            assert session["turns"] == 1
+            assert (await submit(here, "next", model="stub/echo", session_id="talk"))["status"] in ("ready", "queued")
+            await in_state(there, "next", "completed")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.promise("D1", "D2", "L1", "Q3")
+async def test_daemons_that_are_killed_and_stopped_under_load_lose_nothing_and_do_nothing_twice(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    dice = random.Random(6)
+    with team(tmp_path, url_of(redis_server, "load"), 3) as daemons:
+        done = asyncio.Event()
+        harm = asyncio.create_task(do_harm(daemons, dice, done))
+        requests = [
+            {
+                "request_id": f"r{number}",
+                "prompt": f"number {number}",
+                "session_id": f"talk-{number % CONVERSATIONS}",
+                "provider_options": {"delay": dice.choice((0.0, 0.01, 0.05, 0.3))},
+            }
+            for number in range(REQUESTS)
+        ]
+        gate = asyncio.Semaphore(20)
+
+        async def bring(request: Json, first: int) -> None:
+            async with gate:
+                await submit_anywhere(daemons, request, first)
+
+        await asyncio.gather(*(bring(request, number % 3) for number, request in enumerate(requests)))
+        done.set()
+        await harm
+        async with await Wire.open(daemons.path(0)) as wire:
+            await until(lambda: idle(wire), patience=60)
+            answers = {
+                str(one["request_id"]): await wire.ask("completion:get", request_id=one["request_id"])
+                for one in requests
+            }
+            figures = await wire.ask("completion:queue_status")
+        assert figures["completed"] == REQUESTS
+        assert figures["locked_conversations"] == 0
+        assert check_runs(daemons.record, answers) > 0
+
+
+async def do_harm(daemons: Team, dice: random.Random, done: asyncio.Event) -> None:
+    """Kill and stop daemons, one at a time, until nothing more comes in."""
+    while not done.is_set():
+        number = dice.randrange(len(daemons.daemons))
+        if dice.random() < 0.5:
+            daemons.kill(number)
+            await asyncio.to_thread(daemons.daemons[number].start)
+        else:
+            await daemons.stop(number, dice.choice((0.2, 2 * LEASE)))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), dice.uniform(0.1, 0.5))
+
+
+async def idle(wire: Wire) -> bool:
+    """Whether nothing waits or runs."""
+    figures = await wire.ask("completion:queue_status")
+    return not any(figures[name] for name in ("queued", "active", "scheduled", "retrying", "parked"))
+
+
+@pytest.mark.promise("D3", "Q3")
+async def test_a_server_that_is_killed_and_comes_back_has_all_that_was_acknowledged(tmp_path: Path) -> None:
+    with running(*AOF) as server, team(tmp_path, server.url, 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            options = {"delay": 0.02}
+            asked = [
+                here.post(
+                    "completion:async",
+                    {
+                        "request_id": f"r{number}",
+                        "prompt": "hello",
+                        "session_id": f"t{number % 20}",
+                        "provider_options": options,
+                    },
+                )
+                for number in range(300)
+            ]
+            await asked[100]
+            server.kill()
+            server.start()
+            replies = await asyncio.gather(*asked)
+            assert not [reply for reply in replies if "error" in reply]
+            await until(lambda: idle(there), patience=60)
+            answers = {
+                f"r{number}": await there.ask("completion:get", request_id=f"r{number}") for number in range(300)
+            }
+            check_runs(daemons.record, answers)
+
+
+@pytest.mark.promise("D3")
+async def test_a_line_that_is_cut_is_waited_for_and_nothing_is_done_twice(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with cable(redis_server) as line, team(tmp_path, f"redis://127.0.0.1:{line.port}?namespace=cut", 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            asked = [
+                here.post("completion:async", {"request_id": f"r{number}", "prompt": "hello"}) for number in range(200)
+            ]
+            await asked[50]
+            await asyncio.to_thread(line.cut, 3 * LEASE)
+            replies = await asyncio.gather(*asked)
+            assert not [reply for reply in replies if "error" in reply]
+            await until(lambda: idle(there), patience=60)
+            answers = {
+                f"r{number}": await there.ask("completion:get", request_id=f"r{number}") for number in range(200)
+            }
+            assert check_runs(daemons.record, answers) == 0, "a cut line is nobody's death"
+
+
+@pytest.mark.promise("D1")
+async def test_a_daemon_serves_from_a_cluster_of_three() -> None:
+    with cluster(3) as url:
+        settings = {"store": {"url": f"{url}?namespace=team"}}
+        async with running_daemon(settings=settings) as daemon:
+            await ask_once(daemon)
+
+
+async def ask_once(daemon: Daemon) -> None:
+    """One request, from asking to its answer."""
+    async with await Wire.open(daemon.config.socket_path) as wire:
+        reply = await wire.ask("completion:request", prompt="hello", model="stub/echo")
+        assert (reply["status"], reply["result"]) == ("completed", "echo: hello")
+
+
+@pytest.mark.promise("D1")
+async def test_a_wrong_address_stops_the_start_with_its_place(tmp_path: Path) -> None:
+    home = make_home(tmp_path / "home", '[store]\nurl = "redis+sentinel://localhost"\n')
+    done = start_in_vain(home)
+    assert done.returncode != 0
+    assert "which service" in done.stderr
