@@ -127,19 +127,57 @@ def cluster(count: int) -> Iterator[str]:
         for server in servers[1:]:
             assert server.ask("CLUSTER", "MEET", "127.0.0.1", str(servers[0].port)).startswith(b"+OK")
         for server in servers:
-            _await(server, b"cluster_state:ok", count)
+            _await(server, "CLUSTER INFO", b"cluster_state:ok", f"cluster_known_nodes:{count}".encode())
         yield f"redis+cluster://127.0.0.1:{servers[-1].port},127.0.0.1:{servers[0].port}"
 
 
-def _await(server: RedisServer, word: bytes, known: int) -> None:
-    """Wait until a node of a cluster knows all others and serves."""
+@contextlib.contextmanager
+def watched() -> Iterator[tuple[str, RedisServer]]:
+    """A master with a replica and a Sentinel that watches them: the `store.url`, and the master."""
+    with contextlib.ExitStack() as stack:
+        ports = [free_port(), free_port(), free_port()]
+        master = stack.enter_context(running("--appendonly", "no", port=ports[0]))
+        replica = stack.enter_context(running("--replicaof", f"127.0.0.1 {ports[0]}", port=ports[1]))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="ksi-sentinel-")))
+        (folder / "sentinel.conf").write_text(
+            f"port {ports[2]}\ndir {folder}\nsentinel monitor team 127.0.0.1 {ports[0]} 1\n"
+            "sentinel down-after-milliseconds team 1000\nsentinel failover-timeout team 5000\n"
+        )
+        with (folder / "log").open("ab") as log:
+            sentinel = subprocess.Popen(
+                [binary(), str(folder / "sentinel.conf"), "--sentinel"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        stack.callback(sentinel.wait)
+        stack.callback(sentinel.kill)
+        _await_sentinel(ports[2])
+        _await(replica, "INFO replication", b"master_link_status:up")
+        yield f"redis+sentinel://127.0.0.1:{ports[2]}/team", master
+
+
+def _await_sentinel(port: int) -> None:
+    """Wait until a Sentinel has found the replica."""
     end = time.monotonic() + START_TIME
     while True:
-        said = server.ask("CLUSTER", "INFO")
-        if word in said and f"cluster_known_nodes:{known}".encode() in said:
+        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), START_TIME) as line:
+            line.sendall(b"SENTINEL REPLICAS team\r\n")
+            if b"runid" in line.recv(65536):
+                return
+        assert time.monotonic() < end, "no sentinel"
+        time.sleep(0.05)  # nothing tells when it has looked
+
+
+def _await(server: RedisServer, command: str, *words: bytes) -> None:
+    """Wait until a server's answer has these words."""
+    end = time.monotonic() + START_TIME
+    while True:
+        said = server.ask(*command.split())
+        if all(word in said for word in words):
             return
         assert time.monotonic() < end, said
-        time.sleep(0.02)  # nothing tells when a cluster has formed
+        time.sleep(0.02)  # nothing tells when servers have found each other
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from tests.daemon_process import make_home, start_in_vain
 from tests.integration.cable import cable
 from tests.integration.redis_team import LEASE, Team, check_runs, submit_anywhere, team
 from tests.integration.wire import Json, Wire, in_state, until
-from tests.redis_server import RedisServer, cluster, running
+from tests.redis_server import RedisServer, cluster, running, watched
 
 CONVERSATIONS = 200
 REQUESTS = 600
@@ -214,6 +214,28 @@ async def test_a_daemon_serves_from_a_cluster_of_three() -> None:
         settings = {"store": {"url": f"{url}?namespace=team"}}
         async with running_daemon(settings=settings) as daemon:
             await ask_once(daemon)
+
+
+@pytest.mark.promise("D3", "L1")
+async def test_daemons_go_on_with_a_replica_that_took_over(tmp_path: Path) -> None:
+    with watched() as (url, master), team(tmp_path, url, 2) as daemons:
+        async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
+            before = await here.ask("conversation:acquire_lock", request_id="before", conversation_id="talk")
+            await here.ask("completion:request", prompt="hello", request_id="first")
+            replicated = master.ask("WAIT", "1", "5000")
+            assert replicated.startswith(b":1"), replicated
+            master.kill()
+            reply = await until(lambda: answered(there), patience=30)
+            assert reply["result"] == "echo: again"
+            assert (await there.ask("completion:get", request_id="first"))["status"] == "completed"
+            lock = await there.ask("conversation:acquire_lock", request_id="after", conversation_id="other")
+            assert lock["fence"] > before["fence"]
+
+
+async def answered(wire: Wire) -> Json | None:
+    """A request's reply, once the store is there again."""
+    reply = await wire.post("completion:request", {"prompt": "again"})
+    return None if "error" in reply else reply["data"]
 
 
 async def ask_once(daemon: Daemon) -> None:

@@ -188,7 +188,6 @@ def test_the_store_is_told_its_durability(tmp_path: Path, durability: str) -> No
         "sqlite://var/db",
         "var/db/ksi.db",
         "postgres://x",
-        "redis://x",
     ],
 )
 def test_an_address_of_no_known_kind_is_refused(tmp_path: Path, url: str) -> None:
