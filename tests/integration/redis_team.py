@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.daemon_process import DaemonProcess, make_home
 from tests.integration.wire import Json, Wire
 
-LEASE = 1.5
+LEASE = 2.5
 """Seconds; short, so that a takeover need not be waited for long."""
 
 CONFIG = """\

@@ -89,7 +89,7 @@ async def test_a_daemon_that_was_stopped_beyond_its_lease_writes_nothing_when_it
         async with await Wire.open(daemons.path(0)) as here, await Wire.open(daemons.path(1)) as there:
             delayed = {"model": "stub/echo", "provider_options": {"delay": LEASE}}
             await submit(here, "slow", session_id="talk", **delayed)
-            stopped = asyncio.create_task(daemons.stop(0, 4 * LEASE))
+            stopped = asyncio.create_task(daemons.stop(0, 3 * LEASE))
             reply = await in_state(there, "slow", "completed")
             await stopped
             assert [attempt["outcome"] for attempt in reply["attempts"]][:2] == ["interrupted", "completed"]
@@ -226,6 +226,7 @@ async def test_daemons_go_on_with_a_replica_that_took_over(tmp_path: Path) -> No
             assert replicated.startswith(b":1"), replicated
             master.kill()
             reply = await until(lambda: answered(there), patience=30)
+            assert reply is not None
             assert reply["result"] == "echo: again"
             assert (await there.ask("completion:get", request_id="first"))["status"] == "completed"
             lock = await there.ask("conversation:acquire_lock", request_id="after", conversation_id="other")
@@ -251,3 +252,21 @@ async def test_a_wrong_address_stops_the_start_with_its_place(tmp_path: Path) ->
     done = start_in_vain(home)
     assert done.returncode != 0
     assert "which service" in done.stderr
+
+
+@pytest.mark.promise("L4", "L5")
+async def test_an_outside_lock_lapses_by_the_server_s_clock_and_the_next_one_has_it(redis_server: RedisServer) -> None:
+    settings = {"store": {"url": url_of(redis_server, "lapse")}, "lock": {"expiry": 0.5}}
+    async with running_daemon(settings=settings) as daemon, await Wire.open(daemon.config.socket_path) as wire:
+        first = await wire.ask("conversation:acquire_lock", request_id="first", conversation_id="talk")
+        assert first["acquired"] is True
+        second = await wire.ask("conversation:acquire_lock", request_id="second", conversation_id="talk")
+        assert second["state"] == "queued"
+        locked = await wire.pushed("conversation:locked", request_id="second")
+        assert locked["fence"] > first["fence"]
+
+
+async def test_a_checkpoint_says_that_the_server_saves_itself(redis_server: RedisServer) -> None:
+    settings = {"store": {"url": url_of(redis_server, "checkpoint")}}
+    async with running_daemon(settings=settings) as daemon, await Wire.open(daemon.config.socket_path) as wire:
+        assert "the server saves itself" in (await wire.refused("checkpoint:collect")).message
