@@ -256,7 +256,7 @@ async def test_a_wrong_address_stops_the_start_with_its_place(tmp_path: Path) ->
 
 @pytest.mark.promise("L4", "L5")
 async def test_an_outside_lock_lapses_by_the_server_s_clock_and_the_next_one_has_it(redis_server: RedisServer) -> None:
-    settings = {"store": {"url": url_of(redis_server, "lapse")}, "lock": {"expiry": 0.5}}
+    settings: Json = {"store": {"url": url_of(redis_server, "lapse")}, "lock": {"expiry": 0.5}}
     async with running_daemon(settings=settings) as daemon, await Wire.open(daemon.config.socket_path) as wire:
         first = await wire.ask("conversation:acquire_lock", request_id="first", conversation_id="talk")
         assert first["acquired"] is True

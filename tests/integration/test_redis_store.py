@@ -104,7 +104,7 @@ async def test_a_life_that_was_declared_dead_loses_its_runs_and_begins_another(r
     (again,) = await two.claim(OFFER)
     await two.complete(again)
     assert [attempt.outcome for attempt in (await one.view("a")).attempts] == ["interrupted", "fenced", "completed"]
-    assert await one.run("b", "other")
+    assert (await one.run("b", "other")).attempt == 1
     for world in (one, two):
         await world.store.close()
 

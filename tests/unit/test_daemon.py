@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 from ksi import daemon as module
 from ksi.clock import Chance
 from ksi.config import Config, load
-from ksi.daemon import Daemon, PidFile, build_store, run, store_rules, tell_systemd
+from ksi.daemon import Daemon, build_store, run, store_rules, tell_systemd
 from ksi.errors import ConfigError, StoreInUse
+from ksi.pid_file import PidFile
 from ksi.store.memory import MemoryStore
 from ksi.store.sqlite import SqliteStore
 from ksi.store.values import StoreRules

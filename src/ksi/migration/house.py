@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ksi.clock import Chance
 from ksi.config import CONFIG_FILE, Config, load
-from ksi.daemon import PidFile, store_rules
+from ksi.daemon import store_rules
 from ksi.errors import MigrationError, StoreInUse
+from ksi.pid_file import PidFile
 from ksi.store.sqlite import SqliteStore
 
 OLD_SERVICE = "ksi_daemon/plugins/completion/completion_service.py"

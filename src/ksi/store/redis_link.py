@@ -174,8 +174,11 @@ class Link:
         if self._connection is None:
             try:
                 connection = await self._address.connect()
-            except AuthenticationError as error:
-                raise StoreUnavailable(f"{self._address}: {error}; put user and password into store.url") from None
+            except exceptions.ConnectionError as error:
+                # What the server says to a wrong password comes wrapped as a lost connection.
+                if not isinstance(error.__cause__ or error, AuthenticationError):
+                    raise
+                raise StoreUnavailable(f"{self._address}: {error} Put user and password into store.url") from None
             self._connection = connection
             if self._failures:
                 self._log.info("the server is back", link=self._name, server=str(self._address))
