@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from pathlib import Path
 
@@ -19,6 +18,11 @@ from tests.redis_server import RedisServer, cluster, running, watched
 
 CONVERSATIONS = 200
 REQUESTS = 600
+SUBMITTERS = 12
+PACE = 0.2
+"""Seconds between a submitter's requests: about as fast as they are done."""
+HARM = 8
+"""Daemons that are killed or stopped, one after the other."""
 AOF = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -107,50 +111,46 @@ async def test_daemons_that_are_killed_and_stopped_under_load_lose_nothing_and_d
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     dice = random.Random(6)
+    asked: list[Json] = []
     with team(tmp_path, url_of(redis_server, "load"), 3) as daemons:
-        done = asyncio.Event()
-        harm = asyncio.create_task(do_harm(daemons, dice, done))
-        requests = [
-            {
-                "request_id": f"r{number}",
-                "prompt": f"number {number}",
-                "session_id": f"talk-{number % CONVERSATIONS}",
-                "provider_options": {"delay": dice.choice((0.0, 0.01, 0.05, 0.3))},
-            }
-            for number in range(REQUESTS)
-        ]
-        gate = asyncio.Semaphore(20)
+        harm = asyncio.create_task(do_harm(daemons, dice))
 
-        async def bring(request: Json, first: int) -> None:
-            async with gate:
+        async def ask_on(first: int) -> None:
+            while not harm.done() or len(asked) < REQUESTS:
+                number = len(asked)
+                request = {
+                    "request_id": f"r{number}",
+                    "prompt": f"number {number}",
+                    "session_id": f"talk-{number % CONVERSATIONS}",
+                    "provider_options": {"delay": dice.choice((0.0, 0.01, 0.05, 0.3))},
+                }
+                asked.append(request)
                 await submit_anywhere(daemons, request, first)
+                await asyncio.sleep(PACE)
 
-        await asyncio.gather(*(bring(request, number % 3) for number, request in enumerate(requests)))
-        done.set()
+        await asyncio.gather(*(ask_on(number % 3) for number in range(SUBMITTERS)))
         await harm
         async with await Wire.open(daemons.path(0)) as wire:
-            await until(lambda: idle(wire), patience=60)
+            await until(lambda: idle(wire), patience=90)
             answers = {
-                str(one["request_id"]): await wire.ask("completion:get", request_id=one["request_id"])
-                for one in requests
+                str(one["request_id"]): await wire.ask("completion:get", request_id=one["request_id"]) for one in asked
             }
             figures = await wire.ask("completion:queue_status")
-        assert figures["completed"] == REQUESTS
+        assert figures["completed"] == len(asked)
         assert figures["locked_conversations"] == 0
         assert check_runs(daemons.record, answers) > 0
 
 
-async def do_harm(daemons: Team, dice: random.Random, done: asyncio.Event) -> None:
-    """Kill and stop daemons, one at a time, until nothing more comes in."""
-    while not done.is_set():
+async def do_harm(daemons: Team, dice: random.Random) -> None:
+    """Kill and stop daemons, one at a time."""
+    for act in range(HARM):
+        await asyncio.sleep(dice.uniform(0.1, 0.5))
         number = dice.randrange(len(daemons.daemons))
-        if dice.random() < 0.5:
+        if act % 2 == 0:
             daemons.kill(number)
             await asyncio.to_thread(daemons.daemons[number].start)
         else:
             await daemons.stop(number, dice.choice((0.2, 2 * LEASE)))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(done.wait(), dice.uniform(0.1, 0.5))
 
 
 async def idle(wire: Wire) -> bool:

@@ -346,8 +346,12 @@ TestStoresAgree = pytest.mark.timeout(600)(
 @pytest.mark.timeout(600)
 @pytest.mark.promise("D1", "Q3", "Q8", "L1", "L2", "L8", "F8", "F10")
 def test_the_store_on_a_server_agrees(redis_server: RedisServer) -> None:
+    class Machine(RedisAgrees):
+        def __init__(self) -> None:
+            super().__init__(redis_server.url)
+
     run_state_machine_as_test(
-        lambda: RedisAgrees(redis_server.url),
+        Machine,
         settings=settings(
             max_examples=60,
             stateful_step_count=40,
