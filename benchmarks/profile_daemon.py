@@ -26,7 +26,7 @@ from ksi.benchmarking.processes import few_cores
 from ksi.benchmarking.rows import SHALLOW
 
 KSI = (sys.executable, "-m", "ksi.cli")
-ONCE = ("sqlite_requests.py", "settle")
+ONCE = ("sqlite_ends.py", "settle")
 """What happens once for each completion."""
 
 

@@ -17,7 +17,7 @@ from ksi.benchmarking.load import LoadError, Requests, ResultCounter, Target
 from ksi.benchmarking.machine import this_machine
 from ksi.benchmarking.rows import Memory, Pair, Plan, RoutePair
 from ksi.cli import bench, main
-from ksi.events import CompletionData
+from ksi.event_types import CompletionData
 from ksi.protocol import convert, decode_envelope, encode_reply
 
 

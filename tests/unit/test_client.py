@@ -24,7 +24,8 @@ from ksi.errors import (
     SlowConsumer,
     WaitTimeout,
 )
-from ksi.events import SPECS, CompletionData
+from ksi.event_types import CompletionData
+from ksi.events import SPECS
 from ksi.protocol import field_names
 from tests.scripted_daemon import ScriptedDaemon, SteppingClock
 

@@ -20,7 +20,8 @@ from ksi import errors
 from ksi.cli import COMMANDS
 from ksi.completion.provider_manager import build_providers
 from ksi.errors import FailureClass, KsiError
-from ksi.events import SPECS, CompletionData, RequestReply
+from ksi.event_types import CompletionData, RequestReply
+from ksi.events import SPECS
 from ksi.protocol import Envelope, convert, field_names
 from ksi.request import FINAL_STATES, FIRST_STATES, TRANSITIONS
 from ksi.store.base import Store

@@ -14,21 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.errors import InvalidData
-from ksi.events import (
-    MAX_DEPTH,
-    SPECS,
-    AcquireLockData,
-    CompletionData,
-    GetData,
-    LockStatusData,
-    PageData,
-    SubscribeData,
-    WaitData,
-    check_depth,
-    conversation_name,
-    parse_priority,
-    schema,
-)
+from ksi.event_types import AcquireLockData, CompletionData, GetData, LockStatusData, PageData, SubscribeData, WaitData
+from ksi.events import MAX_DEPTH, SPECS, check_depth, conversation_name, parse_priority, schema
 from ksi.protocol import convert, field_names
 from ksi.request import Priority
 

@@ -20,7 +20,7 @@ from ksi.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from ksi.events import CompletionData
+from ksi.event_types import CompletionData
 from ksi.protocol import (
     MAX_LINE,
     Envelope,

@@ -13,7 +13,7 @@ from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.client import Client, Handle
-    from ksi.events import RequestReply
+    from ksi.event_types import RequestReply
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
 CANCEL_WAIT = 5.0

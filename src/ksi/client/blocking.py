@@ -16,7 +16,7 @@ from ksi.client.fields import CompletionFields
 from ksi.client.handle import Chunk, Handle
 from ksi.client.lock import Lock
 from ksi.errors import ConnectionFailed
-from ksi.events import CancelReply, RequestReply
+from ksi.event_types import CancelReply, RequestReply
 from ksi.protocol import MAX_LINE
 
 T = TypeVar("T")

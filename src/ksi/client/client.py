@@ -20,7 +20,7 @@ from ksi.client.lock import Lock
 from ksi.client.subscription import Subscription
 from ksi.clock import Chance, Clock, SystemClock
 from ksi.errors import ConnectionFailed, KsiError
-from ksi.events import CancelReply, RequestReply
+from ksi.event_types import CancelReply, RequestReply
 from ksi.protocol import MAX_LINE
 from ksi.request import FINAL_STATES
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from ksi.errors import FailureClass, InvalidData, KsiError, RemoteError, WaitTimeout
-from ksi.events import CancelReply, ChunkPush, RequestReply
+from ksi.event_types import CancelReply, ChunkPush, RequestReply
 from ksi.protocol import MAX_LINE
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.render import Teller
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
-from ksi.events import ChainReply, ChunkPush, ProgressPush, RequestReply
+from ksi.event_types import ChainReply, ChunkPush, ProgressPush, RequestReply
 from ksi.request import Attempt, State
 from ksi.store.base import Store
 from ksi.store.values import Claimed, Ended, Finish, RequestView, Retry, Settled, Verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ksi.clock import MICROSECONDS, to_seconds
-from ksi.events import ChainReply, InjectionReply, MemberReply, ReasonBody
+from ksi.event_types import ChainReply, InjectionReply, MemberReply, ReasonBody
 from ksi.store.chains import Block, ChainView, InjectionView, MemberRow
 
 

@@ -6,7 +6,7 @@ from ksi.clock import Clock
 from ksi.completion.chain_render import chain_reply, injection_reply, member_reply
 from ksi.completion.injection_manager import InjectionManager
 from ksi.errors import InvalidData, NotFound
-from ksi.events import (
+from ksi.event_types import (
     ChainName,
     ChainReply,
     ChainStatusData,

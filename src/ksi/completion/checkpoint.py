@@ -13,7 +13,7 @@ import structlog
 from ksi.clock import Clock, Moment
 from ksi.completion.response_log import ResponseLog
 from ksi.errors import InvalidData, StoreUnavailable
-from ksi.events import CheckpointReply, CollectData, RestoreData
+from ksi.event_types import CheckpointReply, CollectData, RestoreData
 from ksi.store.base import Store
 from ksi.store.checkpoint_file import CheckpointReader, CheckpointWriter, Header
 from ksi.store.snapshot import Loaded

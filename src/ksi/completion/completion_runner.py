@@ -19,7 +19,7 @@ from ksi.completion.routes import model_at, parse_route
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.errors import FailureClass, InvalidData, NotFound, ProviderError, StoreError, UnknownModel
-from ksi.events import ChunkPush
+from ksi.event_types import ChunkPush
 from ksi.providers.base import Chunk, Completion
 from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
 from ksi.store.base import Store

@@ -32,7 +32,7 @@ from ksi.errors import (
     WaitTimeout,
 )
 from ksi.event_bus import EventBus, Listener
-from ksi.events import (
+from ksi.event_types import (
     CancelData,
     CancelReply,
     ChunkPush,
@@ -48,8 +48,8 @@ from ksi.events import (
     SessionStatusData,
     SubmitReply,
     WaitData,
-    conversation_name,
 )
+from ksi.events import conversation_name
 from ksi.request import State, decode_body, full_model
 from ksi.store.base import Store
 from ksi.store.values import CancelOutcome, Enqueued, Fork, Lapsed, Listing, NewRequest, RequestRow, SessionView

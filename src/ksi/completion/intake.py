@@ -6,7 +6,8 @@ import msgspec
 
 from ksi.clock import Chance, Moment, microseconds
 from ksi.errors import InvalidData
-from ksi.events import CompletionData, MessageData, RetryData, check_depth, conversation_name, parse_priority
+from ksi.event_types import CompletionData, MessageData, RetryData
+from ksi.events import check_depth, conversation_name, parse_priority
 from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
 from ksi.store.values import NewRequest, RequestView
 

@@ -18,7 +18,7 @@ from ksi.completion.routes import Router, Step, parse_route, tried
 from ksi.config import BreakerConfig, Config, ProviderConfig, options_of
 from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus
-from ksi.events import ProviderPush
+from ksi.event_types import ProviderPush
 from ksi.protocol import nearest
 from ksi.providers.base import Provider, ReportingProvider, Setting
 from ksi.request import Attempt, Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ksi.clock import MICROSECONDS, to_seconds
 from ksi.completion.chain_render import reason_body
 from ksi.completion.prices import Prices
-from ksi.events import AttemptReply, ErrorBody, RequestReply, UsageReply
+from ksi.event_types import AttemptReply, ErrorBody, RequestReply, UsageReply
 from ksi.request import Attempt, Outcome, State, Usage, decode_body
 from ksi.store.values import RequestRow, RequestView
 

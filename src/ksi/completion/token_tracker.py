@@ -14,7 +14,8 @@ from ksi.clock import MICROSECONDS, Clock, Moment, microseconds
 from ksi.completion.prices import Prices
 from ksi.config import Retention
 from ksi.errors import InvalidData
-from ksi.events import TokenUsageData, conversation_name
+from ksi.event_types import TokenUsageData
+from ksi.events import conversation_name
 from ksi.request import full_model
 from ksi.store.base import Store
 from ksi.store.usage import FirstTurns, McpUse, UsageBy, UsageGroups, UsageMark, UsageQuery, UsageSums

@@ -12,16 +12,8 @@ from ksi.conversation.forks import fork_reply
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import InvalidData
 from ksi.event_bus import EventBus, Listener
-from ksi.events import (
-    AcquireLockData,
-    LockHolderData,
-    LockReply,
-    LockStatusData,
-    ReleaseReply,
-    check_depth,
-    conversation_name,
-    parse_priority,
-)
+from ksi.event_types import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
+from ksi.events import check_depth, conversation_name, parse_priority
 from ksi.request import HeadStarts
 from ksi.store.base import Store
 from ksi.store.values import LockView, NewLock

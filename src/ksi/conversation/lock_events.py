@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ksi.clock import MICROSECONDS, to_seconds
 from ksi.event_bus import LOCK_EXPIRED, LOCKED, EventBus
-from ksi.events import ForkPush, LockPush
+from ksi.event_types import ForkPush, LockPush
 from ksi.store.values import Claimed, Fork, Lapsed, LockGrant, Passing
 
 

@@ -17,7 +17,7 @@ from ksi.config import Config
 from ksi.direct.dialogues import Dialogues
 from ksi.errors import FailureClass, NotFound, ProviderError, RequestIdConflict, ShuttingDown
 from ksi.event_bus import RESULT, EventBus, Listener
-from ksi.events import CancelReply, CompletionData, RequestReply, SubmitReply
+from ksi.event_types import CancelReply, CompletionData, RequestReply, SubmitReply
 from ksi.providers.base import Completion, Provider
 from ksi.request import Attempt, Outcome, Priority, RequestBody, State, encode_body, full_model
 from ksi.store.values import LoggedTurn, RequestView

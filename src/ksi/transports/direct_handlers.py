@@ -10,7 +10,8 @@ import msgspec
 from ksi.direct.service import DirectService, without_effect
 from ksi.errors import InvalidData, NotAvailableInV1
 from ksi.event_bus import EventBus
-from ksi.events import SPECS, CancelData, CompletionData, DiscoverData, EventSpec, Nothing, SubscribeData
+from ksi.event_types import CancelData, CompletionData, DiscoverData, Nothing, SubscribeData
+from ksi.events import SPECS, EventSpec
 from ksi.transports.dispatch import Exchange, Handler
 from ksi.transports.handlers import System, discover, patterns_of
 

@@ -13,7 +13,8 @@ from ksi.completion.token_tracker import TokenTracker
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.errors import InvalidData, UnknownEvent
 from ksi.event_bus import EventBus
-from ksi.events import SPECS, CompletionData, DiscoverData, SubscribeData, WaitData, schema
+from ksi.event_types import CompletionData, DiscoverData, SubscribeData, WaitData
+from ksi.events import SPECS, schema
 from ksi.protocol import nearest
 from ksi.transports.dispatch import LATER, Exchange, Handler
 

@@ -24,7 +24,7 @@ from ksi.completion.session_manager import SessionManager
 from ksi.config import Config, ProviderConfig
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import EventBus
-from ksi.events import RequestReply
+from ksi.event_types import RequestReply
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ksi.event_bus import CHUNK, RESULT
-from ksi.events import ChunkPush, RequestReply
+from ksi.event_types import ChunkPush, RequestReply
 from ksi.request import Attempt, Outcome, State, Usage
 from ksi.store.values import Claimed, Ended, Finish, Passing, Retry, Settled, Verdict
 from tests.unit.completion.parts import Ear, Parts

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ksi.clock import MICROSECONDS, Chance, Moment, microseconds
 from ksi.completion.intake import Intake, due_time, normalise
 from ksi.errors import InvalidData
-from ksi.events import CompletionData
+from ksi.event_types import CompletionData
 from ksi.protocol import convert
 from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, State, decode_body, encode_body
 from ksi.store.values import NewRequest, RequestView

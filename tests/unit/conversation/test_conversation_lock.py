@@ -14,7 +14,7 @@ from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import InvalidData, KsiError, NotLockHolder, RequestIdConflict, StoreUnavailable
 from ksi.event_bus import EventBus
-from ksi.events import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
+from ksi.event_types import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
 from ksi.protocol import convert
 from ksi.request import HeadStarts, RequestBody, encode_body
 from ksi.store.memory import MemoryStore

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from ksi.errors import InternalError, NotFound, QueueFull
-from ksi.events import SPECS, CompletionData, ReleaseReply, RequestReply
+from ksi.event_types import CompletionData, ReleaseReply, RequestReply
+from ksi.events import SPECS
 from ksi.testing import SimulatedClock
 from ksi.transports.dispatch import LATER, Dispatcher, Exchange, Handler
 
