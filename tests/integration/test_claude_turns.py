@@ -17,7 +17,7 @@ import pytest_asyncio
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Completion, Message
 from ksi.request import Usage
-from tests.claude import House, Talk, living, number_messages, said, session_of, system_of
+from tests.claude import House, Talk, living, number_messages, said, session_of, system_of, until
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 
 USAGE = Usage(input_tokens=12, output_tokens=34, cache_read_tokens=56, cache_write_tokens=78)
@@ -245,6 +245,7 @@ async def test_a_warm_process_that_was_killed_is_replaced_unseen(scene: Scene) -
     await talk.say("one")
     (process,) = pids(talk)
     os.kill(process, signal.SIGKILL)
+    await until(lambda: not living([process]))
     completion = await talk.say("two")
     assert completion.fork is None
     assert scene.last_said == [("user", "one"), ("assistant", "You said: one"), ("user", "two")]
