@@ -1,7 +1,7 @@
 """Moves the write-ahead log into the database from a thread of its own, so that no commit has to.
 
 A commit that writes over an old part of the log costs less than half of one that makes the file longer, whose new size
-has to be synced too. So the file has its full length from the start, and begins anew often.
+has to be synced too. So the file has a good length from the start, and begins anew before it grows for ever.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from pathlib import Path
 import apsw
 import structlog
 
-PASSIVE_PAGES = 1_000
-"""New pages in the log after which it is copied into the database (4 MiB)."""
+PASSIVE_PAGES = 2_000
+"""New pages in the log after which it is copied into the database (8 MiB)."""
 
-RESET_PAGES = 4_000
-"""Pages in the log above which the writer copies the last of them itself, so that the log begins anew (16 MiB)."""
+RESET_PAGES = 16_000
+"""Pages in the log above which the writer copies the last of them itself, so that the log begins anew (64 MiB).
 
-LOG_BYTES = 5 * PASSIVE_PAGES * 4_120
-"""The log's length on disk from the start: `RESET_PAGES`, and what comes while they are copied."""
+A shorter log costs more: what many commits write again and again is copied once each time that it begins anew."""
+
+LOG_BYTES = 20 * 1024 * 1024
+"""The log's length on disk from the start. It grows to its full length once, under load."""
 
 
 def lengthen_log(path: str) -> None:
-    """Give an open database's log its full length. SQLite takes zeros for the log's end.
+    """Give an open database's log its length. SQLite takes zeros for the log's end.
 
     Where there is no room for that it stays as it is, and grows as it has to.
     """
