@@ -35,13 +35,13 @@ from tests.conformance.world import Home, World, items
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """Where the store that is saved lives."""
-    return home(request.param, tmp_path / "source")
+    return home(request.param, tmp_path / "source", request)
 
 
 @pytest.fixture(params=KINDS)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """Where what was saved is taken in."""
-    return home(request.param, tmp_path / "target")
+    return home(request.param, tmp_path / "target", request)
 
 
 async def a_life(world: World) -> None:

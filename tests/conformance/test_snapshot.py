@@ -34,30 +34,32 @@ from ksi.store.snapshot import (
 )
 from ksi.store.usage import Tariff, UsageBy, UsageQuery
 from ksi.store.values import Listing, StoreRules
-from tests.conformance.world import DAY, OFFER, Home, MemoryHome, SqliteHome, World, items
+from tests.conformance.world import DAY, OFFER, Home, MemoryHome, RedisHome, SqliteHome, World, items
 
 Make = Callable[..., Awaitable[World]]
 
-KINDS = ("memory", "sqlite")
+KINDS = ("memory", "sqlite", "redis")
 RULES: dict[str, int] = {"keep_finished": microseconds(DAY), "keep_sessions": microseconds(10 * DAY)}
 TURN_FIELDS = {"head", "id", "previous", "turn"}
 
 
-def home(kind: str, folder: Path) -> Home:
+def home(kind: str, folder: Path, request: pytest.FixtureRequest) -> Home:
     folder.mkdir()
+    if kind == "redis":
+        return RedisHome(request.getfixturevalue("redis_server").url)
     return MemoryHome() if kind == "memory" else SqliteHome(folder)
 
 
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """Where the store that is saved lives."""
-    return home(request.param, tmp_path / "source")
+    return home(request.param, tmp_path / "source", request)
 
 
 @pytest.fixture(params=KINDS)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """Where what was saved is taken in."""
-    return home(request.param, tmp_path / "target")
+    return home(request.param, tmp_path / "target", request)
 
 
 async def opened(place: Home, like: World | None = None, **rules: Any) -> World:

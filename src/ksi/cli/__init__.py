@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "checkpoint": Lazy(
         "ksi.cli.checkpoint", "checkpoint", "Save everything to a file, or load it into an empty daemon."
     ),
+    "store": Lazy("ksi.cli.store", "store", "Move all to a store of another kind."),
     "migrate": Lazy("ksi.cli.migrate", "migrate", "Go from service version 1 to version 2, and back."),
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),

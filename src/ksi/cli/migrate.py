@@ -35,7 +35,7 @@ def migrate(ctx: click.Context, settings: Settings, dry_run: bool, yes: bool, ro
     take it back with --rollback. A home that is migrated already is left alone.
     """
     home = Path(root).absolute() if root is not None else settings.home
-    _say(f"home: {home}")
+    say(f"home: {home}")
 
     def agree() -> bool:
         return yes or not sys.stdin.isatty() or click.confirm("go on?", default=False)
@@ -46,22 +46,23 @@ def migrate(ctx: click.Context, settings: Settings, dry_run: bool, yes: bool, ro
     from ksi.migration.backward import Backward
     from ksi.migration.forward import Forward
 
-    with _quiet_parts():
+    with quiet_parts():
         if rollback:
-            Backward(home, SystemClock(), version("ksi"), _say).run(dry_run=dry_run)
+            Backward(home, SystemClock(), version("ksi"), say).run(dry_run=dry_run)
             return
-        done = Forward(home, SystemClock(), version("ksi"), _say).run(dry_run=dry_run, agree=agree)
+        done = Forward(home, SystemClock(), version("ksi"), say).run(dry_run=dry_run, agree=agree)
     ctx.exit(Exit.DONE if done else Exit.FAILED)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line of progress."""
     from ksi.cli.render import visible
 
     print(visible(line), flush=True)
 
 
 @contextmanager
-def _quiet_parts() -> Iterator[None]:
+def quiet_parts() -> Iterator[None]:
     """What the daemon's parts log while they are looked at is nobody's business, unless it is an error."""
     import structlog
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -13,7 +13,6 @@ from ksi.errors import (
     ConversationBusy,
     InternalError,
     NotFound,
-    NotLockHolder,
     QueueFull,
     RequestIdConflict,
     StoreError,
@@ -25,18 +24,16 @@ from ksi.request import Attempt
 from ksi.store.chains import Aftermath, charge
 from ksi.store.redis_address import Address
 from ksi.store.redis_calls import Calls
-from ksi.store.redis_chains import RedisChains, aftermath_args, membership_args, reminder_bytes
+from ksi.store.redis_chains import aftermath_args, membership_args, reminder_bytes
 from ksi.store.redis_library import LAYOUT, Library
 from ksi.store.redis_link import ANSWER_TIME, Link
+from ksi.store.redis_locks import RedisLocks
 from ksi.store.redis_news import Kind, Listener, News, OnNews
 from ksi.store.redis_values import (
-    AcquireMap,
     Answer,
     CancelMap,
     ClaimMap,
     EnqueueMap,
-    GrantMap,
-    PassingMap,
     SettleMap,
     Spent,
     encode,
@@ -44,9 +41,7 @@ from ksi.store.redis_values import (
     pad20,
     rank20,
 )
-from ksi.store.snapshot import Loaded, Record
 from ksi.store.values import (
-    Acquired,
     Cancelled,
     Claimed,
     Claims,
@@ -56,11 +51,8 @@ from ksi.store.values import (
     Finish,
     GiveBack,
     Lapsed,
-    LockGrant,
-    NewLock,
     NewRequest,
     Offer,
-    Passing,
     Pruned,
     Recovery,
     Retry,
@@ -91,10 +83,6 @@ class _Recovered(Answer, frozen=True, kw_only=True):
     ended: tuple[Ended, ...] = ()
     done: bool = True
     more: bool = False
-
-
-class _Withdrawn(Answer, frozen=True, kw_only=True):
-    passing: Passing | None = None
 
 
 class _Renewed(Answer, frozen=True, kw_only=True):
@@ -128,7 +116,7 @@ def _no_news(news: News) -> None:
     """Stands for `on_news` where nobody wants to hear of other daemons."""
 
 
-class RedisStore(RedisChains):
+class RedisStore(RedisLocks):
     """A `ksi.store.base.Store` on a server that other daemons use too; what each verb means is written there.
 
     `daemon` names this one: who opens the store under the name again takes over what it left. `node` is the machine.
@@ -146,9 +134,8 @@ class RedisStore(RedisChains):
         lease: int = LEASE,
         hand: bool = False,
     ) -> None:
-        super().__init__(Calls(rules, address.namespace, daemon, node, lease, hand=hand))
+        super().__init__(Calls(rules, address.namespace, daemon, node, lease, hand=hand), rules, hand=hand)
         self._address = address
-        self._rules = rules
         self._chance = chance
         self._library = Library()
         self._links: tuple[Link, ...] = ()
@@ -202,6 +189,11 @@ class RedisStore(RedisChains):
                 found=opened.found,
                 known=LAYOUT,
             )
+        if opened.error == "half_loaded":
+            self._log.warning("what a load left that broke off is taken away")
+            await self.wipe()
+            await self._calls.change("go_on", now, Answer)
+            opened, _ = await self._calls.change("open", now, _Opened, layout=LAYOUT)
         self._tell(opened)
         return opened.before
 
@@ -492,98 +484,6 @@ class RedisStore(RedisChains):
             injections=answer.injections,
         )
 
-    # -- external locks -----------------------------------------------------------------------------------------------
-
-    async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
-        """See the protocol."""
-        answer, _ = await self._calls.change(
-            "acquire",
-            now,
-            AcquireMap,
-            request_id=lock.request_id,
-            conversation=lock.conversation,
-            rank=rank20(lock.rank),
-            priority=int(lock.priority),
-            wait=lock.wait,
-            patience=None if lock.deadline is None else str(max(0, lock.deadline - now.mono)),
-            metadata=None if lock.metadata is None else lock.metadata.decode(),
-        )
-        match answer.error:
-            case "request_id":
-                raise RequestIdConflict(
-                    f"{lock.request_id!r} is a request's id; choose another", request_id=lock.request_id
-                )
-            case "other_lock":
-                raise RequestIdConflict(
-                    f"{lock.request_id!r} holds or awaits the lock of another conversation; choose another id",
-                    request_id=lock.request_id,
-                )
-            case "waiters_full":
-                limit = self._rules.max_queued
-                raise QueueFull(f"{limit} wait for a lock already; try again later", limit=limit)
-        self._tell(answer)
-        return Acquired(
-            grant=answer.grant,
-            queued=answer.queued,
-            position=answer.position,
-            holder=answer.holder,
-            renewed=answer.renewed,
-        )
-
-    async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
-        """See the protocol."""
-        answer, _ = await self._calls.change("renew_lock", now, GrantMap, request_id=request_id, fence=fence)
-        _check_holder(answer, request_id, fence)
-        return LockGrant(
-            request_id=answer.request_id,
-            conversation=answer.conversation,
-            fence=answer.fence,
-            expires_at=answer.expires_at,
-        )
-
-    async def release(self, request_id: str, now: Moment, fence: int | None = None) -> Passing:
-        """See the protocol."""
-        answer, _ = await self._calls.change("release", now, PassingMap, request_id=request_id, fence=fence)
-        _check_holder(answer, request_id, fence)
-        self._tell(answer)
-        return Passing(
-            conversation=answer.conversation,
-            released_by=answer.released_by,
-            next_request=answer.next_request,
-            granted=answer.granted,
-        )
-
-    async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
-        """See the protocol."""
-        answer, _ = await self._calls.change("withdraw", now, _Withdrawn, request_id=request_id)
-        self._tell(answer)
-        return answer.passing
-
-    # -- saving -------------------------------------------------------------------------------------------------------
-
-    def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
-        """The server saves its data itself: there are no checkpoints of this store.
-
-        Raises:
-            StoreError: always.
-        """
-        raise _no_checkpoints()
-
-    async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
-        """See `export`.
-
-        Raises:
-            StoreError: always.
-        """
-        raise _no_checkpoints()
-
-
-def _no_checkpoints() -> StoreError:
-    return StoreError(
-        "a store on Redis has no checkpoints: the server saves itself (see its appendonly, BGSAVE), and its files can "
-        "be copied"
-    )
-
 
 def _offers(offers: Sequence[Offer]) -> list[tuple[str, str, int, bool]]:
     return [(offer.route, offer.provider, offer.limit, offer.by_node) for offer in offers]
@@ -610,17 +510,3 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
             }
         case GiveBack():
             return {"verdict": "give_back"}
-
-
-def _check_holder(answer: Answer, request_id: str, fence: int | None) -> None:
-    """Raise what a refused renewal or release means."""
-    match answer.error:
-        case "request_id":
-            raise RequestIdConflict(f"{request_id!r} is a request's id, not a lock's", request_id=request_id)
-        case "no_lock":
-            raise NotLockHolder(f"{request_id!r} holds no lock (any more); acquire it first", request_id=request_id)
-        case "other_fence":
-            raise NotLockHolder(
-                f"{request_id!r} lost the lock of fence {fence} and holds another; acquire again to learn its fence",
-                request_id=request_id,
-            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -44,6 +46,19 @@ class Calls:
         self.live("0")
         self._writer: Link | None = None
         self._reader: Link | None = None
+        self._free = asyncio.Event()
+        self._free.set()
+        self._one = asyncio.Lock()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Let all calls wait but those that are urgent, and plain commands."""
+        async with self._one:
+            self._free.clear()
+            try:
+                yield
+            finally:
+                self._free.set()
 
     def live(self, life: str) -> None:
         """Speak as this life of the daemon from now on."""
@@ -65,15 +80,30 @@ class Calls:
     async def change(
         self, verb: str, now: Moment, kind: type[A], blobs: Sequence[bytes] = (), **args: Any
     ) -> tuple[A, list[bytes]]:
-        """Call a function that changes something. Its answer may be a refusal: see `Answer.error`."""
+        """Call a function that changes something. Its answer may be a refusal: see `Answer.error`.
+
+        Raises:
+            StoreUnavailable: another daemon has the namespace for itself, to save it or to load it.
+        """
+        await self._free.wait()
+        return await self.urgent(verb, now, kind, blobs, **args)
+
+    async def urgent(
+        self, verb: str, now: Moment, kind: type[A], blobs: Sequence[bytes | str] = (), **args: Any
+    ) -> tuple[A, list[bytes]]:
+        """As `change`, but it does not wait while this daemon has the namespace for itself."""
         self._operations += 1
         args["op"], args["wall"], args["mono"] = self._operations, pad20(now.wall), now.mono
         answer = await _open(self._writer).fcall(verb, self.namespace, self._caller, encode(args), *blobs)
         packed, bytes_of = _parts(answer)
-        return decode(packed, kind), bytes_of
+        decoded = decode(packed, kind)
+        if decoded.error == "stopped":
+            raise StoreUnavailable("another daemon saves or loads the whole store; try again when it is done")
+        return decoded, bytes_of
 
     async def read(self, verb: str, kind: type[T], **args: Any) -> tuple[T, list[bytes]]:
         """Call a function that only reads."""
+        await self._free.wait()
         args["mono"] = 0
         answer = await _open(self._reader).fcall(verb, self.namespace, self._caller, encode(args))
         packed, bytes_of = _parts(answer)

@@ -96,7 +96,7 @@ class Link:
             self._wake.set()
         return future
 
-    def fcall(self, verb: str, namespace: str, *args: bytes) -> asyncio.Future[Any]:
+    def fcall(self, verb: str, namespace: str, *args: bytes | str) -> asyncio.Future[Any]:
         """Call one of the library's functions."""
         return self.submit("FCALL", self._library.function(verb), 1, namespace, *args)
 

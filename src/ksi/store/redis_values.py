@@ -303,7 +303,7 @@ class PassingMap(Answer, frozen=True, kw_only=True):
 
 
 class LockFields(msgspec.Struct, frozen=True, kw_only=True):
-    """A LockView whose metadata is text."""
+    """A LockView whose metadata is text, a letter for each byte."""
 
     conversation: str
     holder: str | None = None
@@ -327,7 +327,7 @@ class LockFields(msgspec.Struct, frozen=True, kw_only=True):
             since=self.since,
             expires_at=self.expires_at,
             fence=self.fence,
-            metadata=None if self.metadata is None else self.metadata.encode(),
+            metadata=None if self.metadata is None else self.metadata.encode("latin-1"),
             line=self.line,
             waiting=self.waiting,
         )

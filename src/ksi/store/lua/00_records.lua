@@ -247,6 +247,10 @@ local function verb(name, body)
         return answer(string.sub(known, #op + 1))
       end
     end
+    local alone = call('GET', P .. 'stop')
+    if alone and alone ~= R.life and name ~= 'open' then
+      return answer(pack({error = 'stopped'}))
+    end
     local map, bytes = body()
     if map.existing then
       flush()

@@ -72,8 +72,17 @@ verb('open', function()
   if layout and layout ~= A.layout then
     return {error = 'layout', found = layout}
   end
-  call('HSET', P .. 'meta', 'layout', A.layout)
   local before = call('HGET', P .. 'daemons', R.daemon)
+  local alone = call('GET', P .. 'stop')
+  if alone and alone ~= R.life and alone ~= before then
+    return {error = 'stopped'}
+  end
+  call('DEL', P .. 'stop')
+  if call('HEXISTS', P .. 'meta', 'loading') == 1 then
+    call('SET', P .. 'stop', R.life, 'PX', 60000)
+    return {error = 'half_loaded'}
+  end
+  call('HSET', P .. 'meta', 'layout', A.layout)
   if before then
     declare_dead(before)
   end
