@@ -10,8 +10,8 @@ import click
 
 from ksi.cli.lists import page_options, print_list
 from ksi.cli.render import clock_time, duration, figures, json_line, note, table
-from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
-from ksi.cli.status import ask_one
+from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.status import ask_each, ask_one
 
 Json = Mapping[str, Any]
 ACTIONS = ("disable", "enable", "reset")
@@ -160,27 +160,11 @@ def requeue(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...]
 
     One that has an answer, has not ended, or is unknown is named; the others are asked again all the same.
     """
-    ctx.exit(asyncio.run(_requeue(settings, request_ids, as_json)))
 
+    def show(request_id: str, reply: Json) -> None:
+        if as_json:
+            json_line({"requeued_from": request_id, **reply})
+        else:
+            figures({request_id: reply.get("request_id")})
 
-async def _requeue(settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> Exit:
-    from ksi.errors import RemoteError
-    from ksi.protocol import error_body
-
-    code = Exit.DONE
-    async with settings.client() as client:
-        for request_id in request_ids:
-            try:
-                reply = await client.send_event("completion:requeue", {"request_id": request_id})
-            except RemoteError as error:
-                code = exit_code(error)
-                if as_json:
-                    json_line({"request_id": request_id, "error": error_body(error)})
-                else:
-                    note(f"ksi: {error.message}")
-                continue
-            if as_json:
-                json_line({"requeued_from": request_id, **reply})
-            else:
-                figures({request_id: reply.get("request_id")})
-    return code
+    ctx.exit(asyncio.run(ask_each(settings, "completion:requeue", request_ids, show, as_json=as_json)))

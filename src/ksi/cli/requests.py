@@ -10,9 +10,9 @@ import click
 
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.lists import forks_of
-from ksi.cli.render import clock_time, duration, figures, json_line, note, table
-from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
-from ksi.cli.status import ask_one
+from ksi.cli.render import clock_time, duration, figures, json_line, table
+from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.status import ask_each, ask_one
 
 Json = Mapping[str, Any]
 
@@ -130,29 +130,13 @@ def cancel(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...],
     One that ended before is named with its state and is no error. An unknown one is: the others are cancelled all the
     same, and the exit code is 4.
     """
-    ctx.exit(asyncio.run(_cancel(settings, request_ids, as_json)))
 
+    def show(request_id: str, reply: Json) -> None:
+        if as_json:
+            json_line(reply)
+        elif reply.get("status") == "already_final":
+            figures({request_id: f"had ended {reply.get('state')}"})
+        else:
+            figures({request_id: reply.get("status")})
 
-async def _cancel(settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> Exit:
-    from ksi.errors import RemoteError
-    from ksi.protocol import error_body
-
-    code = Exit.DONE
-    async with settings.client() as client:
-        for request_id in request_ids:
-            try:
-                reply = await client.send_event("completion:cancel", {"request_id": request_id})
-            except RemoteError as error:
-                code = exit_code(error)
-                if as_json:
-                    json_line({"request_id": request_id, "error": error_body(error)})
-                else:
-                    note(f"ksi: {error.message}")
-                continue
-            if as_json:
-                json_line(reply)
-            elif reply.get("status") == "already_final":
-                figures({request_id: f"had ended {reply.get('state')}"})
-            else:
-                figures({request_id: reply.get("status")})
-    return code
+    ctx.exit(asyncio.run(ask_each(settings, "completion:cancel", request_ids, show, as_json=as_json)))

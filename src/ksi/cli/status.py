@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from ksi.cli.render import clock_time, duration, figures, json_line, table
-from ksi.cli.settings import Exit, Settings, json_option, pass_settings
+from ksi.cli.render import clock_time, duration, figures, json_line, note, table
+from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
 
 
 @click.command(
@@ -79,6 +80,32 @@ async def ask_one(settings: Settings, event: str, data: dict[str, Any] | None = 
     """One event's reply."""
     async with settings.client() as client:
         return await client.send_event(event, data)
+
+
+async def ask_each(
+    settings: Settings,
+    event: str,
+    request_ids: Sequence[str],
+    show: Callable[[str, dict[str, Any]], None],
+    *,
+    as_json: bool,
+) -> Exit:
+    """One event for each request. A refusal is said, the others are asked all the same; returns its exit code."""
+    from ksi.errors import RemoteError
+    from ksi.protocol import error_body
+
+    code = Exit.DONE
+    async with settings.client() as client:
+        for request_id in request_ids:
+            try:
+                show(request_id, await client.send_event(event, {"request_id": request_id}))
+            except RemoteError as error:
+                code = exit_code(error)
+                if as_json:
+                    json_line({"request_id": request_id, "error": error_body(error)})
+                else:
+                    note(f"ksi: {error.message}")
+    return code
 
 
 def _readable(reply: dict[str, Any]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class _Ids(Answer, frozen=True, kw_only=True):
     ids: tuple[str, ...] = ()
 
 
-class RedisChains(RedisReads):
+class RedisChains(RedisReads, ABC):
     """Chains: written by what their members do, looked at and reset by people."""
 
     async def unrouted(self, limit: int = 100) -> tuple[str, ...]:
@@ -170,9 +171,9 @@ class RedisChains(RedisReads):
         assert answer.view is not None
         return answer.view
 
+    @abstractmethod
     def _tell(self, answer: Answer) -> None:
         """Say that there is work, where an answer says so."""
-        raise NotImplementedError
 
 
 def membership_args(membership: Membership) -> dict[str, Any]:
