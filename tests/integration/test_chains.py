@@ -441,6 +441,5 @@ async def test_fifty_answers_into_one_conversation_come_each_once_and_one_at_a_t
     await asyncio.gather(*(answer(future) for future in futures))
     await quiet(wire)
     done = await deliveries(wire, limit=200)
-    assert done == {f"p{n}/1": "delivered" for n in range(50)} or sorted(done) == sorted(f"p{n}/1" for n in range(50))
-    assert set(done.values()) == {"delivered"}
+    assert done == {f"p{n}/1": "delivered" for n in range(50)}
     assert (await wire.ask("completion:session_status", session_id="reduce"))["turns"] == 50
