@@ -24,7 +24,6 @@ from ksi.benchmarking.daemon_under_test import DaemonUnderTest, Home, Tables
 from ksi.benchmarking.figures import Times
 from ksi.client.blocking import BlockingClient
 from ksi.errors import ConfigError, InternalError
-from ksi.providers.process import memory_of
 
 WHEEL = "claude_agent_sdk"
 """A package that has the program in it, where no other is installed."""
@@ -242,14 +241,13 @@ class _Bench:
                 client.complete(PROMPT.format(number), session_id=f"pool-{number}")
                 most = max(most, len(_claude(daemon)["processes"]))
         told = _claude(daemon)
-        sizes = [memory_of(row["pid"]) or 0 for row in told["processes"]]
         return ClaudePool(
             conversations=count,
             limit=self._plan.pool,
             most=most,
             warm=told["warm"],
             memory=told["memory_bytes"],
-            memory_of_one=max(sizes),
+            memory_of_one=max(row["memory_bytes"] or 0 for row in told["processes"]),
         )
 
 
