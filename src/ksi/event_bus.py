@@ -28,11 +28,33 @@ class _Wish(msgspec.Struct):
     chunks: bool
 
 
+class News:
+    """An event for subscribers, made into a line when it is sent, once for all of them. Its data changes no more."""
+
+    __slots__ = ("_at", "_data", "_line", "_name")
+
+    def __init__(self, name: str, data: Any, at: float) -> None:
+        self._name = name
+        self._data = data
+        self._at = at
+        self._line: bytes | None = None
+
+    def line(self) -> bytes:
+        """The line to send."""
+        if self._line is None:
+            self._line = encode_reply(self._name, self._data, None, self._at)
+        return self._line
+
+
 class Listener(Protocol):
     """Where pushed lines go. It must never block or raise."""
 
     def push(self, line: bytes) -> None:
         """Take one line."""
+        ...
+
+    def news(self, news: News) -> None:
+        """Take what is nobody's answer: it may wait a moment for more, but keeps its place among the lines."""
         ...
 
 
@@ -119,29 +141,33 @@ class EventBus:
 
     def publish(self, name: str, data: Any, request_id: str | None = None) -> None:
         """Push an event to its subscribers; results, chunks and grants to those who follow `request_id` too."""
-        targets: Iterable[Listener] = self._subscribers(name)
+        subscribers = self._subscribers(name)
+        followers: Iterable[Listener] = ()
         if request_id is not None and request_id in self._followers:
-            targets = self._with_followers(name, request_id, targets)
-        if not targets:
+            followers = self._followers_of(name, request_id)
+        if not subscribers and not followers:
             return
-        line = encode_reply(name, data, None, self._clock.unix())
-        for listener in targets:
-            listener.push(line)
+        news = News(name, data, self._clock.unix())
+        for listener in followers:
+            listener.push(news.line())
+        for listener in subscribers:
+            if listener not in followers:
+                listener.news(news)
 
     def push(self, listener: Listener, name: str, data: Any) -> None:
         """Send an event to one listener."""
         listener.push(encode_reply(name, data, None, self._clock.unix()))
 
-    def _with_followers(self, name: str, request_id: str, subscribers: Iterable[Listener]) -> list[Listener]:
-        targets = dict.fromkeys(subscribers)
+    def _followers_of(self, name: str, request_id: str) -> list[Listener]:
+        """Who follows a request and wants this of it; its end is told once."""
         if name in ENDINGS:
-            for listener, wish in self._followers.pop(request_id).items():
-                if wish.end:
-                    targets[listener] = None
+            ended = self._followers.pop(request_id)
+            for listener in ended:
                 self._drop_followed(listener, request_id)
-        elif name == CHUNK:
-            targets.update(dict.fromkeys(one for one, wish in self._followers[request_id].items() if wish.chunks))
-        return list(targets)
+            return [listener for listener, wish in ended.items() if wish.end]
+        if name == CHUNK:
+            return [listener for listener, wish in self._followers[request_id].items() if wish.chunks]
+        return []
 
     def _drop_followed(self, listener: Listener, request_id: str) -> None:
         followed = self._followed.get(listener)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from ksi.daemon import Daemon
+from ksi.event_bus import News
 from ksi.testing import SimulatedClock, settle_down
 from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.conftest import Connect
@@ -271,6 +272,9 @@ class Collector:
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def settle(self) -> None:
         self.owed -= 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from ksi.event_bus import News
 from ksi.testing import settle_down
 from tests.daemon_process import CONFIG, DaemonProcess, make_home, start_in_vain
 from tests.endpoint import Answer, ScriptedEndpoint
@@ -159,6 +160,9 @@ class Unheard:
 
     def push(self, line: bytes) -> None:
         pass
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def settle(self) -> None:
         pass

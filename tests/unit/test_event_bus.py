@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.event_bus import CHUNK, ENDINGS, LOCKED, RESULT, EventBus
+from ksi.event_bus import CHUNK, ENDINGS, LOCKED, RESULT, EventBus, News
 from ksi.testing import SimulatedClock
 
 PROGRESS = "completion:progress"
@@ -26,6 +26,9 @@ class Ear:
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def heard(self) -> list[dict[str, Any]]:
         """What was pushed since the last look, as JSON."""
@@ -247,6 +250,9 @@ def test_a_listener_may_leave_while_an_event_is_handed_out(bus: EventBus) -> Non
             super().push(line)
             bus.forget(self)
             bus.forget(last)
+
+        def news(self, news: News) -> None:
+            self.push(news.line())
 
     first, last = Leaver(), Ear()
     for ear in (first, last):

@@ -108,7 +108,7 @@ class CompletionService:
                 if data.stream:
                     self._catch_up(listener, enqueued.request_id, None)
 
-        new, enqueued = await self._enqueue(data, follow)
+        new, enqueued = await self._enqueue(data, follow, awaited=False)
         if enqueued.existing is not None:
             return await self._teller.tell(enqueued.existing)
         due = to_seconds(new.due) if enqueued.state is State.SCHEDULED else None
@@ -125,12 +125,12 @@ class CompletionService:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
                 self._catch_up(listener, enqueued.request_id, None)
 
-        _, enqueued = await self._enqueue(data, wait)
+        _, enqueued = await self._enqueue(data, wait, awaited=True)
         if enqueued.existing is not None and enqueued.existing.state.final:
             return await self._teller.tell(enqueued.existing)
         return None
 
-    async def _enqueue(self, data: CompletionData, attach: Attach) -> tuple[NewRequest, Enqueued]:
+    async def _enqueue(self, data: CompletionData, attach: Attach, *, awaited: bool) -> tuple[NewRequest, Enqueued]:
         """Make the request, and enter it."""
         model = full_model(data.model, self._config.service.default_model)
         route = self._providers.route(model, mcp=bool(data.mcp_config))
@@ -138,15 +138,15 @@ class CompletionService:
         if data.injection_config is not None or data.circuit_breaker_config is not None:
             chain = await self._injections.membership(decode_body(new.body), new.conversation)
             new = msgspec.structs.replace(new, chain=chain)
-        return new, await self._enter(new, attach)
+        return new, await self._enter(new, attach, awaited=awaited)
 
-    async def _enter(self, new: NewRequest, attach: Attach) -> Enqueued:
+    async def _enter(self, new: NewRequest, attach: Attach, *, awaited: bool = False) -> Enqueued:
         """Into the store, and to work if it may run at once; `attach` comes in between, so that no end is missed."""
         if not self._queue.claiming:
             raise ShuttingDown("the daemon is stopping; send the request again when it is back")
         now = self._clock.now()
         try:
-            enqueued = await self._store.enqueue(new, self._providers.offers(now), now)
+            enqueued = await self._store.enqueue(new, self._providers.offers(now), now, awaited=awaited)
         except ConversationBusy as busy:
             raise _with_age(busy, now) from None
         attach(enqueued)

@@ -77,13 +77,18 @@ class Store(Protocol):
         """Let it go; what was acknowledged is on disk."""
         ...
 
-    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+    async def enqueue(
+        self, new: NewRequest, offers: Sequence[Offer], now: Moment, *, awaited: bool = False
+    ) -> Enqueued:
         """Take a request into the queue, or straight into running.
 
         It runs at once when it is not delayed, its conversation has no holder and no line, and the offer of its route
         has a free slot while no ready request of a route offered to the same provider stands before it by (rank, key).
         With `on_busy: interrupt` the new one takes the head of the line; a holder that is a request of the same or a
         lower priority is stopped. An interrupted holder's view names the new one in `interrupted_by`.
+
+        `awaited`: who sent it hears of it at its end, not before. Then one that runs at once outlives this process as
+        any other, but a loss of power may take it until something else is acknowledged: nobody was promised it (Q3).
 
         A member of a chain is checked (`ksi.store.chains.check`; `admit` where it runs at once); where its chain has no
         place for it, it is kept in state `blocked`, which is no error. A request whose parent is in no chain yet begins

@@ -125,7 +125,9 @@ class MemoryStore(MemoryReads):
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+    async def enqueue(
+        self, new: NewRequest, offers: Sequence[Offer], now: Moment, *, awaited: bool = False
+    ) -> Enqueued:
         """See the protocol."""
         kept = self._kept(new)
         if kept is not None:

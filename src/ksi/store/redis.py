@@ -298,8 +298,10 @@ class RedisStore(RedisLocks):
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
-        """See the protocol."""
+    async def enqueue(
+        self, new: NewRequest, offers: Sequence[Offer], now: Moment, *, awaited: bool = False
+    ) -> Enqueued:
+        """See the protocol. What the server keeps of it when, its own settings say."""
         life = self._calls.life
         mark = None if new.chain is None else new.chain.mark
         answer, bytes_of = await self._calls.change(
@@ -326,7 +328,7 @@ class RedisStore(RedisLocks):
         )
         if answer.error == "dead_life":
             await self._revive(life, now)
-            return await self.enqueue(new, offers, now)
+            return await self.enqueue(new, offers, now, awaited=awaited)
         if answer.error is not None:
             raise self._refusal(answer, new)
         self._tell(answer)

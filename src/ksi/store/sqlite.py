@@ -70,7 +70,7 @@ from ksi.store.values import (
     Verdict,
 )
 
-LAYOUT = 2
+LAYOUT = 3
 """The layout's version, kept in `user_version`."""
 
 APPLICATION = 0x4B534931
@@ -134,7 +134,8 @@ class SqliteStore:
         undo.callback(self._usage.close)
         checkpointer = Checkpointer(writer, str(self._path))
         undo.callback(checkpointer.close)
-        self._committer = Committer(writer, self._ledger, between=checkpointer.reset_if_long)
+        durable = self._durability == "full"
+        self._committer = Committer(writer, self._ledger, between=checkpointer.reset_if_long, durable=durable)
         undo.push_async_callback(self._committer.close)
         return await self._committer.submit(lambda: self._upkeep.recover(now))
 
@@ -155,11 +156,19 @@ class SqliteStore:
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+    async def enqueue(
+        self, new: NewRequest, offers: Sequence[Offer], now: Moment, *, awaited: bool = False
+    ) -> Enqueued:
         """See `Store.enqueue`."""
-        enqueued = await self._committer.submit(lambda: self._requests.enqueue(new, offers, now))
+        enqueued = await self._committer.submit(lambda: self._enqueue(new, offers, now), lasting=not awaited)
         if enqueued.claim is None and enqueued.existing is None:
             self._on_work()
+        return enqueued
+
+    def _enqueue(self, new: NewRequest, offers: Sequence[Offer], now: Moment) -> Enqueued:
+        enqueued = self._requests.enqueue(new, offers, now)
+        if enqueued.claim is None and enqueued.existing is None:
+            self._ledger.must_last = True
         return enqueued
 
     async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:

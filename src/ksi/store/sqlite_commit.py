@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import apsw
 
@@ -22,33 +22,53 @@ BATCH = 256
 SLOW_COMMIT = 0.004
 """Seconds: above this a commit is made off the loop, so that streams and renewals do not stall."""
 
-_Operation = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+
+class _Operation(NamedTuple):
+    """What to do, whose answer it is, and whether that answer is a promise that outlives a loss of power."""
+
+    do: Callable[[], Any]
+    future: asyncio.Future[Any]
+    lasting: bool
 
 
 class Committer:
-    """Runs operations on the writing connection, in the order they come."""
+    """Runs operations on the writing connection, in the order they come.
 
-    def __init__(self, connection: apsw.Connection, ledger: Ledger, *, between: Callable[[], None]) -> None:
+    With `durable`, a transaction with a lasting operation is synced to the disk before it is answered, and with it all
+    that was committed before it. One without is in the log, and so outlives this process, but is not waited for.
+    """
+
+    def __init__(
+        self, connection: apsw.Connection, ledger: Ledger, *, between: Callable[[], None], durable: bool
+    ) -> None:
         self._connection = connection
         self._cursor = connection.cursor()
         self._ledger = ledger
         self._between = between
+        self._durable = durable
+        self._syncs: bool | None = None
+        """How the connection commits now."""
+        self._unsynced = False
+        """Whether something committed is not known to be on the disk."""
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Operation] = deque()
-        self._long: deque[_Operation] = deque()
+        self._long: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._scheduled = False
         self._committing: asyncio.Future[Any] | None = None
         self._commit_time = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ksi-commit")
         self._closed = False
 
-    def submit(self, operation: Callable[[], T]) -> asyncio.Future[T]:
-        """Run an operation in the next transaction; the future has its result once that is committed."""
+    def submit(self, operation: Callable[[], T], *, lasting: bool = True) -> asyncio.Future[T]:
+        """Run an operation in the next transaction; the future has its result once that is committed.
+
+        `lasting`: false where nobody is promised anything by its answer; `Ledger.must_last` takes that back.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             future.set_exception(StoreUnavailable("the store is closed"))
             return future
-        self._waiting.append((operation, future))
+        self._waiting.append(_Operation(operation, future, lasting))
         self._schedule()
         return future
 
@@ -106,23 +126,47 @@ class Committer:
 
     def _run(self, batch: list[_Operation]) -> list[Any]:
         """Each operation's result, or the error that it decided on before it wrote."""
-        self._cursor.execute("BEGIN IMMEDIATE")
-        self._ledger.begin()
+        lasting = any(operation.lasting for operation in batch)
+        answers = self._run_as(batch, lasting=lasting)
+        if self._ledger.must_last and not lasting:
+            # How a transaction is committed is settled before it begins.
+            self._roll_back()
+            answers = self._run_as(batch, lasting=True)
+        return answers
+
+    def _run_as(self, batch: list[_Operation], *, lasting: bool) -> list[Any]:
+        self._begin(lasting=lasting)
+        changes = self._connection.total_changes()
         answers: list[Any] = []
-        for operation, _ in batch:
+        for operation in batch:
             try:
-                answers.append(operation())
+                answers.append(operation.do())
             except ServiceError as error:
                 answers.append(error)
         self._ledger.write_totals()
+        if lasting and self._unsynced and self._connection.total_changes() == changes:
+            # Only what writes is synced; and an answer may tell of what was written before it.
+            self._ledger.touch()
         return answers
+
+    def _begin(self, *, lasting: bool) -> None:
+        syncs = lasting and self._durable
+        if syncs is not self._syncs:
+            self._cursor.execute(f"PRAGMA synchronous = {'FULL' if syncs else 'NORMAL'}")
+            self._syncs = syncs
+        self._cursor.execute("BEGIN IMMEDIATE")
+        self._ledger.begin()
 
     def _commit(self) -> None:
         begun = time.perf_counter()
         self._cursor.execute("COMMIT")
-        self._ledger.committed()
+        self._committed()
         # A moving average: one slow sync among many fast ones moves nothing off the loop.
         self._commit_time += (time.perf_counter() - begun - self._commit_time) * 0.1
+
+    def _committed(self) -> None:
+        self._ledger.committed()
+        self._unsynced = self._durable and not self._syncs
 
     def _commit_off_loop(self, batch: list[_Operation], answers: list[Any]) -> None:
         self._committing = self._loop.run_in_executor(self._thread, self._commit)
@@ -144,12 +188,11 @@ class Committer:
 
     def _run_long(self, operation: Callable[[], Any]) -> Any:
         try:
-            self._cursor.execute("BEGIN IMMEDIATE")
-            self._ledger.begin()
+            self._begin(lasting=True)
             answer = operation()
             self._ledger.write_totals()
             self._cursor.execute("COMMIT")
-            self._ledger.committed()
+            self._committed()
         except BaseException:
             self._roll_back()
             raise
@@ -166,13 +209,13 @@ class Committer:
             self._schedule()
 
     def _answer(self, batch: list[_Operation], answers: list[Any]) -> None:
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
+        for operation, answer in zip(batch, answers, strict=True):
+            if operation.future.done():
                 continue
             if isinstance(answer, ServiceError):
-                future.set_exception(answer)
+                operation.future.set_exception(answer)
             else:
-                future.set_result(answer)
+                operation.future.set_result(answer)
         if self._waiting:
             self._schedule()
 
@@ -187,13 +230,13 @@ class Committer:
         try:
             self._roll_back()
             if len(left) == 1:
-                self._fail(left.popleft()[1], cause)
+                self._fail(left.popleft().future, cause)
             while left:
                 self._run_alone(left[0])
                 left.popleft()
         except Exception as error:  # noqa: BLE001 - it cannot even be rolled back: nobody must wait for ever
-            for _, future in left:
-                self._fail(future, error)
+            for operation in left:
+                self._fail(operation.future, error)
         if self._waiting:
             self._schedule()
 
@@ -204,7 +247,7 @@ class Committer:
             self._commit()
         except Exception as error:  # noqa: BLE001 - answered to whom it belongs
             self._roll_back()
-            self._fail(operation[1], error)
+            self._fail(operation.future, error)
         else:
             self._answer([operation], answers)
 

@@ -45,6 +45,8 @@ class Ledger:
         self._agents: set[tuple[str, int]] = set()
         self._next_key = 0
         self._next_attempt = 0
+        self.must_last = False
+        """Whether this transaction holds what somebody is told of, whatever was thought before it."""
         self.rolled_back()
 
     # -- rows -----------------------------------------------------------------------------------------------------
@@ -74,6 +76,11 @@ class Ledger:
     def begin(self) -> None:
         """A transaction begins: count running requests anew."""
         self._loads = {}
+        self.must_last = False
+
+    def touch(self) -> None:
+        """Write something that changes nothing for anybody."""
+        self.run("touch")
 
     def write_totals(self) -> None:
         """Put the changed figures into the transaction that changed what they count (Q8)."""

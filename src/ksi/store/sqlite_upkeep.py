@@ -11,6 +11,9 @@ from ksi.store.sqlite_ledger import Ledger
 from ksi.store.sqlite_rows import HOLDS, STATES, Row
 from ksi.store.values import Ended, Expiry, Finish, Lapsed, Pruned, Recovery
 
+LOOKS = 5_000
+"""Conversations that one step of pruning looks at again."""
+
 _EXPIRED = Finish(state=State.EXPIRED)
 
 
@@ -157,6 +160,7 @@ class Upkeep:
         deliveries = self._ledger.all("drop_injections", now.wall - rules.keep_finished, limit)
         left = limit - len(requests)
         oldest = now.wall - rules.keep_sessions
+        looked = self._ledger.all("look_at_conversations", oldest, LOOKS)
         conversations = self._ledger.all("prunable_conversations", oldest, watermark, left)
         gone = sum(self._drop_conversation(identity, limit) for (identity,) in conversations)
         spare = self._ledger.all("spare_attempts", oldest, limit)
@@ -165,7 +169,10 @@ class Upkeep:
         return Pruned(
             requests=len(requests),
             conversations=gone,
-            more=len(requests) + len(conversations) >= limit or len(spare) >= limit or len(deliveries) >= limit,
+            more=len(requests) + len(conversations) >= limit
+            or len(spare) >= limit
+            or len(deliveries) >= limit
+            or len(looked) >= LOOKS,
         )
 
     def _drop_conversation(self, identity: int, limit: int) -> bool:

@@ -17,6 +17,7 @@ import structlog
 from ksi.clock import Clock
 from ksi.config import Socket
 from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer, TooManyConnections
+from ksi.event_bus import News
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
 
@@ -25,6 +26,12 @@ IN_FLIGHT = 1_000
 
 BURST = 1024 * 1024
 """Bytes that are collected in one turn of the loop before they are sent."""
+
+NEWS_PAUSE = 0.002
+"""Seconds that news wait for more: a listener is then woken once for all of them, and no answer waits behind it."""
+
+NEWS_BURST = 1_000
+"""News that are collected before they are made into lines."""
 
 HALF_CLOSED_LOOK = 1.0
 """Seconds between looks at clients that send no more, whether they are still there."""
@@ -48,7 +55,9 @@ class SocketConnection(asyncio.Protocol):
         self._owed = 0
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._news: list[News] = []
         self._flushing = False
+        self._news_due = False
         self._paused = False
         self._reading = True
         self._half_closed = False
@@ -67,6 +76,7 @@ class SocketConnection(asyncio.Protocol):
         """The client is gone; what it asked for goes on (R1)."""
         self._closing = True
         self._out.clear()
+        self._news.clear()
         self._transport = None
         self._server.forget(self)
 
@@ -111,6 +121,7 @@ class SocketConnection(asyncio.Protocol):
             and not self._owed
             and not self._closing
             and not self._out
+            and not self._news
             and self._transport is not None
             and not self._server.awaits(self)
         ):
@@ -152,21 +163,50 @@ class SocketConnection(asyncio.Protocol):
 
     def push(self, line: bytes) -> None:
         """Send a line with all others of this turn of the loop; a client that does not read is let go."""
+        if self._news:
+            self._take_news()
+        if self._take(line) and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def news(self, news: News) -> None:
+        """Send what nobody waits for, in its place among the lines, a moment later."""
         if self._closing:
             return
+        self._news.append(news)
+        if self._paused or len(self._news) >= NEWS_BURST:
+            self._take_news()
+        if not self._flushing and not self._news_due:
+            self._news_due = True
+            self._loop.call_later(NEWS_PAUSE, self._flush_news)
+
+    def _take_news(self) -> None:
+        waiting, self._news = self._news, []
+        for news in waiting:
+            self._take(news.line())
+
+    def _take(self, line: bytes) -> bool:
+        """Keep a line; whether it must be sent by and by."""
+        if self._closing:
+            return False
         self._out.append(line)
         self._out_bytes += len(line)
         if self._paused:
             if self._out_bytes > self._server.config.max_backlog:
                 self._let_go()
-        elif self._out_bytes > BURST:
+            return False
+        if self._out_bytes > BURST:
             self._flush()
-        elif not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+            return False
+        return True
+
+    def _flush_news(self) -> None:
+        self._news_due = False
+        self._flush()
 
     def _flush(self) -> None:
         self._flushing = False
+        self._take_news()
         if self._paused or self._transport is None or not self._out:
             return
         data = b"".join(self._out)
@@ -191,6 +231,7 @@ class SocketConnection(asyncio.Protocol):
         limit = self._server.config.max_backlog
         self._out.clear()
         self._out_bytes = 0
+        self._news.clear()
         self._closing = True
         self._server.log.warning("slow client let go", limit=limit)
         transport = self._transport

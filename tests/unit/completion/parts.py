@@ -23,7 +23,7 @@ from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config, ProviderConfig
 from ksi.conversation.lock_events import LockEvents
-from ksi.event_bus import EventBus
+from ksi.event_bus import EventBus, News
 from ksi.event_types import RequestReply
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
@@ -148,6 +148,9 @@ class Ear:
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def heard(self) -> list[tuple[str, dict[str, Any]]]:
         """Names and data of what came since the last look."""

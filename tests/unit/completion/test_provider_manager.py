@@ -14,7 +14,7 @@ from ksi.completion.provider_manager import ProviderManager, build_providers
 from ksi.completion.routes import Router
 from ksi.config import BreakerConfig, Config, ModelConfig, ProviderConfig
 from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
-from ksi.event_bus import EventBus
+from ksi.event_bus import EventBus, News
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
 from ksi.request import Attempt, Outcome, Priority, Usage
 from ksi.store.values import Claimed, Offer
@@ -54,6 +54,9 @@ class Ear:
 
     def push(self, line: bytes) -> None:
         self.lines.append(msgspec.json.decode(line)["data"])
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def steps(self) -> list[tuple[str, str, str]]:
         """What came since it was asked last."""

@@ -13,7 +13,7 @@ from ksi.clock import MICROSECONDS, Chance, Moment
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import InvalidData, KsiError, NotLockHolder, RequestIdConflict, StoreUnavailable
-from ksi.event_bus import EventBus
+from ksi.event_bus import EventBus, News
 from ksi.event_types import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
 from ksi.protocol import convert
 from ksi.request import HeadStarts, RequestBody, encode_body
@@ -33,6 +33,9 @@ class Client:
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def heard(self) -> list[tuple[str, dict[str, Any]]]:
         """Names and data of what came since the last look."""

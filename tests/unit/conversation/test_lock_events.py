@@ -10,7 +10,7 @@ import pytest
 
 from ksi.conversation.forks import fork_reply
 from ksi.conversation.lock_events import LockEvents
-from ksi.event_bus import EventBus
+from ksi.event_bus import EventBus, News
 from ksi.request import Priority
 from ksi.store.values import Claimed, Fork, Lapsed, LockGrant, Passing
 from ksi.testing import SimulatedClock
@@ -24,6 +24,9 @@ class Ear:
 
     def push(self, line: bytes) -> None:
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def heard(self) -> list[tuple[str, dict[str, Any]]]:
         """Names and data of what came since the last look."""

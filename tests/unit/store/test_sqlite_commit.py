@@ -36,9 +36,14 @@ class Books:
         self.calls: list[str] = []
         self.broken = 0
         """So many next calls of `rolled_back` fail, as they do where the database cannot be read."""
+        self.must_last = False
 
     def begin(self) -> None:
+        self.must_last = False
         self.calls.append("begin")
+
+    def touch(self) -> None:
+        self.calls.append("touch")
 
     def write_totals(self) -> None:
         self.calls.append("totals")
@@ -56,7 +61,7 @@ class Books:
 class Desk:
     """A committer over a database of words, and what it did."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, durable: bool = True) -> None:
         self.connection = apsw.Connection(path)
         self.connection.pragma("journal_mode", "wal")
         self.connection.pragma("foreign_keys", True)
@@ -68,7 +73,7 @@ class Desk:
         """The names of the threads that committed."""
         self.at_commit: Callable[[], None] = lambda: None
         self.connection.set_commit_hook(self._on_commit)
-        self.committer = Committer(self.connection, cast(Ledger, self.books), between=self._between)
+        self.committer = Committer(self.connection, cast(Ledger, self.books), between=self._between, durable=durable)
 
     def _on_commit(self) -> bool:
         self.at_commit()
@@ -88,12 +93,17 @@ class Desk:
 
         return self.committer.submit(operation)
 
-    def do(self, operation: Callable[[], Any]) -> asyncio.Future[Any]:
-        return self.committer.submit(operation)
+    def do(self, operation: Callable[[], Any], *, lasting: bool = True) -> asyncio.Future[Any]:
+        return self.committer.submit(operation, lasting=lasting)
 
     def words(self) -> list[str]:
         """What others see, in the order it was written."""
         return [word for (word,) in self.reader.execute("SELECT word FROM word ORDER BY id")]
+
+    @property
+    def synced(self) -> bool:
+        """Whether the last transaction was on the disk before it was answered."""
+        return bool(self.connection.pragma("synchronous") == 2)
 
     def close(self) -> None:
         self.connection.set_commit_hook(None)
@@ -428,6 +438,73 @@ async def test_a_store_counts_and_knows_only_what_was_committed_after_a_fault(tm
     view = await store.session("talk-bad")
     assert view is not None
     assert view.agents == ("agent-bad",)
+    await store.close()
+
+
+# -- what a loss of power may take -------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("Q3")
+async def test_a_transaction_is_synced_where_one_of_its_answers_is_a_promise(desk: Desk) -> None:
+    await desk.do(lambda: None, lasting=False)
+    assert not desk.synced
+    await outcomes(desk.do(lambda: None, lasting=False), desk.add("a"), desk.do(lambda: None, lasting=False))
+    assert desk.synced
+
+
+@pytest.mark.promise("Q3")
+async def test_what_turns_out_to_be_a_promise_is_written_anew_and_synced(desk: Desk) -> None:
+    def operation() -> str:
+        desk.connection.execute("INSERT INTO word (word) VALUES ('a')")
+        desk.books.must_last = True
+        return "a"
+
+    assert await desk.do(operation, lasting=False) == "a"
+    assert desk.synced
+    assert desk.words() == ["a"]
+    assert desk.books.calls == ["begin", "totals", "rolled back", "begin", "totals", "committed"]
+
+
+@pytest.mark.promise("Q3")
+async def test_a_promise_about_what_was_written_before_it_is_kept_too(desk: Desk) -> None:
+    await desk.do(lambda: desk.connection.execute("INSERT INTO word (word) VALUES ('a')"), lasting=False)
+    assert "touch" not in desk.books.calls
+    await desk.do(lambda: None)
+    assert desk.books.calls.count("touch") == 1
+    await desk.do(lambda: None)
+    await desk.add("b")
+    await desk.do(lambda: None)
+    assert desk.books.calls.count("touch") == 1
+
+
+async def test_where_a_loss_of_power_is_not_provided_for_nothing_is_synced(tmp_path: Path) -> None:
+    desk = Desk(str(tmp_path / "words.db"), durable=False)
+    await desk.do(lambda: None, lasting=False)
+    await desk.add("a")
+    assert not desk.synced
+    assert "touch" not in desk.books.calls
+    await desk.committer.close()
+    desk.close()
+
+
+@pytest.mark.promise("Q3")
+async def test_only_a_request_that_nobody_was_promised_and_that_runs_at_once_is_not_synced(tmp_path: Path) -> None:
+    moment, offers = Moment(1_000_000, 1_000_000), [Offer("r", "p", 9)]
+    store = SqliteStore(tmp_path / "ksi.db", StoreRules(), Chance(random.Random(1)))
+    await store.open(moment, lambda: None)
+
+    async def synced(name: str, *, awaited: bool, talk: str) -> bool:
+        new = NewRequest(request_id=name, conversation=talk, body=b"{}", route="r", rank=1)
+        await store.enqueue(new, offers, moment, awaited=awaited)
+        return bool(store._writer.pragma("synchronous") == 2)
+
+    assert await synced("promised", awaited=False, talk="a")
+    assert not await synced("runs", awaited=True, talk="b")
+    assert await synced("waits", awaited=True, talk="b")
+    assert not await synced("runs too", awaited=True, talk="c")
+    log = (tmp_path / "ksi.db-wal").read_bytes()
+    assert await synced("runs too", awaited=False, talk="c")
+    assert (tmp_path / "ksi.db-wal").read_bytes() != log
     await store.close()
 
 

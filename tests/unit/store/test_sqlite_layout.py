@@ -56,7 +56,7 @@ def layout_of(connection: apsw.Connection) -> dict[str, object]:
     """Tables with their columns, in whatever order, and indexes as they were written."""
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
     columns = {table: sorted(row[1:] for row in connection.execute(f"PRAGMA table_info({table})")) for table in tables}
-    indexes = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'index' ORDER BY name"
+    indexes = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') ORDER BY name"
     return {"tables": columns, "indexes": connection.execute(indexes).fetchall()}
 
 

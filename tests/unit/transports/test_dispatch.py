@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from ksi.errors import InternalError, NotFound, QueueFull
+from ksi.event_bus import News
 from ksi.event_types import CompletionData, ReleaseReply, RequestReply
 from ksi.events import SPECS
 from ksi.testing import SimulatedClock
@@ -31,6 +32,9 @@ class Wire:
         assert line.endswith(b"\n")
         assert line.count(b"\n") == 1
         self.lines.append(line)
+
+    def news(self, news: News) -> None:
+        self.push(news.line())
 
     def settle(self) -> None:
         self.settled += 1

@@ -19,9 +19,16 @@ CREATE TABLE conversation (
     turns       INTEGER NOT NULL DEFAULT 0,
     head        INTEGER,                    -- attempt.id of the last good turn
     forked_from INTEGER,                    -- conversation.id
-    reminders   INTEGER NOT NULL DEFAULT 0  -- deliveries that wait for its next prompt
+    reminders   INTEGER NOT NULL DEFAULT 0, -- deliveries that wait for its next prompt
+    -- `active_at` as it was when the pruner last looked: an index on it need not be written at each turn.
+    looked_at   INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX conversation_activity ON conversation (active_at);
+CREATE INDEX conversation_looked_at ON conversation (looked_at);
+-- A clock that was set back.
+CREATE TRIGGER conversation_clock AFTER UPDATE OF active_at ON conversation WHEN new.active_at < new.looked_at
+BEGIN
+    UPDATE conversation SET looked_at = new.active_at WHERE id = new.id;
+END;
 
 CREATE TABLE alias (
     name         TEXT PRIMARY KEY,          -- a provider session that means this conversation

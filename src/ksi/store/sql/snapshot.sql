@@ -60,7 +60,8 @@ SELECT (SELECT count(*) FROM (SELECT 1 FROM request LIMIT 1000)),
 -- name: conversation
 SELECT id FROM conversation WHERE name = ?;
 -- name: add_conversation
-INSERT INTO conversation (name, created_at, active_at, turns, head, forked_from) VALUES (?, ?, ?, ?, ?, ?) RETURNING id;
+INSERT INTO conversation (name, created_at, active_at, looked_at, turns, head, forked_from)
+VALUES (?1, ?2, ?3, ?3, ?4, ?5, ?6) RETURNING id;
 -- name: was_active
 UPDATE conversation SET active_at = ?2 WHERE id = ?1 AND active_at < ?2;
 -- name: add_member

@@ -5,6 +5,9 @@ SELECT name, value FROM total;
 -- name: set_totals
 INSERT INTO total (name, value) SELECT key, value FROM json_each(?) WHERE true
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+-- name: touch
+-- Another value each time: a page that stays as it is is not written.
+INSERT INTO total (name, value) VALUES ('touches', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
 -- name: last_key
 SELECT max(
     coalesce((SELECT max(key) FROM request), 0), coalesce((SELECT max(request) FROM body), 0),
@@ -34,7 +37,8 @@ WHERE c.id = coalesce((SELECT id FROM conversation WHERE name = ?1), (SELECT con
 -- name: conversation_name
 SELECT name FROM conversation WHERE id = ?;
 -- name: add_conversation
-INSERT INTO conversation (name, created_at, active_at, head, forked_from) VALUES (?1, ?2, ?2, ?3, ?4) RETURNING id;
+INSERT INTO conversation (name, created_at, active_at, looked_at, head, forked_from) VALUES (?1, ?2, ?2, ?2, ?3, ?4)
+RETURNING id;
 -- name: advance_conversation
 UPDATE conversation SET head = ?2, turns = turns + 1, active_at = ?3 WHERE id = ?1;
 -- name: touch_conversation
@@ -168,16 +172,20 @@ SELECT key, state, chain FROM request
 WHERE finished_at <= ?1 AND NOT (state = 5 AND last_attempt > ?2)
   AND (chain IS NULL OR NOT EXISTS (SELECT 1 FROM member m WHERE m.request = key AND m.routing = 2))
 ORDER BY finished_at, key LIMIT ?3;
+-- name: look_at_conversations
+UPDATE conversation SET looked_at = active_at
+WHERE id IN (SELECT id FROM conversation WHERE looked_at <= ?1 AND active_at > looked_at ORDER BY looked_at LIMIT ?2)
+RETURNING 1;
 -- name: prunable_conversations
 SELECT c.id FROM conversation c
-WHERE c.active_at <= ?1
+WHERE c.looked_at <= ?1 AND c.active_at = c.looked_at
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 1)
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 0)
   AND NOT EXISTS (SELECT 1 FROM request r WHERE r.conversation = c.id AND r.place = 2)
   AND NOT EXISTS (SELECT 1 FROM fork f WHERE f.parent = c.id AND f.child <> c.id)
   AND (c.head IS NULL OR c.head <= ?2) AND c.reminders = 0
   AND NOT EXISTS (SELECT 1 FROM member m JOIN request r ON r.key = m.request WHERE m.routing = 2 AND r.conversation = c.id)
-ORDER BY c.active_at, c.id LIMIT ?3;
+ORDER BY c.looked_at, c.id LIMIT ?3;
 -- name: turns_to_drop
 WITH RECURSIVE turn (id, request, previous, depth) AS (
     SELECT a.id, a.request, a.previous, 1 FROM conversation c JOIN attempt a ON a.id = c.head
