@@ -122,9 +122,11 @@ class CompletionRunner:
         aftermath = await self._aftermath(run, attempt, verdict)
         settled = await self._settle(run, attempt, verdict, aftermath)
         if settled is not None:
-            if settled.turn is not None and attempt.text is not None:
-                self._sessions.turn_made(run.claim, run.body, settled.turn, attempt.text)
             await self._announcer.settled(run.claim, run.asked, attempt, verdict, settled)
+            if settled.turn is not None and attempt.text is not None:
+                # When the answer is on its way: nobody waits for this.
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self._sessions.turn_made, run.claim, run.body, settled.turn, attempt.text)
         return settled
 
     def _begin(self, run: Run) -> None:

@@ -15,7 +15,7 @@ from ksi.store.statements import load_statements
 from ksi.store.values import Finish, LockGrant, Passing, StoreRules
 
 KNOWN_AGENTS = 10_000
-"""Pairs of agent and conversation that need not be written again."""
+"""Conversations of which is known who came last."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -42,7 +42,8 @@ class Ledger:
         self._written: dict[str, int] = {str(n): int(v) for n, v in self.all("totals")}
         self._loads: dict[str, int] = {}
         self._routes: set[str] = set()
-        self._agents: set[tuple[str, int]] = set()
+        self._agents: dict[int, str] = {}
+        """Who came to a conversation last."""
         self._next_key = 0
         self._next_attempt = 0
         self.must_last = False
@@ -149,13 +150,18 @@ class Ledger:
     def running_at(self, provider: str) -> int:
         """How many requests run at a provider, counted from the rows once in each transaction."""
         if provider not in self._loads:
-            self._loads[provider] = self.scalar("provider_load", provider)
+            self._loads[provider] = self.scalar("provider_load", provider) if self.totals.get("running") else 0
         return self._loads[provider]
 
     def load(self, provider: str, change: int) -> None:
         """A run began or ended in this transaction, after or before its row was written."""
         if provider in self._loads:
             self._loads[provider] += change
+
+    @property
+    def _any_waits(self) -> bool:
+        """Whether anybody stands in any line."""
+        return bool(self.totals.get("queued") or self.totals.get("external_waiters"))
 
     # -- holders and lines ----------------------------------------------------------------------------------------
 
@@ -189,17 +195,16 @@ class Ledger:
             self.run("add_route", route)
 
     def know_agent(self, agent: str, conversation: int) -> None:
-        """Write that an agent came to a conversation; what was written lately is remembered."""
-        pair = (agent, conversation)
-        if pair not in self._agents:
+        """Write that an agent came to a conversation, unless it was the last one that came."""
+        if self._agents.get(conversation) != agent:
             if len(self._agents) >= KNOWN_AGENTS:
                 self._agents.clear()
-            self._agents.add(pair)
+            self._agents[conversation] = agent
             self.run("add_agent", agent, conversation)
 
     def forget_conversation(self, conversation: int) -> None:
         """A conversation is gone, its agents with it."""
-        self._agents = {pair for pair in self._agents if pair[1] != conversation}
+        self._agents.pop(conversation, None)
 
     def add_conversation(self, name: str, now: Moment, head: int | None, forked_from: int | None) -> int:
         """Write a new conversation; returns its id."""
@@ -246,7 +251,7 @@ class Ledger:
     def release(self, conversation: int, name: str, by: str, now: Moment) -> Passing:
         """The holder's row holds no more: count its lock off and let the next one come."""
         self.count("locks", -1)
-        heads = self.all("line_heads", conversation)
+        heads = self.all("line_heads", conversation) if self._any_waits else []
         granted = self._come_forward(conversation, name, heads, now) if heads else None
         following = heads[0][1] if heads else None
         return Passing(conversation=name, released_by=by, next_request=following, granted=granted)
