@@ -109,17 +109,30 @@ async def test_a_run_may_only_ask_for_what_the_budget_leaves(world: World) -> No
     assert third.chain.output_cap == 40
 
 
-@pytest.mark.promise("C6")
+@pytest.mark.promise("C5", "C6")
 @pytest.mark.parametrize(("estimate", "starts"), [(99, True), (100, False)])
-async def test_where_not_one_token_is_left_beside_the_input_a_run_is_blocked(
+async def test_where_not_one_token_is_left_beside_the_input_it_is_blocked_when_it_comes_in(
     world: World, estimate: int, starts: bool
 ) -> None:
     at_once = await world.enqueue("a", "a", [OFFER], chain=member(limits=limits(budget=100), estimate=estimate))
     assert (at_once.state is State.RUNNING, at_once.block is None) == (starts, starts)
-    await world.enqueue("b", "b", chain=member(limits=limits(budget=100), estimate=estimate))
+    waits = await world.enqueue("b", "b", chain=member(limits=limits(budget=100), estimate=estimate))
+    assert (waits.state is State.QUEUED, waits.block is None) == (starts, starts)
     took = await claims(world)
     assert [claim.request_id for claim in took.started] == (["b"] if starts else [])
-    assert [ended.request_id for ended in took.blocked] == ([] if starts else ["b"])
+
+
+@pytest.mark.promise("C5", "C6")
+async def test_what_would_fit_but_for_what_others_spend_while_it_waits_is_blocked_before_it_runs(world: World) -> None:
+    claim = await begin(world, limits=limits(budget=100), estimate=10, output_cap=10)
+    waits = await born(world, "waits", "root", estimate=60)
+    assert waits.block is None
+    await complete(world, claim, tokens=40)
+    took = await claims(world)
+    assert (took.started, [ended.request_id for ended in took.blocked]) == ((), ["waits"])
+    (ended,) = took.blocked
+    assert ended.block is not None
+    assert (ended.block.code, "input is about 60" in ended.block.message) == ("token_budget", True)
 
 
 @pytest.mark.promise("C6")

@@ -48,12 +48,14 @@ class DeadLetter(msgspec.Struct, frozen=True):
     reason: Block
 
 
-def may_enter(standing: Standing, guard_cap: int, now: int, *, block: Block | None, guard: bool) -> Block | None:
-    """What stands against a newcomer (C5); `block` was found before. `now` is wall time."""
+def may_enter(
+    standing: Standing, guard_cap: int, now: int, *, block: Block | None, guard: bool, estimate: int
+) -> Block | None:
+    """What stands against a newcomer (C5). `block` was found before; `now` is wall time, `estimate` in tokens."""
     if block is not None:
         return block
     if not guard:
-        return check(standing.spending, standing.limits, standing.depth, now)
+        return check(standing.spending, standing.limits, standing.depth, now, estimate=estimate)
     if standing.guards >= guard_cap:
         return Block(code="guard_cap", message=f"the chain sent its {guard_cap} guard messages")
     return None
@@ -80,7 +82,8 @@ def fate(follow_up: FollowUp, parent: Standing, guard_cap: int, now: int) -> Dea
     if block is None and follow_up.child is not None and follow_up.child.error is not None:
         return DeadLetter(InjectionState.FAILED, Block(code="invalid_request", message=follow_up.child.error))
     standing = parent.below(parent.limits if membership is None else membership.limits)
-    block = may_enter(standing, guard_cap, now, block=block, guard=is_guard(follow_up))
+    estimate = 0 if membership is None else membership.estimate
+    block = may_enter(standing, guard_cap, now, block=block, guard=is_guard(follow_up), estimate=estimate)
     return None if block is None else DeadLetter(InjectionState.BLOCKED, block)
 
 

@@ -70,8 +70,11 @@ class Grant(msgspec.Struct, frozen=True):
     reserved: int
 
 
-def check(spending: Spending, limits: ChainLimits, depth: int, now: int) -> Block | None:
-    """Whether a member may come in (C5); None where it may. `now` is wall time."""
+def check(spending: Spending, limits: ChainLimits, depth: int, now: int, *, estimate: int = 0) -> Block | None:
+    """Whether a member may come in (C5); None where it may. `now` is wall time.
+
+    `estimate` is its input in tokens: one that leaves no token for an answer need not wait for what runs.
+    """
     if spending.closed:
         return Block(code="chain_closed", message="the chain was cancelled and takes no new requests")
     if spending.tripped is not None:
@@ -81,8 +84,8 @@ def check(spending: Spending, limits: ChainLimits, depth: int, now: int) -> Bloc
     if now - spending.started_at > limits.time_window:
         age, window = (now - spending.started_at) // 1_000_000, limits.time_window // 1_000_000
         return Block(code="time_window", message=f"the chain is {age} s old, over its time_window of {window} s")
-    if spending.used + spending.reserved >= limits.token_budget:
-        return _spent(spending, limits)
+    if max(spending.used + spending.reserved, spending.used + estimate) >= limits.token_budget:
+        return _spent(spending, limits, estimate)
     return None
 
 
@@ -94,21 +97,21 @@ def admit(
     `estimate` is its input and `output_cap` the most output it wants, both in tokens. The output is cut to what the
     budget leaves; where not even one token is left beside the input, it is blocked.
     """
-    block = check(spending, limits, depth, now)
+    block = check(spending, limits, depth, now, estimate=estimate)
     if block is not None:
         return block
     left = limits.token_budget - spending.used - spending.reserved - estimate
     if left < 1:
-        return _spent(spending, limits)
+        return _spent(spending, limits, estimate)
     cap = min(output_cap, left)
     return Grant(cap, estimate + cap)
 
 
-def _spent(spending: Spending, limits: ChainLimits) -> Block:
-    return Block(
-        code="token_budget",
-        message=f"{spending.used} tokens used and {spending.reserved} set aside of the chain's {limits.token_budget}",
-    )
+def _spent(spending: Spending, limits: ChainLimits, estimate: int) -> Block:
+    message = f"{spending.used} tokens used and {spending.reserved} set aside of the chain's {limits.token_budget}"
+    if estimate > 0:
+        message += f"; this request's input is about {estimate}"
+    return Block(code="token_budget", message=message)
 
 
 def charge(attempt: Attempt, estimate: int) -> tuple[int, bool]:

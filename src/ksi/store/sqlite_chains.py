@@ -127,7 +127,14 @@ class Chains:
     def against(self, arriving: Arriving, now: Moment) -> Block | None:
         """What stands against a newcomer."""
         membership, cap = arriving.membership, self._ledger.rules.guard_messages
-        return may_enter(arriving.standing, cap, now.wall, block=membership.block, guard=membership.guard)
+        return may_enter(
+            arriving.standing,
+            cap,
+            now.wall,
+            block=membership.block,
+            guard=membership.guard,
+            estimate=membership.estimate,
+        )
 
     def would_run(self, arriving: Arriving, now: Moment) -> Block | Grant | None:
         """Whether a newcomer may run at once, and with how much."""

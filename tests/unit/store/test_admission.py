@@ -45,10 +45,10 @@ def child(**membership: object) -> FollowUp:
 @pytest.mark.promise("C5")
 def test_a_newcomer_is_checked_unless_it_was_blocked_before_or_is_a_guard_message() -> None:
     deep = standing(depth=2, guards=2)
-    assert code(may_enter(deep, 3, 0, block=None, guard=False)) == "max_depth"
-    assert may_enter(deep, 3, 0, block=FOUND, guard=True) is FOUND
-    assert may_enter(deep, 3, 0, block=None, guard=True) is None
-    assert code(may_enter(deep, 2, 0, block=None, guard=True)) == "guard_cap"
+    assert code(may_enter(deep, 3, 0, block=None, guard=False, estimate=0)) == "max_depth"
+    assert may_enter(deep, 3, 0, block=FOUND, guard=True, estimate=0) is FOUND
+    assert may_enter(deep, 3, 0, block=None, guard=True, estimate=0) is None
+    assert code(may_enter(deep, 2, 0, block=None, guard=True, estimate=0)) == "guard_cap"
 
 
 @pytest.mark.promise("C5", "C6")

@@ -25,13 +25,17 @@ local function number_text(number)
   return string.format('%.0f', number)
 end
 
-local function spent_block(chain, limits)
+local function spent_block(chain, limits, estimate)
   local message = number_text(chain.used) .. ' tokens used and ' .. number_text(chain.reserved)
-  return {code = 'token_budget', message = message .. " set aside of the chain's " .. number_text(limits.token_budget)}
+  message = message .. " set aside of the chain's " .. number_text(limits.token_budget)
+  if estimate > 0 then
+    message = message .. "; this request's input is about " .. number_text(estimate)
+  end
+  return {code = 'token_budget', message = message}
 end
 
--- Whether a member may come in (C5); nothing where it may.
-local function check(chain, limits, depth)
+-- Whether a member with so many tokens of input may come in (C5); nothing where it may.
+local function check(chain, limits, depth, estimate)
   local wall = tonumber(A.wall)
   if chain.closed then
     return {code = 'chain_closed', message = 'the chain was cancelled and takes no new requests'}
@@ -49,17 +53,17 @@ local function check(chain, limits, depth)
     local message = 'the chain is ' .. number_text(age) .. ' s old, over its time_window of ' .. number_text(window)
     return {code = 'time_window', message = message .. ' s'}
   end
-  if chain.used + chain.reserved >= limits.token_budget then
-    return spent_block(chain, limits)
+  if chain.used + math.max(chain.reserved, estimate) >= limits.token_budget then
+    return spent_block(chain, limits, estimate)
   end
 end
 
-local function may_enter(chain, limits, depth, block, guard)
+local function may_enter(chain, limits, depth, block, guard, estimate)
   if block then
     return block
   end
   if not guard then
-    return check(chain, limits, depth)
+    return check(chain, limits, depth, estimate)
   end
   if chain.guards >= R.guard_messages then
     return {code = 'guard_cap', message = 'the chain sent its ' .. R.guard_messages .. ' guard messages'}
@@ -71,13 +75,13 @@ local function may_run(chain, limits, depth, estimate, output_cap, guard)
   if guard then
     return nil
   end
-  local block = check(chain, limits, depth)
+  local block = check(chain, limits, depth, output_cap and estimate or 0)
   if block or not output_cap then
     return block
   end
   local left = limits.token_budget - chain.used - chain.reserved - estimate
   if left < 1 then
-    return spent_block(chain, limits)
+    return spent_block(chain, limits, estimate)
   end
   local cap = math.min(output_cap, left)
   return nil, {output_cap = cap, reserved = estimate + cap}

@@ -44,7 +44,7 @@ local function fate(chain, link, follow_up, guard)
     return 'failed', {code = 'invalid_request', message = follow_up.child.error}
   end
   local limits = within(link.limits, membership and membership.limits or link.limits)
-  block = may_enter(chain, limits, link.depth + 1, block, guard)
+  block = may_enter(chain, limits, link.depth + 1, block, guard, membership and membership.estimate or 0)
   if block then
     return 'blocked', block
   end

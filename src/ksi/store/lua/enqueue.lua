@@ -179,7 +179,7 @@ verb('enqueue', function()
     return {error = 'no_fork_parent'}
   end
   if place then
-    local block = may_enter(place.figures, place.limits, place.depth, A.chain.block, A.chain.guard)
+    local block = may_enter(place.figures, place.limits, place.depth, A.chain.block, A.chain.guard, A.chain.estimate)
     if block then
       return keep_blocked(place, block)
     end
