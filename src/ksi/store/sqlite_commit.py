@@ -50,6 +50,8 @@ class Committer:
         """How the connection commits now."""
         self._unsynced = False
         """Whether something committed is not known to be on the disk."""
+        self._wary = False
+        """Whether the last fault is not followed by a sync yet: on a disk that fails, nothing is begun unsynced."""
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Operation] = deque()
         self._long: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
@@ -126,7 +128,7 @@ class Committer:
 
     def _run(self, batch: list[_Operation]) -> list[Any]:
         """Each operation's result, or the error that it decided on before it wrote."""
-        lasting = any(operation.lasting for operation in batch)
+        lasting = self._wary or any(operation.lasting for operation in batch)
         answers = self._run_as(batch, lasting=lasting)
         if self._ledger.must_last and not lasting:
             # How a transaction is committed is settled before it begins.
@@ -167,6 +169,7 @@ class Committer:
     def _committed(self) -> None:
         self._ledger.committed()
         self._unsynced = self._durable and not self._syncs
+        self._wary = self._wary and not self._syncs
 
     def _commit_off_loop(self, batch: list[_Operation], answers: list[Any]) -> None:
         self._committing = self._loop.run_in_executor(self._thread, self._commit)
@@ -227,6 +230,7 @@ class Committer:
     def _one_by_one(self, batch: list[_Operation], cause: BaseException) -> None:
         """After a fault of the whole: each operation alone, so that only the guilty one fails."""
         left = deque(batch)
+        self._wary = self._unsynced = self._durable
         try:
             self._roll_back()
             if len(left) == 1:

@@ -477,6 +477,16 @@ async def test_a_promise_about_what_was_written_before_it_is_kept_too(desk: Desk
     assert desk.books.calls.count("touch") == 1
 
 
+@pytest.mark.promise("Q3")
+async def test_after_a_fault_all_is_synced_until_a_sync_succeeds(desk: Desk) -> None:
+    await desk.add("a")
+    await outcomes(desk.do(lambda: fail(apsw.IOError("input/output error")), lasting=False))
+    await desk.do(lambda: None, lasting=False)
+    assert desk.synced
+    await desk.do(lambda: None, lasting=False)
+    assert not desk.synced
+
+
 async def test_where_a_loss_of_power_is_not_provided_for_nothing_is_synced(tmp_path: Path) -> None:
     desk = Desk(str(tmp_path / "words.db"), durable=False)
     await desk.do(lambda: None, lasting=False)
