@@ -61,6 +61,8 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
     durability: Literal["full", "normal"] = "full"
     node_id: str = ""
     """This machine's name among those that share a store; empty: its host name."""
+    node_timeout: float = 60.0
+    """How long a machine may be silent before dialogues that live on it go on elsewhere (D4)."""
 
     @property
     def node(self) -> str:
@@ -503,9 +505,10 @@ def _check(config: Config, origin: _Origin) -> None:
         if type(value) is float and value > LONGEST:
             raise origin.error(f"must be no more than {LONGEST:.0f}, not {value}", place)
     _check_breaker(config.breaker, origin)
+    _check_store(config, origin)
     for name, model in config.models.items():
         for fallback in (name, *model.fallbacks):
-            if "/" not in fallback or "," in fallback or "=" in fallback:
+            if "/" not in fallback or "," in fallback or "=" in fallback or not fallback.isprintable():
                 raise origin.error(f"{fallback!r} is no model's full name, provider/model", f"models.{name}.fallbacks")
     for name in config.prices:
         if "/" not in name:
@@ -515,6 +518,15 @@ def _check(config: Config, origin: _Origin) -> None:
         raise origin.error("must fall from high to background", "queue.head_start")
     if config.retention.sessions < config.retention.finished:
         raise origin.error("must not be shorter than retention.finished", "retention.sessions")
+
+
+def _check_store(config: Config, origin: _Origin) -> None:
+    store = config.store
+    if not store.node.isprintable():
+        raise origin.error("is a name on one line, of characters that can be seen", "store.node_id")
+    if store.shared and store.node_timeout < config.queue.lease:
+        reason = f"must not be shorter than queue.lease, which is {config.queue.lease:g}"
+        raise origin.error(reason, "store.node_timeout")
 
 
 def _check_breaker(breaker: BreakerConfig, origin: _Origin) -> None:

@@ -30,6 +30,7 @@ from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
 from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager, build_providers
+from ksi.completion.provider_team import Team
 from ksi.completion.queue_manager import QueueManager
 from ksi.completion.render import Teller
 from ksi.completion.response_log import ResponseLog
@@ -150,8 +151,10 @@ class Daemon(_Served):
         announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
-        self.providers = ProviderManager(config, self._built, router, self.bus, clock)
-        sessions = SessionManager(self.store, config.session)
+        team = _team(config, self.store, self._built, clock)
+        self.providers = ProviderManager(config, self._built, router, self.bus, clock, team)
+        node = config.store.node if config.store.shared else None
+        sessions = SessionManager(self.store, config.session, node)
         templates = Templates(config.path("var/templates"))
         breaker = ChainBreaker(config.chain, config.patterns)
         self._injections = InjectionManager(
@@ -165,10 +168,10 @@ class Daemon(_Served):
             clock,
         )
         runner = CompletionRunner(
-            self.store, self.providers, sessions, self._injections, announcer, prices, config, clock, chance
+            self.store, self.providers, sessions, self._injections, announcer, prices, config, clock, chance, node
         )
         self.queue = QueueManager(self.store, self.providers, runner, announcer, lock_events, self.bus, config, clock)
-        self._sharing = _sharing(config, self.store, self.queue, announcer, self.providers, lock_events, clock)
+        self._sharing = _sharing(config, self.store, self.queue, announcer, self.providers, team, lock_events, clock)
         completions = CompletionService(
             self.store,
             Intake(head_starts, chance),
@@ -240,6 +243,8 @@ class Daemon(_Served):
         """Take no more, let what runs end or give it back, then close in reverse order (R6)."""
         self._ready = False
         self._log.info("stopping", running=len(self.queue.runs))
+        if self._sharing is not None:
+            self._sharing.leave_soon()
         await self._cleaner.stop()
         await self.queue.stop(self.config.service.shutdown_grace)
         if self._sharing is not None:
@@ -276,6 +281,7 @@ class Daemon(_Served):
             "ksi-cleaner": self._cleaner.alive,
             "ksi-responses": self._responses.alive,
             "ksi-injections": self._injections.alive,
+            **self.providers.tasks_alive(),
             **({} if self._sharing is None else {"ksi-lease": self._sharing.alive}),
         }
 
@@ -290,7 +296,8 @@ class Daemon(_Served):
         ]
         if not self.queue.claiming:
             problems.append("stopping")
-        return self._health(problems)
+        nodes = None if self._sharing is None else await self._sharing.nodes()
+        return {**self._health(problems), **({} if nodes is None else {"node": self.config.store.node, "nodes": nodes})}
 
     def ask_to_stop(self) -> dict[str, Any]:
         """`system:shutdown`."""
@@ -406,18 +413,30 @@ def _sharing(
     queue: QueueManager,
     announcer: Announcer,
     providers: ProviderManager,
+    team: Team | None,
     locks: LockEvents,
     clock: Clock,
 ) -> Sharing | None:
     """What a store that others use too asks of its daemon; nothing where it has the store for itself."""
-    if not config.store.shared:
+    if team is None:
         return None
     from ksi.completion.sharing import Sharing
     from ksi.store.redis import RedisStore
 
     if not isinstance(store, RedisStore):
         return None
-    return Sharing(store, queue, announcer, providers, locks, clock, config.queue.lease)
+    return Sharing(store, queue, announcer, providers, team, locks, clock, config.queue.lease)
+
+
+def _team(config: Config, store: Store, providers: Mapping[str, Provider], clock: Clock) -> Team | None:
+    """Who shares what is known of providers; nobody where this daemon has its store for itself.
+
+    A provider that is asked over the network is the same for all. One that runs processes is judged by each machine.
+    """
+    if not config.store.shared:
+        return None
+    places = {name: config.store.node if one.capabilities.process else "" for name, one in providers.items()}
+    return Team(store, places, config.breaker, clock)
 
 
 def _redis_store(config: Config, chance: Chance) -> Store:
@@ -445,6 +464,7 @@ def store_rules(config: Config) -> StoreRules:
         fail_interrupted=config.queue.on_interrupted == "fail",
         keep_finished=microseconds(config.retention.finished),
         keep_sessions=microseconds(config.retention.sessions),
+        node_timeout=microseconds(config.store.node_timeout),
         guard_messages=config.chain.guard_messages,
         chain_limits=ChainLimits(
             max_depth=config.chain.max_depth,

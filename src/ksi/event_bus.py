@@ -21,6 +21,10 @@ ENDINGS = frozenset({RESULT, LOCKED, LOCK_EXPIRED})
 """After one of these there is nothing more to follow: a request has ended, a wait for a lock is over."""
 
 
+_TOLD = 1000
+"""Ends told to followers alone that are remembered: their own publication, if it comes, is under way already."""
+
+
 class _Wish(msgspec.Struct):
     """What a follower wants to hear of."""
 
@@ -67,6 +71,8 @@ class EventBus:
         self._by_name: dict[str, tuple[Listener, ...]] = {}
         self._followers: dict[str, dict[Listener, _Wish]] = {}
         self._followed: dict[Listener, set[str]] = {}
+        self._told: dict[str, list[Listener]] = {}
+        """Subscribers that have heard of an end as followers."""
 
     def subscribe(self, listener: Listener, patterns: Iterable[str]) -> list[str]:
         """Add patterns of event names, `*` for anything; returns all that the listener has now."""
@@ -147,12 +153,30 @@ class EventBus:
             followers = self._followers_of(name, request_id)
         if not subscribers and not followers:
             return
+        told = self._told.pop(request_id, ()) if self._told and request_id is not None and name in ENDINGS else ()
         news = News(name, data, self._clock.unix())
         for listener in followers:
             listener.push(news.line())
         for listener in subscribers:
-            if listener not in followers:
+            if listener not in followers and listener not in told:
                 listener.news(news)
+
+    def tell_followers(self, name: str, data: Any, request_id: str) -> None:
+        """Push an ending to those who follow its request, and to nobody else: subscribers hear of it where it happened.
+
+        If that was here after all, `publish` of the same ending leaves out who was told.
+        """
+        if request_id not in self._followers:
+            return
+        news = News(name, data, self._clock.unix())
+        followers = self._followers_of(name, request_id)
+        for listener in followers:
+            listener.push(news.line())
+        subscribers = self._subscribers(name)
+        if both := [listener for listener in followers if listener in subscribers]:
+            self._told[request_id] = both
+            if len(self._told) > _TOLD:
+                del self._told[next(iter(self._told))]
 
     def push(self, listener: Listener, name: str, data: Any) -> None:
         """Send an event to one listener."""

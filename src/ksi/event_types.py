@@ -239,6 +239,8 @@ class AttemptReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: UsageReply | Literal["unknown"]
     time_to_first_token_ms: float | None = None
     stop_reason: str | None = None
+    node: str | None = None
+    """The machine that its provider session lives on, where it is one of several (D4)."""
     text: str | None = None
     """Only of attempts whose answer did not become the request's."""
 
@@ -388,6 +390,8 @@ class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Its chain's figures, where it was blocked."""
     position: int | None = None
     holder: str | None = None
+    node: str | None = None
+    """The machine whose daemons alone may start it now: its dialogue lives there (D4)."""
     cancelling: bool = False
     metadata: Json | None = None
     chunks_lost: bool = False

@@ -299,10 +299,12 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     usage: Usage | None = None
     stop_reason: str | None = None
     provider_session: str | None = None
+    node: str | None = None
+    """The machine that `provider_session` lives on, where it lives on one of several (D4)."""
     last_message: str | None = None
     """A stateful provider's id of the answer's last message: the next turn goes on behind it (F9)."""
     fork: str | None = None
-    """A fork that the provider saw on the way: `new_session` or `foreign_turn` (L7)."""
+    """A fork that was seen on the way: `new_session` or `foreign_turn` by the provider (L7), or `node_lost` (D4)."""
     error: str | None = None
     """A FailureClass word."""
     message: str | None = None
@@ -334,3 +336,5 @@ class Turn(msgspec.Struct, frozen=True):
     """Where it was made: a fork's history begins in its parent."""
     reminders: tuple[str, ...] = ()
     """What went before its prompt (C2)."""
+    node: str | None = None
+    """The machine that `provider_session` lives on, where it lives on one of several (D4)."""

@@ -450,7 +450,7 @@ def fields_of(*types: type[msgspec.Struct]) -> Iterable[tuple[str, tuple[str, ..
     return [(kind.__name__, kind.__struct_fields__) for kind in types]
 
 
-def test_the_format_is_what_version_2_has() -> None:
+def test_the_format_is_what_version_3_has() -> None:
     """A change here is another format: raise its version, and read the old one too."""
     types = (
         *(Figures, SavedConversation, SavedFork, SavedChain, SavedRequest, SavedMember, SavedLock, SavedSpare),
@@ -510,7 +510,8 @@ def test_the_format_is_what_version_2_has() -> None:
         "SavedAttempt": ("id", "attempt", "raw", "previous"),
         "Attempt": (
             *("number", "provider", "outcome", "started_at", "finished_at", "model", "asked", "mcp", "text", "usage"),
-            *("stop_reason", "provider_session", "last_message", "fork", "error", "message", "first_token_us", "raw"),
+            *("stop_reason", "provider_session", "node", "last_message", "fork", "error", "message"),
+            *("first_token_us", "raw"),
         ),
         "Usage": (
             *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens"),

@@ -91,15 +91,28 @@ class Home(Protocol):
         ...
 
 
+class SharedHome(Home, Protocol):
+    """One that stores of several machines can have at once."""
+
+    def beside(self, node: str) -> SharedHome:
+        """The same data for a store on another machine; opened while nothing runs."""
+        ...
+
+
 class MemoryHome:
     """The reference's data."""
 
-    def __init__(self) -> None:
-        self._data = MemoryData()
+    def __init__(self, node: str = "here", data: MemoryData | None = None) -> None:
+        self._node = node
+        self._data = MemoryData() if data is None else data
+
+    def beside(self, node: str) -> MemoryHome:
+        """See `SharedHome.beside`."""
+        return MemoryHome(node, self._data)
 
     def store(self, rules: StoreRules, chance: Chance) -> Store:
         """See `Home.store`."""
-        return MemoryStore(rules, chance, self._data)
+        return MemoryStore(rules, chance, self._data, node=self._node)
 
     async def crash(self, store: Store) -> None:
         """See `Home.crash`: the data is all there is."""
@@ -142,12 +155,23 @@ class SqliteHome:
 class RedisHome:
     """A namespace of its own on a server; time is the test's."""
 
-    def __init__(self, url: str) -> None:
-        self._url = f"{url}?namespace={uuid.uuid4().hex}"
+    def __init__(
+        self, url: str, namespace: str | None = None, *, node: str = "here", lease: int = microseconds(30)
+    ) -> None:
+        self._url = url
+        self._namespace = namespace or uuid.uuid4().hex
+        self._node = node
+        self._lease = lease
+
+    def beside(self, node: str) -> RedisHome:
+        """See `SharedHome.beside`."""
+        return RedisHome(self._url, self._namespace, node=node, lease=self._lease)
 
     def store(self, rules: StoreRules, chance: Chance) -> Store:
         """See `Home.store`."""
-        return RedisStore(Address(self._url), rules, chance, daemon="one", node="here", hand=True)
+        address = Address(f"{self._url}?namespace={self._namespace}")
+        daemon, node = f"one@{self._node}", self._node
+        return RedisStore(address, rules, chance, daemon=daemon, node=node, lease=self._lease, hand=True)
 
     async def crash(self, store: Store) -> None:
         """See `Home.crash`: nobody says a word to the server."""

@@ -1,38 +1,123 @@
-"""A line to a server that a test can cut: it has a thread and an event loop of its own."""
+"""A line to a server that a test can cut, mute and freeze: it has a thread and an event loop of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from tests.redis_server import RedisServer
 
 
+class _Pair:
+    """One connection and the one behind it. Bytes pass while the way is free; else they wait, and nobody is told."""
+
+    def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
+        self._halves = (near, far)
+        self._copies: tuple[asyncio.Task[None], ...] = ()
+        self.to_server = asyncio.Event()
+        self.to_client = asyncio.Event()
+        self.swallowed = b""
+        """What the client said while the way was not free."""
+        self.given_up = False
+        """The client has closed it, whatever is still on the way."""
+
+    def start(self, client: asyncio.StreamReader, server: asyncio.StreamReader) -> None:
+        """Begin to copy."""
+        near, far = self._halves
+        self._copies = (
+            asyncio.create_task(self._up(client, far)),
+            asyncio.create_task(self._pass(server, near, self.to_client)),
+        )
+
+    def free(self) -> None:
+        """Let pass what waits and what comes."""
+        self.to_server.set()
+        self.to_client.set()
+
+    async def _up(self, client: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
+        """What the client says is taken from it at once: so its end is noticed, though the way is not free."""
+        taken = asyncio.StreamReader()
+        passing = asyncio.create_task(self._pass(taken, far, self.to_server))
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := await client.read(1 << 16):
+                    taken.feed_data(data)
+                    if not self.to_server.is_set():
+                        self.swallowed += data
+            self.given_up = True
+            taken.feed_eof()
+            await passing
+        finally:
+            passing.cancel()
+
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, way: asyncio.Event) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(1 << 16):
+                await way.wait()
+                target.write(data)
+                await target.drain()
+        await way.wait()
+        target.transport.abort()
+
+    async def cut(self) -> None:
+        """Break it off for both sides."""
+        for half in self._halves:
+            half.transport.abort()
+        for copy in self._copies:
+            copy.cancel()
+        await asyncio.gather(*self._copies, return_exceptions=True)
+
+
 class Cable:
     """Copies bytes between a port and the server, while it is not cut."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer | int, tls: ssl.SSLContext | None) -> None:
         self._server = server
+        self.tls = tls
+        """What those who come are shown and must show; None for a line in plain text. Another holds from `mend` on."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._door: asyncio.Server | None = None
-        self._halves: set[asyncio.StreamWriter] = set()
-        self._copies: set[asyncio.Task[None]] = set()
+        self._pairs: list[_Pair] = []
+        self._frozen = False
         self.port = 0
         self._do(self._open())
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
-    def cut(self, seconds: float) -> None:
-        """Let nobody through for so long; who is through is cut off."""
+    def cut(self) -> None:
+        """Let nobody through; who is through is cut off."""
         self._do(self._shut())
-        threading.Event().wait(seconds)
+
+    def mend(self) -> None:
+        """Let everybody through who comes."""
         self._do(self._open())
+
+    def mute(self) -> None:
+        """The server hears, and its answers stay on the way."""
+        self._do(self._mute())
+
+    def freeze(self) -> None:
+        """Let no byte through, though nobody is cut off and who comes is let in: a black hole."""
+        self._do(self._freeze())
+
+    def thaw(self) -> None:
+        """All goes on its way, but what was written to connections that were given up meanwhile."""
+        self._do(self._thaw(lambda pair: not pair.given_up))
+
+    def thaw_all(self) -> None:
+        """That too, late as it is."""
+        self._do(self._thaw(lambda _: True))
+
+    def swallowed(self, words: bytes) -> bool:
+        """Whether these were said into the black hole."""
+        return any(words in pair.swallowed for pair in self._pairs)
 
     def close(self) -> None:
         """Cut it for good."""
@@ -42,37 +127,47 @@ class Cable:
         self._loop.close()
 
     async def _open(self) -> None:
-        self._door = await asyncio.start_server(self._join, "127.0.0.1", self.port)
+        self._door = await asyncio.start_server(self._join, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._door.sockets[0].getsockname()[1]
 
     async def _shut(self) -> None:
         assert self._door is not None
         self._door.close()
-        for half in list(self._halves):
-            half.transport.abort()
-        await asyncio.gather(*self._copies, return_exceptions=True)
-        self._halves.clear()
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            await pair.cut()
+
+    async def _mute(self) -> None:
+        for pair in self._pairs:
+            pair.to_client.clear()
+
+    async def _freeze(self) -> None:
+        self._frozen = True
+        for pair in self._pairs:
+            pair.to_server.clear()
+            pair.to_client.clear()
+
+    async def _thaw(self, which: Callable[[_Pair], bool]) -> None:
+        self._frozen = False
+        for pair in filter(which, self._pairs):
+            pair.free()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind, out = await asyncio.open_unix_connection(str(self._server.socket))
-        self._halves |= {writer, out}
-        for source, target in ((reader, out), (behind, writer)):
-            task = asyncio.create_task(self._copy(source, target))
-            self._copies.add(task)
-            task.add_done_callback(self._copies.discard)
-
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await source.read(1 << 16):
-                target.write(data)
-                await target.drain()
-        target.transport.abort()
+        if isinstance(self._server, int):
+            behind, out = await asyncio.open_connection("127.0.0.1", self._server)
+        else:
+            behind, out = await asyncio.open_unix_connection(str(self._server.socket))
+        pair = _Pair(writer, out)
+        pair.start(reader, behind)
+        self._pairs.append(pair)
+        if not self._frozen:
+            pair.free()
 
 
 @contextlib.contextmanager
-def cable(server: RedisServer) -> Iterator[Cable]:
-    """A line that is there while the block runs."""
-    line = Cable(server)
+def cable(server: RedisServer | int, tls: ssl.SSLContext | None = None) -> Iterator[Cable]:
+    """A line to a server, or to a port, that is there while the block runs."""
+    line = Cable(server, tls)
     try:
         yield line
     finally:

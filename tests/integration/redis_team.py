@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.daemon_process import DaemonProcess, make_home
-from tests.integration.wire import Json, Wire
+from tests.integration.wire import Json
 
 LEASE = 2.5
 """Seconds; short, so that a takeover need not be waited for long."""
@@ -46,19 +45,29 @@ delay = 600
 
 
 class Team:
-    """The daemons, and the record that their providers share."""
+    """The daemons, each with its way to the server, and the record that their providers share."""
 
-    def __init__(self, folder: Path, url: str, count: int) -> None:
+    def __init__(self, folder: Path, urls: Sequence[str], config: str) -> None:
         self.folder = folder
         self.record = folder / "record.tsv"
         self.daemons = [
-            DaemonProcess(make_home(folder / f"h{number}", CONFIG.format(url=url, number=number, lease=LEASE)))
-            for number in range(count)
+            DaemonProcess(make_home(folder / f"h{number}", config.format(url=url, number=number, lease=LEASE)))
+            for number, url in enumerate(urls)
         ]
 
     def path(self, number: int) -> Path:
         """The socket of a daemon."""
         return self.daemons[number].socket_path
+
+    @property
+    def logs(self) -> list[Path]:
+        """The folders of their response logs."""
+        return [daemon.home / "var" / "logs" / "responses" for daemon in self.daemons]
+
+    def end(self) -> None:
+        """Stop all in order."""
+        for daemon in self.daemons:
+            daemon.end(signal.SIGTERM)
 
     def kill(self, number: int) -> None:
         """kill -9."""
@@ -75,9 +84,9 @@ class Team:
 
 
 @contextmanager
-def team(folder: Path, url: str, count: int) -> Iterator[Team]:
-    """Daemons that serve while the block runs."""
-    made = Team(folder, url, count)
+def team(folder: Path, url: str | Sequence[str], count: int, config: str = CONFIG) -> Iterator[Team]:
+    """Daemons that serve while the block runs; `url` is the same for all, or each one's own."""
+    made = Team(folder, [url] * count if isinstance(url, str) else url, config)
     with ExitStack() as stack:
         for daemon in made.daemons:
             daemon.spawn()
@@ -87,30 +96,27 @@ def team(folder: Path, url: str, count: int) -> Iterator[Team]:
         yield made
 
 
-async def submit_anywhere(team: Team, data: Json, first: int) -> Json:
-    """Ask the daemons in turns until one has acknowledged a request."""
-    number = first
-    while True:
-        with contextlib.suppress(ConnectionError, FileNotFoundError, TimeoutError):
-            async with await Wire.open(team.path(number)) as wire, asyncio.timeout(3 * LEASE):
-                return await wire.ask("completion:async", **data)
-        number = (number + 1) % len(team.daemons)
-        await asyncio.sleep(0.05)
-
-
 def check_runs(record: Path, answers: dict[str, Json]) -> int:
-    """Each request completed once, and no two runs of one conversation overlap, but for such that a daemon began which
-    was taken for dead: the trail says that it was interrupted. Returns how many were."""
+    """Each request completed once, and `check_record` holds. Returns how many runs were interrupted."""
     interrupted = 0
     for name, reply in answers.items():
         outcomes = Counter(attempt["outcome"] for attempt in reply["attempts"])
         assert reply["status"] == "completed", (name, reply)
         assert outcomes["completed"] == 1, (name, reply)
         interrupted += outcomes["interrupted"]
+    check_record(record, answers)
+    return interrupted
+
+
+def check_record(record: Path, answers: dict[str, Json]) -> dict[str, set[int]]:
+    """No two runs of one conversation overlap, but for those of daemons that were taken for dead: the requests' trails
+    say so. Returns the attempts of each request that reached the provider."""
+    begun: defaultdict[str, set[int]] = defaultdict(set)
     running: dict[str, set[tuple[str, int]]] = {}
     for line in record.read_text().splitlines():
         word, _, conversation, request, attempt = line.split("\t")
         run = (request, int(attempt))
+        begun[request].add(int(attempt))
         here = running.setdefault(conversation, set())
         if word == "begin":
             for other in here:
@@ -118,7 +124,7 @@ def check_runs(record: Path, answers: dict[str, Json]) -> int:
             here.add(run)
         else:
             here.discard(run)
-    return interrupted
+    return begun
 
 
 def _was_interrupted(answers: dict[str, Json], run: tuple[str, int]) -> bool:

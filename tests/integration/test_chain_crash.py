@@ -40,8 +40,10 @@ max_concurrency = 6
 class Load:
     """Clients that begin chains without end."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, name: str = "root") -> None:
+        """All requests' ids begin with `name`."""
         self._dice = dice
+        self._name = name
         self._numbers = itertools.count(1)
         self.roots: dict[str, Json] = {}
         """What was sent, by id; also what was perhaps not taken in."""
@@ -55,7 +57,7 @@ class Load:
         if dice.random() < 0.1:
             script["fail"] = "invalid_request"
         data: Json = {
-            "request_id": f"root-{number}",
+            "request_id": f"{self._name}-{number}",
             "prompt": f"word {number}",
             "session_id": f"home-{dice.randrange(4)}",
             "provider_options": script,

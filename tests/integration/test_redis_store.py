@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from ksi.clock import Chance
-from ksi.errors import ConfigError, StoreUnavailable, StoreVersion
-from ksi.request import State
+from ksi.errors import ConfigError, ConversationBusy, InternalError, StoreUnavailable, StoreVersion
+from ksi.request import OnBusy, State
 from ksi.store.redis import RedisStore
 from ksi.store.redis_address import Address
-from ksi.store.redis_link import Link
+from ksi.store.redis_link import BUNDLE, Bundle, Call, Link
 from ksi.store.values import StoreRules
 from tests.conformance.world import OFFER, RedisHome, World
-from tests.redis_server import RedisServer
+from tests.integration.cable import cable
+from tests.integration.wire import until
+from tests.redis_server import RedisServer, running
+
+RING = 64
+"""Answers that the server keeps of each life."""
 
 
 @pytest_asyncio.fixture
@@ -29,19 +35,26 @@ async def world(redis_server: RedisServer) -> AsyncIterator[World]:
     await made.store.close()
 
 
+def note_bundles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Bundle]]:
+    """The changes that are sent from now on."""
+    sent: list[tuple[Link, Bundle]] = []
+    take = Link._next
+
+    def note(link: Link) -> Call | None:
+        call = take(link)
+        if isinstance(call, Bundle):
+            sent.append((link, call))
+        return call
+
+    monkeypatch.setattr(Link, "_next", note)
+    return sent
+
+
 @pytest.mark.promise("D3", "F10")
 async def test_a_call_that_is_sent_again_is_answered_as_the_first_time_and_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[tuple[Link, tuple[Any, ...], Any]] = []
-    submit = Link.submit
-
-    def note(link: Link, *command: Any) -> Any:
-        future = submit(link, *command)
-        sent.append((link, command, future))
-        return future
-
-    monkeypatch.setattr(Link, "submit", note)
+    sent = note_bundles(monkeypatch)
     claim = await world.run("a")
     await world.enqueue("b")
     await world.acquire("lock", "other")
@@ -52,11 +65,11 @@ async def test_a_call_that_is_sent_again_is_answered_as_the_first_time_and_chang
     monkeypatch.undo()
     totals = await world.store.totals()
     views = [await world.store.get(name) for name in "ab"]
-    for link, command, future in sent:
-        first = await future
-        answer = await link.submit(*command, "again")
-        # Bodies of claims do not come twice: they are asked for by themselves.
-        assert (answer[0] if isinstance(answer, list) else answer) == (first[0] if isinstance(first, list) else first)
+    for link, bundle in sent:
+        for change, answer in zip(bundle.changes, await link.submit(*bundle.command), strict=True):
+            first = await change.future
+            # Bodies of claims do not come twice: they are asked for by themselves.
+            assert answer == (first[0] if isinstance(first, list) else first)
     assert await world.store.totals() == totals
     assert [await world.store.get(name) for name in "ab"] == views
 
@@ -66,18 +79,131 @@ async def test_a_claim_whose_answer_was_lost_brings_its_bodies_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.enqueue("a", body=b'{"prompt":"hello"}')
-    submit = Link.submit
+    take = Link._next
 
-    def lose(link: Link, *command: Any) -> Any:
-        if "_claim" in str(command[1]):
-            submit(link, *command)
-            return submit(link, *command, "again")
-        return submit(link, *command)
+    def lose(link: Link) -> Call | None:
+        call = take(link)
+        if not isinstance(call, Bundle) or call.sent or call.changes[0].verb != "claim":
+            return call
+        call.sent = 1
+        link._queue.appendleft(call)
+        return Call(call.command, asyncio.get_running_loop().create_future(), call.until)
 
-    monkeypatch.setattr(Link, "submit", lose)
+    monkeypatch.setattr(Link, "_next", lose)
     (claim,) = await world.claim()
     assert (claim.request_id, claim.body) == ("a", b'{"prompt":"hello"}')
     assert await world.state("a") is State.RUNNING
+
+
+@pytest.mark.promise("D3", "Q3")
+async def test_what_was_written_to_a_line_given_up_and_comes_after_its_own_repetition_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = note_bundles(monkeypatch)
+    claim = await world.run("a")
+    monkeypatch.undo()
+    await world.complete(claim)
+    await world.enqueue("b")
+    for _ in range(2):
+        for link, bundle in sent:
+            await link.submit(*bundle.command)
+        assert await world.state("b") is State.QUEUED, "nobody would run it"
+        for _ in range(RING):
+            await world.store.renew(world.clock.now())
+
+
+@pytest.mark.promise("D3", "Q3")
+async def test_a_claim_that_found_nothing_takes_nothing_when_it_comes_once_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = note_bundles(monkeypatch)
+    assert await world.claim() == []
+    monkeypatch.undo()
+    await world.enqueue("a")
+    for link, bundle in sent:
+        await link.submit(*bundle.command)
+    assert await world.state("a") is State.QUEUED, "nobody would run it"
+
+
+@pytest.mark.promise("D3")
+async def test_a_refusal_stands_though_the_call_comes_once_more_when_it_could_be_served(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = await world.run("a")
+    sent = note_bundles(monkeypatch)
+    with pytest.raises(ConversationBusy):
+        await world.enqueue("b", on_busy=OnBusy.REJECT)
+    monkeypatch.undo()
+    await world.complete(claim)
+    for link, bundle in sent:
+        await link.submit(*bundle.command)
+    assert await world.store.get("b") is None
+
+
+@pytest.mark.promise("D3", "Q3")
+async def test_a_call_that_may_have_been_served_is_asked_until_a_server_that_refuses_it_says() -> None:
+    with running() as server, cable(server) as line:
+        world = World(RedisHome(f"redis://127.0.0.1:{line.port}"), StoreRules())
+        await world.open()
+        await world.enqueue("a")
+        line.mute()
+        claiming = asyncio.create_task(world.claim())
+        await until(lambda: runs(server))
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        line.cut()
+        line.mend()
+        await until(lambda: refuses(world))
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+            await world.enqueue("b")
+        assert not claiming.done()
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+        (claim,) = await claiming
+        await world.complete(claim)
+        await world.store.close()
+
+
+async def refuses(world: World) -> bool:
+    """Whether the server has refused what may have been done."""
+    assert isinstance(world.store, RedisStore)
+    return "NOREPLICAS" in world.store._links[0].trouble
+
+
+async def runs(server: RedisServer) -> bool:
+    """Whether something runs, as the server has it."""
+    keys = server.ask("KEYS", "{ksi:*}:runs:*")
+    return not keys.startswith(b"*0")
+
+
+@pytest.mark.promise("D1")
+async def test_what_is_asked_in_one_moment_goes_in_few_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = note_bundles(monkeypatch)
+    await asyncio.gather(*(world.enqueue(f"r{number}", f"talk {number}") for number in range(3 * BUNDLE + 1)))
+    assert [len(bundle.changes) for _, bundle in sent] == [BUNDLE, BUNDLE, BUNDLE, 1]
+    assert (await world.store.totals()).queued == 3 * BUNDLE + 1
+    assert [claim.request_id for claim in await world.claim(limit=2)] == ["r0", "r1"]
+
+
+@pytest.mark.promise("D1", "Q3")
+async def test_one_of_a_bundle_that_fails_in_the_interpreter_changes_nothing_of_the_others(world: World) -> None:
+    claim, tried = await world.run("a"), await world.run("d", "talk d")
+    assert isinstance(world.store, RedisStore)
+    calls = world.store._calls
+    await calls.plain("SET", f"{calls.namespace}:r:{'7' * 16}", "no record")
+    broken = msgspec.structs.replace(claim, key=int("7" * 16))
+    first, before, wrong, after, last = await asyncio.gather(
+        world.retry(tried),
+        world.enqueue("b", "talk b"),
+        world.complete(broken),
+        world.complete(claim),
+        world.enqueue("c", "talk c"),
+        return_exceptions=True,
+    )
+    assert isinstance(wrong, InternalError)
+    for outcome in (first, before, after, last):
+        assert not isinstance(outcome, BaseException), outcome
+    assert [await world.state(name) for name in "abc"] == [State.COMPLETED, State.QUEUED, State.QUEUED]
+    assert len(await world.claim()) == 2
+    assert len((await world.view("d")).attempts) == 1
 
 
 @pytest.mark.promise("D2", "L1")

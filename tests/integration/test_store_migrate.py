@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from ksi.store.redis_address import Address
 from ksi.store.redis_snapshot import RedisSnapshots
 from ksi.store.snapshot import Figures, Record, SavedInjection, SavedLock, SavedSpare
 from ksi.store.sqlite import SqliteStore
-from ksi.store.values import StoreRules
+from ksi.store.values import Offer, StoreRules
 from tests.conformance import test_chain_snapshot, test_snapshot
 from tests.conformance.world import RedisHome, World
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, cluster
 
 
 class SqliteFile:
@@ -54,6 +55,13 @@ def address(redis_server: RedisServer) -> str:
     return f"{redis_server.url}?namespace={uuid.uuid4().hex}"
 
 
+@pytest.fixture(scope="module")
+def three_nodes() -> Iterator[str]:
+    """A cluster of three."""
+    with cluster(3) as url:
+        yield url
+
+
 def migrate(home: Path, source: str, target: str) -> Result:
     return CliRunner().invoke(main, ["--home", str(home), "store", "migrate", source, target])
 
@@ -80,7 +88,11 @@ def bare(record: Record) -> Record:
 
 @pytest.mark.promise("R5", "D1")
 @pytest.mark.parametrize("part", [test_snapshot, test_chain_snapshot], ids=["requests", "chains"])
-async def test_all_goes_from_sqlite_to_redis_and_back(home: Path, address: str, part: Any) -> None:
+@pytest.mark.parametrize("place", ["server", "cluster"])
+async def test_all_goes_from_sqlite_to_redis_and_back(
+    home: Path, redis_server: RedisServer, three_nodes: str, part: Any, place: str
+) -> None:
+    address = f"{redis_server.url if place == 'server' else three_nodes}?namespace={uuid.uuid4().hex}"
     world = World(
         SqliteFile(home / "old.db"),
         StoreRules(
@@ -100,6 +112,30 @@ async def test_all_goes_from_sqlite_to_redis_and_back(home: Path, address: str, 
     assert back.exit_code == 0, back.output
     assert await records_of(home / "new.db") == before
     assert any(isinstance(record, SavedLock | SavedInjection) for record in before)
+
+
+@pytest.mark.promise("D4")
+async def test_a_dialogue_that_was_held_on_this_machine_is_bound_to_it_there(home: Path, address: str) -> None:
+    (home / "ksi.toml").write_text('[store]\nnode_id = "this-one"\n[providers.claude-cli]\nkind = "claude-cli"\n')
+    world = World(SqliteFile(home / "old.db"), StoreRules())
+    await world.open()
+    offers = {name: Offer(name, name, 9) for name in ("claude-cli", "team")}
+    for name, offer in offers.items():
+        enqueued = await world.enqueue(name, f"with {name}", [offer], route=name)
+        assert enqueued.claim is not None
+        await world.complete(enqueued.claim, provider_session=f"session of {name}")
+    await world.store.close()
+    moved = await in_thread(home, "sqlite:///old.db", address)
+    assert moved.exit_code == 0, moved.output
+    there = RedisStore(Address(address), StoreRules(), Chance(), daemon="other", node="other")
+    await there.open(world.clock.now(), lambda: None)
+    nodes = [session.node for session in (await there.sessions(5)).items]
+    assert nodes == [None, "this-one"], "the newest first"
+    for name, offer in offers.items():
+        new = world.new(f"again {name}", f"with {name}", route=name)
+        claim = (await there.enqueue(new, [offer], world.clock.now())).claim
+        assert (claim is None) is (name == "claude-cli")
+    await there.close()
 
 
 async def in_thread(home: Path, source: str, target: str) -> Result:

@@ -14,6 +14,7 @@ import msgspec
 
 from ksi.errors import ConversationBusy, KsiError
 from ksi.request import Attempt, State
+from ksi.store.base import Store
 from ksi.store.chains import Aftermath, InjectionView
 from ksi.store.values import (
     Claimed,
@@ -22,13 +23,14 @@ from ksi.store.values import (
     Listing,
     LockGrant,
     LockView,
+    LoggedTurn,
     RequestRow,
     RequestView,
     Settled,
     StoreRules,
     Verdict,
 )
-from tests.conformance.world import Home, MemoryHome, World, check, items
+from tests.conformance.world import Home, MemoryHome, SharedHome, World, check, items
 
 T = TypeVar("T")
 
@@ -46,14 +48,19 @@ class Twins(msgspec.Struct, frozen=True):
 
 
 class Pair:
-    """A reference and the store that is compared with it, on one clock."""
+    """A reference and the store that is compared with it, on one clock.
 
-    def __init__(self, rules: StoreRules, other: Home) -> None:
+    Where the other one can be shared, `away` are stores of a second machine on both of them (D4).
+    """
+
+    def __init__(self, rules: StoreRules, other: Home | SharedHome, *, shared: bool = False) -> None:
         self._runner = asyncio.Runner()
-        homes: tuple[Home, Home] = (MemoryHome(), other)
+        homes: tuple[Home | SharedHome, ...] = (MemoryHome(), other)
         self.worlds = tuple(World(home, rules) for home in homes)
+        self.away = tuple(World(home.beside("away"), rules) for home in homes if shared and hasattr(home, "beside"))
         self.clock = self.worlds[0].clock
-        self.worlds[1].clock = self.clock
+        for world in (*self.worlds, *self.away):
+            world.clock = self.clock
         self.claims: list[Twins] = []
         self.running: list[Twins] = []
         """Those whose runs have not ended yet, as far as their daemon knows."""
@@ -66,11 +73,13 @@ class Pair:
         self._fence = 0
         self._looks = 0
         self.do(lambda world: world.open())
+        for world in self.away:
+            self.run(world.open())
 
     def close(self) -> None:
-        """End both stores and their loop."""
-        self.run(self.worlds[0].store.close())
-        self.run(self.worlds[1].store.close())
+        """End all stores and their loop."""
+        for world in (*self.away, *self.worlds):
+            self.run(world.store.close())
         self._runner.close()
 
     def run(self, work: Awaitable[T]) -> T:
@@ -83,18 +92,29 @@ class Pair:
 
     # -- doing --------------------------------------------------------------------------------------------------------
 
-    def do(self, deed: Deed) -> Any:
+    def do(self, deed: Deed, *, away: bool = False) -> Any:
         """Do the same to both and compare the answers; the reference's answer, None where both refused."""
-        answers = [self._answer(deed, world) for world in self.worlds]
+        answers = [self._answer(deed, world) for world in (self.away if away else self.worlds)]
         return self._agree(answers)
 
     def settle(
-        self, claims: Twins, attempt: Attempt, verdict: Verdict, aftermath: Aftermath | None = None
+        self,
+        claims: Twins,
+        attempt: Attempt,
+        verdict: Verdict,
+        aftermath: Aftermath | None = None,
+        *,
+        away: bool = False,
     ) -> Settled | None:
-        """Settle one claim, each store by its own; what the reference answered."""
+        """Settle one claim, each store by its own; what the reference answered.
+
+        A store that machines do not share keeps none of them (D4).
+        """
+        if not self.away:
+            attempt = msgspec.structs.replace(attempt, node=None)
         answers = [
             self._answer(lambda world, own=claim: world.settle(own, verdict, attempt, aftermath), world)  # type: ignore[misc]
-            for world, claim in zip(self.worlds, claims.of, strict=True)
+            for world, claim in zip(self.away if away else self.worlds, claims.of, strict=True)
         ]
         settled = answers[0]
         if isinstance(settled, Settled) and settled.turn is not None:
@@ -109,9 +129,21 @@ class Pair:
 
     def set_watermark(self, turns: int | None) -> None:
         """The response log has written the first so many answers, or all."""
-        for world, numbers in zip(self.worlds, self._turns, strict=True):
+        for stores, numbers in zip(self._stores(), self._turns, strict=True):
             known = sorted(numbers)[:turns]
-            self.run(world.store.set_log_watermark(known[-1] if known else 0))
+            for store in stores:
+                self.run(store.set_log_watermark(known[-1] if known else 0))
+
+    def _stores(self) -> list[list[Store]]:
+        """Of the reference and of the other, the stores of all machines."""
+        return [
+            [world.store for world in machines] for machines in zip(self.worlds, self.away or self.worlds, strict=True)
+        ]
+
+    def _compare_log(self) -> None:
+        """Each machine logs what it ran, and together that is all."""
+        logs = [self.run(_unlogged(stores)) for stores in self._stores()]
+        self._agree(logs)
 
     def _answer(self, deed: Deed, world: World) -> Any:
         try:
@@ -176,7 +208,7 @@ class Pair:
         self.do(_locks)
         self.do(lambda world: world.store.totals())
         self.do(lambda world: world.store.waiting_by_route())
-        self.do(_unlogged)
+        self._compare_log()
 
     def compare_chains(self, request_ids: Sequence[str]) -> list[InjectionView]:
         """Compare all that can be asked about chains and deliveries; returns the deliveries, the newest first."""
@@ -267,5 +299,8 @@ async def _locks(world: World) -> list[LockView]:
     return sorted(locks, key=lambda lock: lock.conversation)
 
 
-async def _unlogged(world: World) -> list[Any]:
-    return await world.store.log_after(await world.store.log_watermark(), 100)
+async def _unlogged(stores: Sequence[Store]) -> list[LoggedTurn]:
+    turns: dict[int, LoggedTurn] = {}
+    for store in stores:
+        turns.update({turn.id: turn for turn in await store.log_after(await store.log_watermark(), 100)})
+    return [turn for _, turn in sorted(turns.items())]

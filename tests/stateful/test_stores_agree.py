@@ -31,7 +31,7 @@ CONVERSATIONS = ["talk 0", "talk 1", "talk 2", "talk 3"]
 SESSIONS = ["s1", "s2", "s3"]
 """Provider sessions; a request may name one as its conversation, and then it is one."""
 LOCKS = [f"l{n}" for n in range(4)]
-ROUTES = ["x", "y"]
+ROUTES = ["one,two", "two"]
 
 SHORT = StoreRules(
     max_queued=9,
@@ -39,7 +39,10 @@ SHORT = StoreRules(
     keep_finished=microseconds(60),
     keep_sessions=microseconds(120),
     position_limit=2,
+    node_timeout=microseconds(30),
 )
+FOREVER = 10**15
+"""A lease that no test outlives: here machines are silent, no daemons die."""
 RULES = [SHORT, StoreRules(max_interruptions=2), StoreRules(fail_interrupted=True, lock_expiry=microseconds(20))]
 
 conversations = st.sampled_from([*CONVERSATIONS, *CONVERSATIONS, *CONVERSATIONS, *SESSIONS])
@@ -47,10 +50,17 @@ priorities = st.sampled_from([Priority.NORMAL, *Priority])
 places = st.integers(0, 50)
 locks = st.sampled_from(LOCKS)
 offers = st.lists(
-    st.builds(Offer, st.sampled_from(ROUTES), st.sampled_from(["one", "two"]), st.sampled_from([0, 1, 2, 9])),
+    st.builds(
+        lambda route, provider, limit: Offer(route, provider, limit, provider == "one"),
+        st.sampled_from(ROUTES),
+        st.sampled_from(["one", "two"]),
+        st.sampled_from([0, 1, 2, 9]),
+    ),
     max_size=3,
 )
-plenty = st.just([Offer("x", "one", 9), Offer("y", "two", 9)])
+"""`one` runs as processes, so that each machine has its own slots there."""
+PLENTY = [Offer("one,two", "one", 9, by_node=True), Offer("two", "two", 9)]
+plenty = st.just(PLENTY)
 offered = plenty | plenty | offers
 seldom = st.sampled_from([None, None, None, None, None, None, "talk 0", "s1", "nobody"])
 
@@ -95,7 +105,8 @@ def endings(draw: st.DrawFn) -> Ending:
         case "answer":
             fields["provider_session"] = draw(st.sampled_from([None, *SESSIONS]))
             fields["last_message"] = draw(st.sampled_from([None, "m1"]))
-            fields["fork"] = draw(st.sampled_from([None, None, None, "new_session", "foreign_turn"]))
+            fields["fork"] = draw(st.sampled_from([None, None, None, "new_session", "foreign_turn", "node_lost"]))
+            fields["node"] = draw(st.sampled_from([None, "here", "here", "away"]))
             return Ending(Finish(state=State.COMPLETED), Outcome.COMPLETED, fields)
         case "fault":
             return Ending(Finish(state=State.FAILED, error="timeout", message="slow"), Outcome.FAILED, fields)
@@ -107,7 +118,7 @@ def endings(draw: st.DrawFn) -> Ending:
             fields["error"] = "overloaded"
             verdict = Retry(
                 at=microseconds(draw(st.sampled_from([-1.0, 0.0, 3.0, 40.0]))),
-                route=draw(st.sampled_from([None, None, "x", "y"])),
+                route=draw(st.sampled_from([None, None, *ROUTES])),
                 parked=wait == "park",
                 error="overloaded",
                 message="busy",
@@ -117,6 +128,9 @@ def endings(draw: st.DrawFn) -> Ending:
 
 class StoresAgree(RuleBasedStateMachine):
     """Both stores, and every step that a daemon could take."""
+
+    shared = False
+    """Whether several machines can have the store."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +149,7 @@ class StoresAgree(RuleBasedStateMachine):
 
     @initialize(rules=st.sampled_from(RULES))
     def begin(self, rules: StoreRules) -> None:
-        self.pair = Pair(rules, self.other())
+        self.pair = Pair(rules, self.other(), shared=self.shared)
 
     def teardown(self) -> None:
         if self.pair is not None:
@@ -164,12 +178,14 @@ class StoresAgree(RuleBasedStateMachine):
         body = {"body": b"{}"} if other else {}
         self._enqueue(lock or self._name(place), conversation, wish | body, [])
 
-    def _enqueue(self, name: str, conversation: str, wish: dict[str, Any], offers: Sequence[Offer]) -> None:
+    def _enqueue(
+        self, name: str, conversation: str, wish: dict[str, Any], offers: Sequence[Offer], *, away: bool = False
+    ) -> None:
         fields = dict(wish)
         for field in ("due", "expires"):
             if fields[field] is not None:
                 fields[field] = self.both.clock.wall + microseconds(fields[field])
-        self.both.do(lambda world: world.enqueue(name, conversation, offers, **fields))
+        self.both.do(lambda world: world.enqueue(name, conversation, offers, **fields), away=away)
 
     def _name(self, place: int) -> str:
         """A request that was enqueued once, a late one rather than an early one."""
@@ -183,7 +199,7 @@ class StoresAgree(RuleBasedStateMachine):
     def work(self, ends: list[Ending], seconds: float) -> None:
         """Some time later: claim what can run, and end some of all that runs."""
         self.time_passes(seconds, told=True)
-        self.claim([Offer("x", "one", 9), Offer("y", "two", 9)], 50)
+        self.claim(PLENTY, 50)
         for ending in ends:
             if self.both.running:
                 self.end_a_run(0, ending)
@@ -202,7 +218,7 @@ class StoresAgree(RuleBasedStateMachine):
             self.both.running.remove(claims)
         self._settle(claims, ending)
 
-    def _settle(self, claims: Twins, ending: Ending) -> None:
+    def _settle(self, claims: Twins, ending: Ending, *, away: bool = False) -> None:
         verdict = ending.verdict
         if isinstance(verdict, Retry):
             verdict = msgspec.structs.replace(verdict, at=self.both.clock.wall + verdict.at)
@@ -214,7 +230,7 @@ class StoresAgree(RuleBasedStateMachine):
             finished_at=self.both.clock.wall,
             **ending.fields,
         )
-        self.both.settle(claims, attempt, verdict)
+        self.both.settle(claims, attempt, verdict, away=away)
 
     @precondition(lambda self: self.names)
     @rule(place=places, lock=st.none() | st.none() | locks, by=st.sampled_from([None, "r0"]))
@@ -295,6 +311,9 @@ class StoresAgree(RuleBasedStateMachine):
             case "prune":
                 self.both.set_watermark(place if place % 2 else None)
                 self.both.clock.forward([0.0, 60.0, 200.0, 200.0][place % 4])
+                if self.shared:
+                    # Of a daemon that is not heard of any more, nothing waits for its log.
+                    self.both.do(lambda world: world.store.renew(world.clock.now()), away=True)
                 self.both.do(lambda world: world.prune())
             case _:
                 self._begin_again(how)
@@ -320,14 +339,41 @@ class StoresAgree(RuleBasedStateMachine):
 
 
 class RedisAgrees(StoresAgree):
-    """The same with the store on a server."""
+    """The same with the store on a server, and a second machine that gives signs of life, or none for a while."""
+
+    shared = True
 
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
 
     def other(self) -> Home:
-        return RedisHome(self._url)
+        return RedisHome(self._url, lease=FOREVER)
+
+    @rule(away=st.booleans(), seconds=st.sampled_from([0.0, 10.0, 60.0]))
+    def give_a_sign_of_life(self, away: bool, seconds: float) -> None:
+        self.both.clock.forward(seconds)
+        self.both.do(lambda world: world.store.renew(world.clock.now()), away=away)
+
+    @rule(offers=offered, ends=st.lists(endings(), min_size=1, max_size=4))
+    def work_on_the_other_machine(self, offers: Sequence[Offer], ends: list[Ending]) -> None:
+        """What it claims ends at once: no run of its is there when a daemon here begins again."""
+        before = len(self.both.running)
+        self.both.do(lambda world: world.store.claim(offers, len(ends), world.clock.now()), away=True)
+        begun = self.both.running[before:]
+        del self.both.running[before:]
+        for claims, ending in zip(begun, ends, strict=False):
+            self._settle(claims, ending, away=True)
+
+    @rule(batch=batches, offers=offered, ending=endings())
+    def enqueue_on_the_other_machine(self, batch: Batch, offers: Sequence[Offer], ending: Ending) -> None:
+        for conversation, wish in batch:
+            self.names.append(f"r{len(self.names)}")
+            before = len(self.both.running)
+            self._enqueue(self.names[-1], conversation, wish, offers, away=True)
+            for claims in self.both.running[before:]:
+                self._settle(claims, ending, away=True)
+            del self.both.running[before:]
 
 
 TestStoresAgree = StoresAgree.TestCase

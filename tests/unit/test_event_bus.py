@@ -264,6 +264,32 @@ def test_a_listener_may_leave_while_an_event_is_handed_out(bus: EventBus) -> Non
     assert len(last.lines) <= 1
 
 
+@pytest.mark.promise("D1", "R1")
+def test_an_end_told_to_followers_alone_reaches_other_subscribers_once_it_is_published(bus: EventBus) -> None:
+    both, follower, subscriber = Ear(), Ear(), Ear()
+    for ear in (both, follower):
+        bus.follow(ear, "r")
+    for ear in (both, subscriber):
+        bus.subscribe(ear, [RESULT])
+    bus.tell_followers(RESULT, {"status": "completed"}, "r")
+    bus.tell_followers(RESULT, {"status": "completed"}, "r")
+    assert [len(ear.heard()) for ear in (both, follower, subscriber)] == [1, 1, 0]
+    bus.publish(RESULT, {"status": "completed"}, "r")
+    assert [len(ear.heard()) for ear in (both, follower, subscriber)] == [0, 0, 1]
+    bus.publish(RESULT, {"status": "completed"}, "another")
+    assert [len(ear.heard()) for ear in (both, follower, subscriber)] == [1, 0, 1]
+
+
+@pytest.mark.promise("D1")
+def test_what_is_remembered_of_ends_told_to_followers_alone_is_bounded(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, [RESULT])
+    for number in range(5_000):
+        bus.follow(ear, f"r{number}")
+        bus.tell_followers(RESULT, {}, f"r{number}")
+    assert len(bus._told) == 1_000
+
+
 # -- what nobody wants ------------------------------------------------------------------------------------------------
 
 

@@ -33,10 +33,12 @@ def test_children_stand_below_their_parents_in_the_order_in_which_they_came() ->
 
 
 def test_a_fork_says_how_by_whom_and_when() -> None:
+    (_, line) = tree([fork("trip", "a", "node_lost")])
+    assert line.startswith("└─ a  moved from a machine that was lost by to-a, 19")
     (_, line) = tree([fork("trip", "a", "foreign_turn")])
     assert line.startswith("└─ a  went on beside a foreign turn by to-a, 19")
-    (_, other) = tree([fork("trip", "a", "node_lost")])
-    assert "node_lost by to-a" in other
+    (_, other) = tree([fork("trip", "a", "of_another_kind")])
+    assert "of_another_kind by to-a" in other
 
 
 @pytest.mark.parametrize(

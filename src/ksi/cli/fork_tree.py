@@ -13,6 +13,7 @@ KINDS = {
     "requested": "asked for",
     "foreign_turn": "went on beside a foreign turn",
     "new_session": "in a new session of its provider",
+    "node_lost": "moved from a machine that was lost",
 }
 
 

@@ -68,6 +68,7 @@ def _facts(reply: Json) -> dict[str, object]:
         "took": _milliseconds(reply.get("duration_ms")),
         "position": reply.get("position"),
         "holder": reply.get("holder"),
+        "waits for node": reply.get("node"),
         "tokens": _tokens(usage) if usage else None,
         "cost": f"${reply['cost_usd']:.6f}" if reply.get("cost_usd") is not None else None,
         "stopped by": reply.get("stop_reason"),

@@ -72,6 +72,8 @@ def health(ctx: click.Context, settings: Settings, as_json: bool) -> None:
         json_line(reply)
     else:
         problems = reply.pop("problems", [])
+        if "nodes" in reply:
+            reply["nodes"] = "\n".join(map(_node_line, reply["nodes"]))
         figures({**_readable(reply), "problems": "\n".join(map(str, problems)) or "none"})
     ctx.exit(Exit.DONE if well else Exit.FAILED)
 
@@ -106,6 +108,11 @@ async def ask_each(
                 else:
                     note(f"ksi: {error.message}")
     return code
+
+
+def _node_line(node: dict[str, Any]) -> str:
+    heard = f"heard of {clock_time(node['heard_at'])}"
+    return f"{node['node']}: {'lost, ' if node['lost'] else ''}{heard}"
 
 
 def _readable(reply: dict[str, Any]) -> dict[str, object]:

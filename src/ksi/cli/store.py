@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from typing import TYPE_CHECKING
 
 import click
 
 from ksi.cli.settings import Settings, pass_settings
+
+if TYPE_CHECKING:
+    from ksi.config import Config
+    from ksi.store.migrate import Here
 
 CONFIGURED = "configured"
 """Stands for the address in `store.url`, so that its password need not be typed."""
@@ -62,7 +68,19 @@ def migrate(settings: Settings, source: str, target: str) -> None:
     try:
         with quiet_parts():
             stores = [build_store(one, Chance()) for one in configs]
-            asyncio.run(move(stores[0], stores[1], config.run_dir, SystemClock(), version("ksi"), say))
+            here = None if configs[0].store.shared else _here(config)
+            asyncio.run(move(stores[0], stores[1], config.run_dir, SystemClock(), version("ksi"), say, here))
     finally:
         pid_file.release()
     say(f'done. Set store.url to "{configs[1].store.shown_url}" and start the daemon')
+
+
+def _here(config: Config) -> Here:
+    """This machine, as the store of a team is to know it."""
+    from ksi.clock import SystemClock
+    from ksi.completion.provider_manager import build_providers
+    from ksi.store.migrate import Here
+
+    providers = build_providers(config, os.environ, SystemClock())
+    keepers = frozenset(name for name, provider in providers.items() if provider.capabilities.sessions_on_node)
+    return Here(config.store.node, keepers)

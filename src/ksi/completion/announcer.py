@@ -79,6 +79,20 @@ class Announcer:
             if view is not None:
                 await self._ended(request_id, view, chain)
 
+    def look_for_unrouted(self) -> None:
+        """A daemon that is gone may have left ends that have to be routed (C3)."""
+        self._injections.unrouted.set()
+
+    async def ended_elsewhere(self, request_id: str) -> None:
+        """A request ended at another daemon, which tells its subscribers: here only who waits for it hears (D1)."""
+        self._injections.unrouted.set()
+        if request_id in self._waiters or self._bus.followed(request_id):
+            view = await self._store.get(request_id)
+            if view is not None:
+                reply = await self._teller.tell(view)
+                self._bus.tell_followers(RESULT, reply, request_id)
+                self._answer(request_id, reply)
+
     def _cared_for(self, request_id: str) -> bool:
         return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
 
@@ -86,6 +100,9 @@ class Announcer:
         reply = await self._teller.tell(view)
         reply.chain = chain
         self._bus.publish(RESULT, reply, request_id)
+        self._answer(request_id, reply)
+
+    def _answer(self, request_id: str, reply: RequestReply) -> None:
         for waiter in self._waiters.pop(request_id, ()):
             waiter(reply)
 

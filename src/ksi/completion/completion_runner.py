@@ -97,7 +97,10 @@ class CompletionRunner:
         config: Config,
         clock: Clock,
         chance: Chance,
+        node: str | None = None,
     ) -> None:
+        """`node` is this machine, where several share the store."""
+        self._node = node
         self._store = store
         self._providers = providers
         self._sessions = sessions
@@ -196,7 +199,7 @@ class CompletionRunner:
                 if isinstance(item, Chunk):
                     self._take_piece(run, answer, item.text)
                 else:
-                    answer.completion = item
+                    answer.completion = item if call.fork is None else _forked(item, call.fork)
         if answer.completion is None:
             raise ProviderError(
                 FailureClass.PROVIDER_ERROR, "the provider ended without an answer", provider=provider.name
@@ -234,6 +237,7 @@ class CompletionRunner:
                 usage=completion.usage,
                 stop_reason=completion.stop_reason,
                 provider_session=completion.provider_session,
+                node=self._home_of(completion, claim.provider),
                 last_message=completion.last_message,
                 fork=completion.fork,
                 raw=completion.raw,
@@ -248,6 +252,12 @@ class CompletionRunner:
                 text=text,
             )
         return msgspec.structs.replace(attempt, error=FailureClass.CANCELLED.value, text=text)
+
+    def _home_of(self, completion: Completion, provider: str) -> str | None:
+        """The machine that an answer's provider session lives on, where it is one of several (D4)."""
+        if self._node is None or completion.provider_session is None:
+            return None
+        return self._node if self._providers[provider].capabilities.sessions_on_node else None
 
     async def _decide(self, run: Run, answer: _Answer, now: Moment) -> Verdict:
         """What becomes of the request."""
@@ -320,3 +330,8 @@ class CompletionRunner:
                 self._log.error("settle failed, trying again", request_id=run.claim.request_id, error=error.message)
                 await self._clock.sleep(wait)
                 wait = SETTLE_RETRY
+
+
+def _forked(completion: Completion, kind: str) -> Completion:
+    """An answer that began a provider session in the place of one that is out of reach."""
+    return completion if completion.provider_session is None else msgspec.structs.replace(completion, fork=kind)

@@ -431,6 +431,7 @@ class CompletionService:
             "agents": list(view.agents),
             "locked": view.locked,
             "forked_from": view.forked_from,
+            **({} if view.node is None else {"node": view.node}),
         }
 
     async def retry_status(self, data: PageData) -> dict[str, Any]:
@@ -466,19 +467,19 @@ class CompletionService:
 
     async def disable_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:disable`: ask it no more; what waits for it goes to the next of its route."""
-        report = self._providers.set_enabled(data.provider, False)
+        report = await self._providers.set_enabled(data.provider, False)
         self._queue.on_work()
         return report
 
     async def enable_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:enable`: ask it again."""
-        report = self._providers.set_enabled(data.provider, True)
+        report = await self._providers.set_enabled(data.provider, True)
         self._queue.on_work()
         return report
 
     async def reset_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:reset`: forget its failures and its quota; what waited for that is due now."""
-        report = self._providers.reset(data.provider)
+        report = await self._providers.reset(data.provider)
         for route in self._providers.routes_of(data.provider):
             while await self._store.unpark(route, self._clock.now()):
                 pass

@@ -14,6 +14,7 @@ microseconds; nothing here reads a clock.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from enum import StrEnum
 
@@ -45,6 +46,37 @@ class Change(msgspec.Struct, frozen=True):
     reason: str
 
 
+class BreakerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All that a breaker remembers, but for the calls that run: what daemons on one store share."""
+
+    state: BreakerState = BreakerState.CLOSED
+    reason: str = ""
+    """Why it is in this state."""
+    era: int = 0
+    until: int = 0
+    reopens: int = 0
+    probes_passed: int = 0
+    parked_until: int = 0
+    parks: int = 0
+    parked_because: str = ""
+    samples: tuple[tuple[int, bool], ...] = ()
+    """Its latest calls in the order of their ends: when, and whether they failed."""
+
+    @property
+    def wary(self) -> bool:
+        """Whether calls that succeed change it too; one that is well learns nothing from them."""
+        return self.state is not BreakerState.CLOSED or self.parks > 0 or any(failed for _, failed in self.samples)
+
+    def shifted(self, by: int) -> BreakerRecord:
+        """The same on a clock that is ahead by so many microseconds."""
+        return msgspec.structs.replace(
+            self,
+            until=self.until + by,
+            parked_until=self.parked_until + by,
+            samples=tuple((at + by, failed) for at, failed in self.samples),
+        )
+
+
 class ProviderBreaker:
     """Counts what calls bring and says how many may run. Each call that `began` is ended by exactly one of `succeeded`,
     `failed` and `dropped`, with the era that `began` gave it."""
@@ -52,6 +84,7 @@ class ProviderBreaker:
     def __init__(self, config: BreakerConfig) -> None:
         self._config = config
         self._state = BreakerState.CLOSED
+        self._reason = ""
         self._outcomes: deque[tuple[int, bool]] = deque()
         self._failures = 0
         self._reopens = 0
@@ -62,6 +95,50 @@ class ProviderBreaker:
         self._stragglers = 0
         self._parked_until = 0
         self._parks = 0
+        self._parked_because = ""
+
+    @property
+    def era(self) -> int:
+        """Of a call that begins now."""
+        return self._era
+
+    @property
+    def parked_because(self) -> str:
+        """Why it was parked, or why it is no more."""
+        return self._parked_because
+
+    @property
+    def record(self) -> BreakerRecord:
+        """What it remembers."""
+        return BreakerRecord(
+            state=self._state,
+            reason=self._reason,
+            era=self._era,
+            until=self._until,
+            reopens=self._reopens,
+            probes_passed=self._probes_passed,
+            parked_until=self._parked_until,
+            parks=self._parks,
+            parked_because=self._parked_because,
+            samples=tuple(self._outcomes),
+        )
+
+    def adopt(self, record: BreakerRecord) -> None:
+        """Remember this instead; calls that run belong to their eras as before."""
+        if record.era != self._era:
+            self._stragglers += self._running
+            self._running = 0
+        self._state = record.state
+        self._reason = record.reason
+        self._era = record.era
+        self._until = record.until
+        self._reopens = record.reopens
+        self._probes_passed = record.probes_passed
+        self._parked_until = record.parked_until
+        self._parks = record.parks
+        self._parked_because = record.parked_because
+        self._outcomes = deque(record.samples)
+        self._failures = sum(failed for _, failed in record.samples)
 
     # -- what may run ---------------------------------------------------------------------------------------------
 
@@ -101,8 +178,10 @@ class ProviderBreaker:
 
     def succeeded(self, now: int, era: int) -> Change | None:
         """A call brought an answer."""
-        if not self._take(era):
-            return None
+        return self.saw_success(now) if self._take(era) else None
+
+    def saw_success(self, now: int) -> Change | None:
+        """A call of this era brought an answer, whoever made it."""
         self._parks = 0
         if self._state is not BreakerState.HALF_OPEN:
             self._note(now, failed=False)
@@ -115,8 +194,10 @@ class ProviderBreaker:
 
     def failed(self, now: int, era: int, reason: str) -> Change | None:
         """A call failed by the provider's fault."""
-        if not self._take(era):
-            return None
+        return self.saw_failure(now, reason) if self._take(era) else None
+
+    def saw_failure(self, now: int, reason: str) -> Change | None:
+        """A call of this era failed by the provider's fault, whoever made it."""
         if self._state is BreakerState.HALF_OPEN:
             self._reopens += 1
             return self._open(now, f"a probe failed: {reason}")
@@ -147,12 +228,13 @@ class ProviderBreaker:
             return self._become(BreakerState.HALF_OPEN, "its time alone is over")
         return None
 
-    def park(self, now: int, until: int) -> bool:
+    def park(self, now: int, until: int, reason: str = "") -> bool:
         """The provider said when it comes back: no call goes out before. Whether it was not parked already."""
         again = self._parked_until > now
         if not again:
             shortest = min(SHORTEST_PARK * 2.0 ** min(self._parks, _DOUBLINGS), self._config.open_for)
             self._parks += 1
+            self._parked_because = reason
             until = max(until, now + microseconds(shortest))
         self._parked_until = max(self._parked_until, until)
         return not again
@@ -163,6 +245,7 @@ class ProviderBreaker:
         self._reopens = 0
         self._parked_until = 0
         self._parks = 0
+        self._parked_because = "reset by an operator"
         if self._state is BreakerState.CLOSED:
             return None
         return self._become(BreakerState.CLOSED, "reset by an operator")
@@ -183,14 +266,17 @@ class ProviderBreaker:
         self._failures = 0
 
     def _note(self, now: int, *, failed: bool) -> None:
-        self._outcomes.append((now, failed))
+        if not self._outcomes or self._outcomes[-1][0] <= now:
+            self._outcomes.append((now, failed))
+        else:
+            insort(self._outcomes, (now, failed))
         self._failures += failed
-        oldest = now - microseconds(self._config.window)
+        oldest = self._outcomes[-1][0] - microseconds(self._config.window)
         while self._outcomes[0][0] < oldest or len(self._outcomes) > self._config.max_samples:
             _, was_failure = self._outcomes.popleft()
             self._failures -= was_failure
 
     def _become(self, after: BreakerState, reason: str) -> Change:
         change = Change(self._state, after, reason)
-        self._state = after
+        self._state, self._reason = after, reason
         return change

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
 import structlog
 
 from ksi.clock import MICROSECONDS, Clock, Moment
-from ksi.completion.provider_breaker import BreakerState, Change, ProviderBreaker
+from ksi.completion.provider_breaker import BreakerRecord, BreakerState, Change, ProviderBreaker
+from ksi.completion.provider_health import Health
+from ksi.completion.provider_record import LONGEST_REASON, Seen
+from ksi.completion.provider_team import Team, View
 from ksi.completion.rate_limit import Bucket
 from ksi.completion.retry_manager import is_providers_fault, is_quota, told_wait
 from ksi.completion.routes import Router, Step, parse_route, tried
@@ -22,10 +25,7 @@ from ksi.event_types import ProviderPush
 from ksi.protocol import nearest
 from ksi.providers.base import Provider, ReportingProvider, Setting
 from ksi.request import Attempt, Outcome
-from ksi.store.values import Claimed, Offer
-
-KEPT_SAMPLES = 1_000
-"""Calls whose times make up the percentiles."""
+from ksi.store.values import Claimed, Offer, Terms
 
 _NEVER = 2**63
 
@@ -33,56 +33,15 @@ BYTES_PER_TOKEN = 3.5
 """For the rate limit's first guess, put right when the call is over."""
 
 
-class Health:
-    """One provider's record since the daemon started (F6)."""
-
-    def __init__(self) -> None:
-        self.running = 0
-        self._calls = 0
-        self._outcomes: dict[str, int] = {}
-        self._last_error: dict[str, Any] | None = None
-        self._latencies: deque[int] = deque(maxlen=KEPT_SAMPLES)
-        self._first_tokens: deque[int] = deque(maxlen=KEPT_SAMPLES)
-
-    def ended(self, attempt: Attempt) -> None:
-        """A call is over; what was stopped from outside says nothing about the provider."""
-        if attempt.outcome is Outcome.COMPLETED:
-            self._count("completed")
-            self._latencies.append(attempt.finished_at - attempt.started_at)
-            if attempt.first_token_us is not None:
-                self._first_tokens.append(attempt.first_token_us)
-        elif attempt.outcome in (Outcome.FAILED, Outcome.PARKED):
-            self._count(attempt.error or "failed")
-            self._last_error = {
-                "code": attempt.error,
-                "message": attempt.message,
-                "at": attempt.finished_at / MICROSECONDS,
-            }
-
-    def _count(self, outcome: str) -> None:
-        self._calls += 1
-        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
-
-    def report(self) -> dict[str, Any]:
-        """The figures; times in milliseconds."""
-        good = self._outcomes.get("completed", 0)
-        return {
-            "running": self.running,
-            "calls": self._calls,
-            "failures": self._calls - good,
-            "outcomes": dict(self._outcomes),
-            "success_rate": round(good / self._calls, 4) if self._calls else None,
-            "latency_ms": _percentiles(self._latencies),
-            "time_to_first_token_ms": _percentiles(self._first_tokens),
-            "last_error": self._last_error,
-        }
-
-
 class _Member:
     """One provider with all that is kept about it."""
 
-    def __init__(self, config: ProviderConfig, provider: Provider, breaker: BreakerConfig, now: int) -> None:
+    def __init__(
+        self, config: ProviderConfig, provider: Provider, breaker: BreakerConfig, now: int, *, shared: bool
+    ) -> None:
         self.config = config
+        self.shared = shared
+        """Whether other daemons ask it too: then the store counts probes and what begins in a minute."""
         self.provider = provider
         self.health = Health()
         self.breaker = ProviderBreaker(breaker)
@@ -91,8 +50,26 @@ class _Member:
         self.eras: dict[int, int] = {}
         """Of the calls that run, by fence: when each began, as the breaker counts time."""
         self.enabled = True
-        self.requests = Bucket(config.requests_per_minute, now) if config.requests_per_minute else None
-        self.tokens = Bucket(config.tokens_per_minute, now) if config.tokens_per_minute else None
+        per_minute = (None, None) if shared else (config.requests_per_minute, config.tokens_per_minute)
+        self.requests, self.tokens = (Bucket(limit, now) if limit else None for limit in per_minute)
+        self.version = 0
+        """Of the record that all daemons share."""
+        self.waits_until = 0
+        """When the store lets a call begin again."""
+        self._trying = Terms(breaker.probes, config.requests_per_minute, config.tokens_per_minute)
+        limited = config.requests_per_minute or config.tokens_per_minute
+        self._usual = msgspec.structs.replace(self._trying, probes=None) if limited else None
+
+    @property
+    def terms(self) -> Terms | None:
+        """What the store is to keep of it for all daemons."""
+        if not self.shared:
+            return None
+        if self.breaker.state is not BreakerState.HALF_OPEN:
+            return self._usual
+        # A machine's own breaker shares its record with those of other machines, whose changes are nothing to it.
+        known = None if self.provider.capabilities.process else self.version
+        return msgspec.structs.replace(self._trying, known=known)
 
     def usable(self, now: int) -> bool:
         """Whether it is asked at all, a slot or a rate limit aside."""
@@ -100,6 +77,8 @@ class _Member:
 
     def limit(self, now: int) -> int:
         """How many calls may run at once."""
+        if self.shared:
+            return self.config.max_concurrency if self.usable(now) else 0
         limit = self.breaker.limit(now, self.config.max_concurrency)
         if self.requests is not None:
             limit = min(limit, self.health.running + int(self.requests.level(now)))
@@ -109,7 +88,7 @@ class _Member:
 
     def next_change(self, now: int) -> int | None:
         """When more may run than now, by time alone."""
-        times = [self.breaker.next_change(now)]
+        times = [self.breaker.next_change(now), self.waits_until if self.waits_until > now else None]
         if self.requests is not None and self.requests.level(now) < 1:
             times.append(self.requests.full_enough(1, now))
         if self.tokens is not None and self.tokens.level(now) < 1:
@@ -127,11 +106,17 @@ class ProviderManager:
         router: Router,
         bus: EventBus,
         clock: Clock,
+        team: Team | None = None,
     ) -> None:
         now = clock.now().mono
+        shared = team is not None
         self._members = {
-            name: _Member(config.providers[name], provider, config.breaker, now) for name, provider in providers.items()
+            name: _Member(config.providers[name], provider, config.breaker, now, shared=shared)
+            for name, provider in providers.items()
         }
+        self._team = team
+        if team is not None:
+            team.on_view = self._see
         self._switched_off = frozenset(config.providers) - self._members.keys()
         self._router = router
         self._bus = bus
@@ -146,7 +131,13 @@ class ProviderManager:
     # -- life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all providers."""
+        """Start all providers.
+
+        Raises:
+            StoreError: what other daemons know of them cannot be read.
+        """
+        if self._team is not None:
+            await self._team.start()
         for name, member in self._members.items():
             await member.provider.start()
             problem = member.provider.problem()
@@ -160,6 +151,12 @@ class ProviderManager:
                 await member.provider.stop()
             except Exception:  # noqa: BLE001 - the others must be stopped all the same
                 self._log.exception("provider did not stop", provider=name)
+        if self._team is not None:
+            await self._team.stop()
+
+    def tasks_alive(self) -> dict[str, bool]:
+        """The long-lived tasks, and whether each runs."""
+        return {} if self._team is None else {"ksi-providers": self._team.alive}
 
     def __getitem__(self, name: str) -> Provider:
         """A provider by its name."""
@@ -209,7 +206,7 @@ class ProviderManager:
             if member is None or step.provider in offered or not member.usable(now):
                 continue
             by_node = member.provider.capabilities.process
-            yield Offer(route, step.provider, member.limit(now), by_node)
+            yield Offer(route, step.provider, member.limit(now), by_node, member.terms)
             offered.add(step.provider)
             if member.breaker.state is BreakerState.CLOSED:
                 return
@@ -264,10 +261,14 @@ class ProviderManager:
         if member.tokens is not None and attempt.usage is not None:
             used = attempt.usage.input_tokens + attempt.usage.output_tokens
             member.tokens.take(used - _guess(claim), now.mono)
+        if self._team is not None:
+            member.breaker.dropped(era)
+            self._tell(self._team, name, era, attempt, error, now)
+            return
         change = None
         if attempt.outcome is Outcome.COMPLETED:
             change = member.breaker.succeeded(now.mono, era)
-        elif error is not None and is_providers_fault(error) and error.failure is not FailureClass.RATE_LIMITED:
+        elif error is not None and _counts(error):
             change = member.breaker.failed(now.mono, era, error.message)
         else:
             member.breaker.dropped(era)
@@ -280,10 +281,53 @@ class ProviderManager:
         """A provider said when its quota is back: it is not asked before (F5)."""
         member = self._members[name]
         self._offers = None
-        if member.breaker.park(now.mono, now.after(told_wait(error)).mono) and not member.parked:
+        if member.breaker.park(now.mono, now.after(told_wait(error)).mono, error.message):
+            self._tell_parked(name, now)
+
+    def _tell_parked(self, name: str, now: Moment) -> None:
+        """Say that a provider is away by its own word, where that was not said yet."""
+        member = self._members[name]
+        if not member.parked:
             member.parked = True
-            back = member.breaker.parked_until(now.mono)
-            self._changed(name, member.breaker.state.value, "parked", error.message, _wall(back, now))
+            back = _wall(member.breaker.parked_until(now.mono), now)
+            self._changed(name, member.breaker.state.value, "parked", member.breaker.parked_because, back)
+
+    # -- other daemons --------------------------------------------------------------------------------------------
+
+    def _tell(
+        self, team: Team, name: str, era: int, attempt: Attempt, error: ProviderError | None, now: Moment
+    ) -> None:
+        """Have a call judged together with those of other daemons."""
+        if attempt.outcome is Outcome.COMPLETED:
+            team.saw(name, Seen(now.mono, era))
+        elif error is not None:
+            reason = error.message[:LONGEST_REASON]
+            if _counts(error):
+                team.saw(name, Seen(now.mono, era, failed=True, reason=reason))
+            elif is_quota(error):
+                team.saw(name, Seen(now.mono, era, reason=reason, quota=now.after(told_wait(error)).mono))
+
+    def _see(self, name: str, view: View) -> None:
+        """Go by what the daemons know together, and say what changed for this one."""
+        member, now = self._members[name], self._clock.now()
+        before = member.breaker.state
+        member.version = view.version
+        member.breaker.adopt(_ahead_of(view.breaker, member.breaker))
+        member.breaker.tick(now.mono)
+        self._offers = None
+        if member.breaker.state is not before:
+            self._stepped(name, Change(before, member.breaker.state, view.breaker.reason), now)
+        if member.breaker.parked_until(now.mono) is not None:
+            self._tell_parked(name, now)
+        elif member.parked:
+            member.parked = False
+            self._changed(name, "parked", member.breaker.state.value, view.breaker.parked_because, None)
+        self._switch(name, view.enabled)
+
+    def waits(self, provider_waits: Mapping[str, int], now: Moment) -> None:
+        """The store let no call begin at these providers: so many microseconds until it lets one."""
+        for name, wait in provider_waits.items():
+            self._members[name].waits_until = now.mono + wait
 
     def _tick(self, now: Moment) -> None:
         """Let breakers whose time alone is over try again, and ask those whose quota is back."""
@@ -302,33 +346,40 @@ class ProviderManager:
 
     # -- the operator ---------------------------------------------------------------------------------------------
 
-    def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Ask a provider no more, or again; what runs there goes on.
+    async def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
+        """Ask a provider no more, or again, at all daemons; what runs there goes on.
 
         Raises:
             NotFound: no provider of this name.
+            StoreError: the other daemons cannot be told, and nothing was changed.
         """
-        member = self._member(name)
+        self._member(name)
+        if self._team is not None:
+            await self._team.switch(name, enabled=enabled)
+        else:
+            self._switch(name, enabled)
+        return self._report(name)
+
+    def _switch(self, name: str, enabled: bool) -> None:
+        member = self._members[name]
         if member.enabled != enabled:
             member.enabled = enabled
             words = ("disabled", "enabled") if enabled else ("enabled", "disabled")
             self._changed(name, *words, "by an operator", None)
-        return self._report(name)
 
-    def reset(self, name: str) -> dict[str, Any]:
-        """Forget a provider's failures, and ask it again at once.
-
-        Raises:
-            NotFound: no provider of this name.
-        """
+    async def reset(self, name: str) -> dict[str, Any]:
+        """Forget a provider's failures, and ask it again at once. Raises as `set_enabled`."""
         member, now = self._member(name), self._clock.now()
+        if self._team is not None:
+            await self._team.reset(name)
+            return self._report(name)
         change = member.breaker.reset()
         self._offers = None
         if change is not None:
             self._stepped(name, change, now)
         if member.parked:
             member.parked = False
-            self._changed(name, "parked", member.breaker.state.value, "reset by an operator", None)
+            self._changed(name, "parked", member.breaker.state.value, member.breaker.parked_because, None)
         return self._report(name)
 
     def _member(self, name: str) -> _Member:
@@ -399,6 +450,17 @@ class ProviderManager:
         )
 
 
+def _counts(error: ProviderError) -> bool:
+    """Whether a failed call is one that the breaker judges the provider by."""
+    return is_providers_fault(error) and error.failure is not FailureClass.RATE_LIMITED
+
+
+def _ahead_of(record: BreakerRecord, own: ProviderBreaker) -> BreakerRecord:
+    """A record that was written before its time alone was over, where this daemon has seen the end of it."""
+    passed = record.era == own.era and own.state is BreakerState.HALF_OPEN and record.state is BreakerState.OPEN
+    return msgspec.structs.replace(record, state=BreakerState.HALF_OPEN) if passed else record
+
+
 def _guess(claim: Claimed) -> float:
     return len(claim.body) / BYTES_PER_TOKEN
 
@@ -436,10 +498,3 @@ def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) ->
         )
         built[name] = kind.build(setting, options_of(entry, kind.Options, name, environ))
     return built
-
-
-def _percentiles(samples: deque[int]) -> dict[str, float] | None:
-    if not samples:
-        return None
-    ordered = sorted(samples)
-    return {f"p{share}": ordered[-(-len(ordered) * share // 100) - 1] / 1000 for share in (50, 95)}

@@ -197,6 +197,8 @@ class QueueManager:
             await self._announcer.ended_unrun(ended)
         if len(claims.started) + len(claims.blocked) >= CLAIMS:
             self._work.set()
+        if claims.waits:
+            self._providers.waits(claims.waits, now)
         if not self._waits_for_provider and self._providers.next_change(now) is not None:
             # Time alone will let more run: a breaker, a quota or a rate limit.
             self.on_due()

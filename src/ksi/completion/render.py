@@ -42,6 +42,7 @@ def attempt_reply(attempt: Attempt) -> AttemptReply:
         usage="unknown" if attempt.usage is None else usage_reply(attempt.usage),
         time_to_first_token_ms=milliseconds(attempt.first_token_us),
         stop_reason=attempt.stop_reason,
+        node=attempt.node,
         text=attempt.text if attempt.outcome is not Outcome.COMPLETED else None,
     )
 
@@ -110,6 +111,7 @@ def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:
         reason=reason_body(view.block),
         position=view.position,
         holder=view.holder,
+        node=view.node,
         cancelling=view.cancelling,
         metadata=decode_body(view.body).metadata if b'"metadata"' in view.body else None,
     )
@@ -142,7 +144,8 @@ def _first_start(view: RequestView) -> int | None:
 
 
 def _span(begin: int | None, end: int | None) -> float | None:
-    return None if begin is None or end is None else (end - begin) / 1000
+    # Two daemons' clocks may differ by more than that took.
+    return None if begin is None or end is None else max(0, end - begin) / 1000
 
 
 _MEANINGS = {

@@ -71,7 +71,12 @@ class _Place(msgspec.Struct, frozen=True):
     session: str | None = None
     message: str | None = None
     foreign: bool = False
+    fork: str | None = None
+    """Why there is no session to go on in, where that makes a fork."""
 
+
+_LOST = _Place(fork="node_lost")
+"""It was on a machine that is gone: what it held goes along as history (D4)."""
 
 _NOTHING = Past(None, (), (), 0, 0, True)
 
@@ -79,8 +84,10 @@ _NOTHING = Past(None, (), (), 0, 0, True)
 class SessionManager:
     """Prepares calls, and keeps the history of the conversations in play in bounded memory."""
 
-    def __init__(self, store: Store, config: Session) -> None:
+    def __init__(self, store: Store, config: Session, node: str | None = None) -> None:
+        """`node` is this machine, where several share the store."""
         self._store = store
+        self._node = node
         self._config = config
         self._cache: OrderedDict[str, Past] = OrderedDict()
         self._cached_bytes = 0
@@ -115,6 +122,7 @@ class SessionManager:
             provider_session=place.session,
             last_message=place.message,
             fork_session=place.foreign,
+            fork=place.fork,
             mcp_config=body.mcp_config,
             options=body.provider_options or {},
         )
@@ -130,6 +138,8 @@ class SessionManager:
         if not turns or turns[0].provider != provider.name or turns[0].provider_session is None:
             return _Place()
         head = turns[0]
+        if self._node is not None and head.node not in (None, self._node):
+            return _LOST
         return _Place(head.provider_session, head.last_message, head.conversation != claim.conversation)
 
     def _limit(self, body: RequestBody, now: Sequence[Message], can: Capabilities) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 
 import structlog
 
-from ksi.clock import Clock
+from ksi.clock import Clock, to_seconds
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import Stop
 from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.provider_team import Team
 from ksi.completion.queue_manager import QueueManager
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
@@ -35,6 +36,7 @@ class Sharing:
         queue: QueueManager,
         announcer: Announcer,
         providers: ProviderManager,
+        team: Team,
         locks: LockEvents,
         clock: Clock,
         lease: float,
@@ -43,6 +45,7 @@ class Sharing:
         self._queue = queue
         self._announcer = announcer
         self._providers = providers
+        self._team = team
         self._locks = locks
         self._clock = clock
         self._pause = lease / RENEWALS
@@ -51,6 +54,7 @@ class Sharing:
         self._looked = 0
         self._log = structlog.get_logger("ksi.sharing")
         store.on_news = self.on_news
+        team.on_change = self._look_for_work
 
     @property
     def alive(self) -> bool:
@@ -60,6 +64,10 @@ class Sharing:
     def start(self) -> None:
         """Begin to renew."""
         self._task = asyncio.create_task(self._forever(), name="ksi-lease")
+
+    def leave_soon(self) -> None:
+        """The daemon stops: a server that is away must not keep it from that. What it leaves is taken over (D2)."""
+        self._store.hurry()
 
     async def stop(self) -> None:
         """Renew no more."""
@@ -81,9 +89,21 @@ class Sharing:
         """Renew the lease, and look at what a lost message would have told."""
         self._stop_lost(await self._store.renew(self._clock.now()))
         self._providers.know(await self._store.waiting_by_route())
+        self._look_for_work()
+        self._announcer.look_for_unrouted()
+        self._team.look()
+        await self._look_again()
+
+    def _look_for_work(self) -> None:
         self._queue.on_work()
         self._queue.on_due()
-        await self._look_again()
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """The machines whose daemons share the store, and when each was last heard of (D4)."""
+        return [
+            {"node": view.node, "heard_at": to_seconds(view.heard_at), "lost": view.lost}
+            for view in await self._store.nodes()
+        ]
 
     # -- news -----------------------------------------------------------------------------------------------------
 
@@ -105,9 +125,11 @@ class Sharing:
                 self._locks.lapsed(news.lapsed)
             case Kind.LOST:
                 self._stop_lost(news.keys)
+            case Kind.PROVIDER:
+                self._team.look()
             case Kind.MISSED:
-                self._queue.on_work()
-                self._queue.on_due()
+                self._look_for_work()
+                self._team.look()
                 self._do(self._look_again())
 
     def _stop_lost(self, keys: tuple[int, ...]) -> None:
@@ -129,7 +151,7 @@ class Sharing:
             if news.ended is not None:
                 await self._announcer.ended_unrun(news.ended)
             else:
-                await self._announcer.ended(news.name)
+                await self._announcer.ended_elsewhere(news.name)
         except StoreError as error:
             self._log.warning("an end is told later", request_id=news.name, error=error.message)
 
@@ -142,6 +164,6 @@ class Sharing:
         try:
             for view in await asyncio.gather(*(self._store.get(name) for name in some)):
                 if view is not None and view.state.final:
-                    await self._announcer.ended(view.request_id)
+                    await self._announcer.ended_elsewhere(view.request_id)
         except StoreError as error:
             self._log.warning("missed news are looked for later", error=error.message)

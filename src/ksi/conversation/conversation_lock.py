@@ -176,6 +176,7 @@ def _lock_reply(view: LockView) -> dict[str, Any]:
         "fence": view.fence,
         "metadata": None if view.metadata is None else msgspec.json.decode(view.metadata),
         "waiting": view.waiting,
+        "node": view.node,
     }
     return {name: value for name, value in reply.items() if value is not None}
 

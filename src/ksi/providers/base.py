@@ -50,6 +50,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's id of the last good message in that dialogue: what came behind it is not ours, or failed (F9)."""
     fork_session: bool = False
     """Begin a provider session of its own, a copy of `provider_session` up to `last_message`, and leave that alone."""
+    fork: str | None = None
+    """The fork that the answer is, where it begins a provider session: `node_lost`, as the one before it lives on a
+    machine that is gone (D4)."""
     mcp_config: Any = None
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """The request's `provider_options`."""
@@ -105,6 +108,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     mcp: bool = False
     process: bool = False
     """Runs as processes on this node: its concurrency is counted per node (D4)."""
+    sessions_on_node: bool = False
+    """Its provider sessions live on the machine where they began: only daemons there can go on in them (D4)."""
     context_tokens: int = 8_192
     """How much a call may hold, prompt and answer."""
     free: bool = False

@@ -61,6 +61,7 @@ class ClaudeProvider:
             stateful=True,
             mcp=True,
             process=True,
+            sessions_on_node=True,
             context_tokens=options.context_tokens,
             price_list="anthropic",
         )

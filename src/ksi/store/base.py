@@ -15,6 +15,10 @@ A conversation has at most one *holder* and, behind it, a *line* ordered by (ran
   queued again. An external waiter is never ready: it is granted the lock the moment it is head and nobody holds it.
 - A claim takes, among the ready requests of the offered routes whose provider has a free slot, the lowest (rank, key).
 
+A conversation whose head has a provider session on a machine (`Attempt.node`) is bound to it: of its requests whose
+route has the head's provider, only that machine's stores start any, at once or by a claim, while it is not lost (D4). A
+store that one daemon has for itself keeps no machines.
+
 Fences come from one counter of the store that only grows: each new holder gets the next number and a random token.
 """
 
@@ -26,6 +30,7 @@ from typing import Protocol
 from ksi.clock import Moment
 from ksi.request import Attempt, Turn
 from ksi.store.chains import Aftermath, ChainView, ClosedChain, Delivered, FollowUp, InjectionView, MemberRow, Trail
+from ksi.store.provider_records import KeptRecords, PutRecord
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
 from ksi.store.values import (
@@ -119,7 +124,9 @@ class Store(Protocol):
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """Renew this daemon's lease over all its runs; returns the keys of runs that are lost to it.
 
-        Where a store has one daemon it loses none.
+        It is a sign of life of this daemon's machine. Those that gave none for `StoreRules.node_timeout` are lost, and
+        what waits for them may be started anywhere, whether or not they come back (D4). Where a store has one daemon
+        nothing is lost.
         """
         ...
 
@@ -135,8 +142,8 @@ class Store(Protocol):
         A completed attempt's provider session becomes another name of the conversation (L7): a request that names it
         means this conversation. One that already names another conversation is never merged: the turn is kept without
         session and last message, so that the next one begins a new provider session from the history. A fork that the
-        attempt saw is recorded: `new_session` from the session before to the one after, `foreign_turn` from the
-        conversation to the session that holds the foreign messages.
+        attempt saw is recorded: `new_session` and `node_lost` from the session before to the one after, `foreign_turn`
+        from the conversation to the session that holds the foreign messages.
 
         Where it ends the request, `aftermath` is written in the same step: its follow-ups go into the queue, past its
         limit (C3, Q5), or become dead letters where their chain has no place for them. What was set aside for the
@@ -251,6 +258,22 @@ class Store(Protocol):
 
         Raises:
             NotFound: no such chain.
+        """
+        ...
+
+    # -- providers ------------------------------------------------------------------------------------------------
+
+    async def provider_records(self, now: Moment) -> KeptRecords:
+        """What the daemons of this store know of their providers together (D1).
+
+        A store that one daemon has for itself need not keep it beyond its close.
+        """
+        ...
+
+    async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
+        """Keep this as a provider's record, unless another daemon was faster: the kept one has another version then.
+
+        `tell`: the other daemons are to hear of it at once. A lost word costs them the time until they look again.
         """
         ...
 

@@ -25,8 +25,8 @@ from ksi.errors import CheckpointInvalid, InvalidData, NotFound, StoreError, Sto
 from ksi.store.snapshot import Record, SavedRequest
 
 FORMAT = "ksi-checkpoint"
-VERSION = 2
-"""1 had no chains; it is read as well."""
+VERSION = 3
+"""1 had no chains, 2 did not say on which machine a provider session lives; both are read as well."""
 HEADER_SIZE = 1024
 LONGEST_RECORD = 1 << 30
 """Bytes of one record: a request with all that its attempts brought."""

@@ -33,13 +33,16 @@ from ksi.store.chains import (
 from ksi.store.memory_chains import Arriving, Chains
 from ksi.store.memory_conversations import Conversations
 from ksi.store.memory_data import Conversation, Member, MemoryData, Request, name_of
+from ksi.store.memory_index import Key
 from ksi.store.memory_injections import Injections
 from ksi.store.memory_lines import Lines, no_work
 from ksi.store.memory_load import load
 from ksi.store.memory_locks import Locks
 from ksi.store.memory_reads import MemoryReads
 from ksi.store.memory_save import save
+from ksi.store.memory_terms import TermsKeeper
 from ksi.store.memory_upkeep import Upkeep
+from ksi.store.provider_records import KeptRecords, PutRecord, RecordKeeper
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.values import (
     Acquired,
@@ -74,10 +77,14 @@ _PIECE = 100
 class MemoryStore(MemoryReads):
     """A `ksi.store.base.Store` in memory; what each verb means is written there.
 
-    `data` is what an earlier store left: a new store over it, opened, stands for a daemon's restart.
+    `data` is what an earlier store left: a new store over it, opened, stands for a daemon's restart. One with another
+    `node`, opened while nothing runs, stands for a daemon on another machine (D4).
     """
 
-    def __init__(self, rules: StoreRules, chance: Chance, data: MemoryData | None = None) -> None:
+    def __init__(
+        self, rules: StoreRules, chance: Chance, data: MemoryData | None = None, *, node: str = "here"
+    ) -> None:
+        self._node = node
         self.data = MemoryData() if data is None else data
         super().__init__(rules, self.data)
         self._chance = chance
@@ -87,12 +94,15 @@ class MemoryStore(MemoryReads):
         self._upkeep = Upkeep(rules, self._data, self._lines, self._chains)
         self._locks = Locks(rules, self._data, self._lines, self._conversations)
         self._injections = Injections(rules, self._data, self._lines, self._chains, self._conversations)
+        self._keeper = RecordKeeper()
+        self._terms = TermsKeeper(self._data)
 
     # -- life and time ------------------------------------------------------------------------------------------------
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """See the protocol."""
         self._lines.on_work = on_work
+        self._upkeep.hear(self._node, now)
         return self._upkeep.recover(now)
 
     async def close(self) -> None:
@@ -143,7 +153,7 @@ class MemoryStore(MemoryReads):
         head = None if conversation is None else self._data.head_of_line(conversation)
         interrupted = None if delayed else self._interrupted(new, conversation, holder, head)
         ready = not delayed and holder is None and head is None
-        offer = self._free_offer(new, offers, now) if ready else None
+        offer = self._free_offer(new, offers, now) if ready and self._may_run_here(new, conversation) else None
         if offer is None and self._data.waiting >= self._rules.max_queued:
             limit = self._rules.max_queued
             raise QueueFull(f"the queue holds {limit} requests; try again when some have run", limit=limit)
@@ -164,7 +174,7 @@ class MemoryStore(MemoryReads):
             request.rank = min(new.rank, head.rank - 1)
         self._data.add(request)
         if offer is not None:
-            claim = self._run(request, offer.provider, grant, now)
+            claim = self._run(request, offer, grant, now)
             return Enqueued(
                 request_id=request.request_id,
                 conversation=conversation.name,
@@ -193,20 +203,22 @@ class MemoryStore(MemoryReads):
         while len(started) + len(blocked) < limit:
             best: tuple[Request, Offer] | None = None
             for offer in offers:
-                head = self._first_ready(offer.route, now) if self._has_slot(offer) else None
+                head = self._first_ready(offer.route, now) if self._has_slot(offer, now) else None
                 if head is not None and (best is None or (head.rank, head.key) < (best[0].rank, best[0].key)):
                     best = head, offer
             if best is None:
                 break
-            outcome = self._start(best[0], best[1].provider, now)
+            outcome = self._start(*best, now)
             if isinstance(outcome, Ended):
                 blocked.append(outcome)
             else:
                 started.append(outcome)
-        return Claims(started=tuple(started), blocked=tuple(blocked))
+        return Claims(started=tuple(started), blocked=tuple(blocked), waits=self._waits(offers, now))
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
-        """See the protocol: one daemon has this store, so nobody can take its runs."""
+        """See the protocol: nobody can take this store's runs."""
+        self._upkeep.hear(self._node, now)
+        self._upkeep.lose_silent(now)
         return ()
 
     async def settle(
@@ -235,6 +247,7 @@ class MemoryStore(MemoryReads):
             fork = self._conversations.fork_seen(request, attempt, now)
         self._data.ended(request, attempt, previous=conversation.head)
         self._chains.attempt_ended(request, attempt)
+        self._terms.settle(request, attempt, now)
         conversation.active_at = now.wall
         passing: Passing | None = None
         injections: tuple[InjectionView, ...] = ()
@@ -294,6 +307,16 @@ class MemoryStore(MemoryReads):
             state=State.CANCELLED,
             passing=passing,
         )
+
+    # -- providers ----------------------------------------------------------------------------------------------------
+
+    async def provider_records(self, now: Moment) -> KeptRecords:
+        """See the protocol."""
+        return self._keeper.all(now)
+
+    async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
+        """See the protocol."""
+        return self._keeper.put(name, version, value, now)
 
     # -- chains -------------------------------------------------------------------------------------------------------
 
@@ -383,7 +406,7 @@ class MemoryStore(MemoryReads):
         if new.expires is not None and new.expires <= now.wall:
             return None
         for offer in offers:
-            if offer.route != new.route or not self._has_slot(offer):
+            if offer.route != new.route or not self._has_slot(offer, now):
                 continue
             rivals = {other.route for other in offers if other.provider == offer.provider}
             heads = [self._first_ready(route, now) for route in rivals]
@@ -443,34 +466,57 @@ class MemoryStore(MemoryReads):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def _has_slot(self, offer: Offer) -> bool:
-        return self._data.running.count((offer.provider,)) < offer.limit
+    def _may_run_here(self, new: NewRequest, conversation: Conversation | None) -> bool:
+        """Whether the provider session that it goes on in is this machine's, or nobody's (D4)."""
+        if conversation is None and new.fork_of is not None:
+            conversation = self._data.find(new.fork_of)
+        return conversation is None or self._data.home(conversation, new.route) in ("", self._node)
+
+    def _slot(self, offer: Offer) -> str:
+        return f"{offer.provider}@{self._node}" if offer.by_node else offer.provider
+
+    def _has_slot(self, offer: Offer, now: Moment) -> bool:
+        slot = self._slot(offer)
+        terms = offer.terms
+        if terms is not None and terms.known not in (None, self._keeper.version(offer.provider)):
+            return False
+        return self._data.running.count((slot,)) < offer.limit and self._terms.allow(terms, slot, now)
+
+    def _waits(self, offers: Sequence[Offer], now: Moment) -> dict[str, int]:
+        waits = {offer.provider: self._terms.wait(offer.terms, self._slot(offer), now) for offer in offers}
+        return {provider: wait for provider, wait in waits.items() if wait}
 
     def _first_ready(self, route: str, now: Moment) -> Request | None:
-        """The first of a route that may still be started."""
-        for key in self._data.ready.walk((route,)):
+        """The first of a route that may still be started, and here."""
+        found = [self._first_in((route, node), now) for node in ("", self._node)]
+        return min((one for one in found if one is not None), key=lambda one: (one.rank, one.key), default=None)
+
+    def _first_in(self, lane: Key, now: Moment) -> Request | None:
+        for key in self._data.ready.walk(lane):
             request = self._data.request(key)
             if request.expires is None or request.expires > now.wall:
                 return request
         return None
 
-    def _start(self, request: Request, provider: str, now: Moment) -> Claimed | Ended:
+    def _start(self, request: Request, offer: Offer, now: Moment) -> Claimed | Ended:
         """Run a ready request, or end it where its chain has no place for it."""
         grant = None if request.link is None else self._chains.may_run(request.link, now)
         if isinstance(grant, Block):
             return self._lines.end(request, State.BLOCKED, now, _BLOCKED, grant.message, block=grant)
-        return self._run(request, provider, grant, now)
+        return self._run(request, offer, grant, now)
 
-    def _run(self, request: Request, provider: str, grant: Grant | None, now: Moment) -> Claimed:
+    def _run(self, request: Request, offer: Offer, grant: Grant | None, now: Moment) -> Claimed:
         conversation = request.conversation
         with self._data.changing(request):
             request.state = State.RUNNING
             request.expires = None
-            request.provider = provider
+            request.provider = offer.provider
+            request.slot = self._slot(offer)
             request.started_at = now.wall
             request.attempt += 1
             request.token = self._chance.token()
             self._lines.hold(request, now)
+        self._terms.take(request, offer.terms, now)
         reminders = self._chains.take_reminders(request)
         self._lines.refresh(conversation, now)
         return Claimed(
@@ -479,7 +525,7 @@ class MemoryStore(MemoryReads):
             conversation=conversation.name,
             body=request.body,
             route=request.route,
-            provider=provider,
+            provider=offer.provider,
             priority=request.priority,
             attempt=request.attempt,
             fence=request.fence,

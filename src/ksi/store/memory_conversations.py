@@ -6,6 +6,7 @@ import msgspec
 
 from ksi.clock import Moment
 from ksi.request import Attempt, Turn
+from ksi.store.binding import SESSION_FORKS, node_of
 from ksi.store.memory_data import Conversation, MemoryData, Request, TurnRecord
 from ksi.store.values import Fork
 
@@ -49,7 +50,7 @@ class Conversations:
             self._data.aliases[attempt.provider_session] = conversation
             conversation.aliases.append(attempt.provider_session)
         elif owner is not conversation:
-            return msgspec.structs.replace(attempt, provider_session=None, last_message=None)
+            return msgspec.structs.replace(attempt, provider_session=None, last_message=None, node=None)
         return attempt
 
     def fork_seen(self, request: Request, attempt: Attempt, now: Moment) -> Fork | None:
@@ -59,7 +60,7 @@ class Conversations:
             return None
         head = None if conversation.head is None else self._data.turns[conversation.head].turn
         before = None if head is None else head.provider_session
-        parent = before if attempt.fork == "new_session" and before is not None else conversation.name
+        parent = before if attempt.fork in SESSION_FORKS and before is not None else conversation.name
         fork = Fork(
             parent=parent,
             child=attempt.provider_session,
@@ -85,6 +86,7 @@ class Conversations:
             last_message=attempt.last_message,
             conversation=conversation.name,
             reminders=tuple(injection.text for injection in request.taken),
+            node=node_of(attempt),
         )
         self._data.turns[number] = TurnRecord(
             turn=turn,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ksi.errors import InternalError
 from ksi.request import FIRST_STATES, WAITING_STATES, Attempt, Outcome, Priority, State, Turn, may_become
 from ksi.store.admission import Routing
+from ksi.store.binding import Binding, binding_of
 from ksi.store.memory_chain_data import ChainTable, Injection, InjectionTable, Link
 from ksi.store.memory_index import Key, Ordered
 from ksi.store.values import Fork
@@ -93,6 +94,10 @@ class Request(Member):
     attempt: int = 0
     token: int = 0
     provider: str | None = None
+    slot: str | None = None
+    """What its run takes a place of: its provider, everywhere or on one machine (D4)."""
+    probe: bool = False
+    """Whether its run tries a provider again."""
     started_at: int | None = None
     finished_at: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -167,12 +172,14 @@ class MemoryData:
         """In the order in which they ended."""
         self.chains = ChainTable()
         self.injections = InjectionTable()
+        self.heard: dict[str, int] = {}
+        """Machines that are not lost, and when each was last heard of, by monotonic time."""
 
         self.active = Ordered()
         self.running = Ordered()
-        """(provider, key): slots are counted here, from the requests themselves."""
+        """(slot, key): slots are counted here, from the requests themselves."""
         self.ready = Ordered()
-        """(route, rank, key)"""
+        """(route, node, rank, key); the node whose daemons alone may start it, empty for any (D4)"""
         self.lines = Ordered()
         """(conversation, rank, key), external waiters included"""
         self.delayed = Ordered()
@@ -332,6 +339,46 @@ class MemoryData:
         first = conversation.holder or self.head_of_line(conversation)
         return first if isinstance(first, Request) and first.state is State.QUEUED else None
 
+    # -- machines ---------------------------------------------------------------------------------------------------
+
+    def binding(self, conversation: Conversation) -> Binding | None:
+        """Where the provider session lives in which a conversation goes on (D4)."""
+        record = None if conversation.head is None else self.turns.get(conversation.head)
+        return None if record is None else binding_of(record.turn)
+
+    def home(self, conversation: Conversation, route: str) -> str:
+        """The machine whose daemons alone may start a conversation's request of this route now; empty: any may."""
+        binding = self.binding(conversation)
+        return binding.node if binding is not None and binding.node in self.heard and binding.binds(route) else ""
+
+    def lose(self, node: str) -> bool:
+        """A machine was silent for too long: what waits for it may be started anywhere. Whether there is such."""
+        del self.heard[node]
+        let_go = False
+        for conversation in self.numbered.values():
+            for place, (index, key) in enumerate(conversation.entries):
+                if index is self.ready and key[1] == node:
+                    free = (key[0], "", *key[2:])
+                    index.remove(key)
+                    index.add(free)
+                    conversation.entries[place] = index, free
+                    let_go = True
+        return let_go
+
+    def waits_for(self, request: Request) -> str | None:
+        """The machine whose daemons alone may start a ready request."""
+        entries = request.conversation.entries
+        return next((key[1] or None for index, key in entries if index is self.ready and key[-1] == request.key), None)
+
+    def _ready_place(self, conversation: Conversation, ready: Request) -> Key:
+        """What became ready for one machine stays so until that is lost, and what was let go stays free."""
+        for index, key in conversation.entries:
+            if index is self.ready and (key[0], *key[2:]) == (ready.route, ready.rank, ready.key):
+                return key
+        return (ready.route, self.home(conversation, ready.route), ready.rank, ready.key)
+
+    # -- what stands where --------------------------------------------------------------------------------------------
+
     def _entries(self, member: Member) -> list[tuple[Ordered, Key]]:
         if isinstance(member, ExternalLock):
             return list(self._lock_entries(member))
@@ -341,7 +388,7 @@ class MemoryData:
         match request.state:
             case State.RUNNING:
                 yield self.active, (request.key,)
-                yield self.running, (request.provider, request.key)
+                yield self.running, (request.slot, request.key)
             case State.QUEUED if not request.holds:
                 yield self.lines, request.place
             case State.SCHEDULED | State.RETRYING | State.PARKED:
@@ -370,7 +417,7 @@ class MemoryData:
         if conversation.holder is not None:
             entries.append((self.held, (conversation.number,)))
         if (ready := self.ready_request(conversation)) is not None:
-            entries.append((self.ready, (ready.route, ready.rank, ready.key)))
+            entries.append((self.ready, self._ready_place(conversation, ready)))
         if not conversation.members and not conversation.children and not conversation.reminders:
             entries.append((self.idle, (conversation.active_at, conversation.number)))
         return entries

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ksi.clock import Moment
 from ksi.errors import StoreNotEmpty
 from ksi.request import State, Turn
+from ksi.store.binding import node_of
 from ksi.store.chains import InjectionState
 from ksi.store.memory_chain_data import Chain, Injection, Link
 from ksi.store.memory_chains import Chains
@@ -49,6 +50,7 @@ def load(data: MemoryData, rules: StoreRules, records: Iterable[Record], now: Mo
             conversations=len(data.conversations),
         )
     fresh = MemoryData()
+    fresh.heard.update(data.heard)
     loading = _Load(fresh, rules, now)
     figures, rest = begin(records)
     try:
@@ -303,6 +305,7 @@ class _Load:
                 last_message=attempt.last_message,
                 conversation=conversation,
                 reminders=of.reminders,
+                node=node_of(attempt),
             )
             self._turns[saved.id] = TurnRecord(
                 turn=turn, request_id=request_id or "", conversation=conversation, agent_id=agent_id, attempt=attempt
@@ -339,6 +342,9 @@ class _Load:
             }
         )
         for conversation in data.conversations.values():
+            # Its machine has the usual time to show that it is there (D4).
+            if (binding := data.binding(conversation)) is not None:
+                data.heard.setdefault(binding.node, self._now.mono)
             data.reindex(conversation)
         for conversation in data.conversations.values():
             self._lines.refresh(conversation, self._now)

@@ -48,7 +48,7 @@ class MemoryReads(MemoryChainReads):
     async def session(self, conversation: str) -> SessionView | None:
         """See the protocol."""
         found = self._data.find(conversation)
-        return None if found is None else _session_view(found)
+        return None if found is None else self._session_view(found)
 
     async def sessions(self, limit: int, cursor: str | None = None, agent_id: str | None = None) -> Page[SessionView]:
         """See the protocol."""
@@ -62,7 +62,7 @@ class MemoryReads(MemoryChainReads):
                 prefix=(agent_id,),
                 backwards=True,
             )
-        return listed.page(limit, cursor, lambda key: _session_view(self._data.numbered[key[-1]]))
+        return listed.page(limit, cursor, lambda key: self._session_view(self._data.numbered[key[-1]]))
 
     async def lock(self, conversation: str, line_limit: int) -> LockView | None:
         """See the protocol."""
@@ -162,6 +162,7 @@ class MemoryReads(MemoryChainReads):
             requeued_from=request.requeued_from,
             position=place if in_line else None,
             holder=None if request.state.final or request.holds else name_of(conversation.holder),
+            node=self._data.waits_for(request),
             chain=None if link is None else link.chain.name,
             parent=None if link is None else link.parent,
             depth=None if link is None else link.depth,
@@ -187,7 +188,27 @@ class MemoryReads(MemoryChainReads):
                 _line_entry(self._data.members[key[-1]]) for _, key in zip(range(line_limit), line, strict=False)
             ),
             waiting=min(waiting, self._rules.position_limit),
+            node=self._node_of(conversation),
         )
+
+    def _session_view(self, conversation: Conversation) -> SessionView:
+        return SessionView(
+            conversation=conversation.name,
+            created_at=conversation.created_at,
+            active_at=conversation.active_at,
+            turns=len(conversation.turns),
+            head=conversation.head,
+            provider=conversation.provider,
+            provider_session=conversation.provider_session,
+            agents=tuple(conversation.agents),
+            locked=conversation.holder is not None,
+            forked_from=None if conversation.parent is None else conversation.parent.name,
+            node=self._node_of(conversation),
+        )
+
+    def _node_of(self, conversation: Conversation) -> str | None:
+        binding = self._data.binding(conversation)
+        return None if binding is None else binding.node
 
     def _listed(self, listing: Listing) -> Listed:
         data = self._data
@@ -195,7 +216,7 @@ class MemoryReads(MemoryChainReads):
             case Listing.ACTIVE:
                 return Listed(name=listing, index=data.active, shape=(int,))
             case Listing.READY:
-                return Listed(name=listing, index=data.ready, shape=(str, int, int))
+                return Listed(name=listing, index=data.ready, shape=(str, str, int, int))
             case Listing.WAITING:
                 return Listed(name=listing, index=data.lines, shape=(int, int, int))
             case Listing.DELAYED:
@@ -240,19 +261,4 @@ def _line_entry(member: Member) -> LineEntry:
         priority=member.priority,
         external=isinstance(member, ExternalLock),
         enqueued_at=member.enqueued_at,
-    )
-
-
-def _session_view(conversation: Conversation) -> SessionView:
-    return SessionView(
-        conversation=conversation.name,
-        created_at=conversation.created_at,
-        active_at=conversation.active_at,
-        turns=len(conversation.turns),
-        head=conversation.head,
-        provider=conversation.provider,
-        provider_session=conversation.provider_session,
-        agents=tuple(conversation.agents),
-        locked=conversation.holder is not None,
-        forked_from=None if conversation.parent is None else conversation.parent.name,
     )

@@ -22,6 +22,17 @@ class Upkeep:
         self._lines = lines
         self._chains = chains
 
+    def hear(self, node: str, now: Moment) -> None:
+        """A machine gives a sign of life."""
+        self._data.heard[node] = now.mono
+
+    def lose_silent(self, now: Moment) -> None:
+        """Let go what is bound to machines that were not heard of for too long (D4)."""
+        silent = now.mono - self._rules.node_timeout
+        for node in [node for node, heard in self._data.heard.items() if heard <= silent]:
+            if self._data.lose(node):
+                self._lines.on_work()
+
     def recover(self, now: Moment) -> Recovery:
         """See `Store.open`. Waiters without a deadline go: the connection that they were tied to died (L5)."""
         for lock in [self._data.lock(key) for key in self._data.waiters.walk()]:

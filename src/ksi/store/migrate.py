@@ -9,22 +9,34 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
+
 from ksi.clock import Clock
 from ksi.errors import StoreError
 from ksi.store.base import Store
 from ksi.store.checkpoint_file import CheckpointReader, CheckpointWriter
-from ksi.store.snapshot import SavedLock
+from ksi.store.snapshot import Record, SavedAttempt, SavedLock, SavedRequest, SavedSpare
 
 Say = Callable[[str], None]
 
 _LOCKS = str(SavedLock.__struct_config__.tag)
 
 
-async def move(source: Store, target: Store, folder: Path, clock: Clock, version: str, say: Say) -> dict[str, int]:
+class Here(msgspec.Struct, frozen=True):
+    """This machine, and the providers that keep their sessions on it."""
+
+    node: str
+    providers: frozenset[str]
+
+
+async def move(
+    source: Store, target: Store, folder: Path, clock: Clock, version: str, say: Say, here: Here | None = None
+) -> dict[str, int]:
     """Bring all records of `source` into the empty `target`; how many there are of each kind.
 
     They wait in a file in `folder` meanwhile, which only one move may use at a time. `source` keeps all
     that it has: only what ran when its daemon died is put back into its queue, as at any opening (Q3).
+    `here` is given where `source` was this machine's alone: then its provider sessions live on it.
 
     Raises:
         StoreInUse: a daemon has one of them.
@@ -48,7 +60,10 @@ async def move(source: Store, target: Store, folder: Path, clock: Clock, version
             reader = CheckpointReader(path)
             try:
                 reader.check()
-                loaded = await target.load(reader.records(), clock.now())
+                records = reader.records()
+                if here is not None:
+                    records = (at_home(record, here) for record in records)
+                loaded = await target.load(records, clock.now())
             finally:
                 reader.close()
             say(f"written: {len(loaded.interrupted)} that ran are queued again, {len(loaded.failed)} failed instead")
@@ -59,6 +74,22 @@ async def move(source: Store, target: Store, folder: Path, clock: Clock, version
         raise StoreError(f"{_told(header.records)} were read, and {_told(found)} are there; go on with the old store")
     say(f"verified: {_told(found)}")
     return header.records
+
+
+def at_home(record: Record, here: Here) -> Record:
+    """A record whose provider sessions live on this machine, where they live on one (D4)."""
+    if isinstance(record, SavedRequest):
+        return msgspec.structs.replace(record, attempts=tuple(_at_home(saved, here) for saved in record.attempts))
+    if isinstance(record, SavedSpare):
+        return msgspec.structs.replace(record, saved=_at_home(record.saved, here))
+    return record
+
+
+def _at_home(saved: SavedAttempt, here: Here) -> SavedAttempt:
+    attempt = saved.attempt
+    if attempt.provider_session is None or attempt.provider not in here.providers:
+        return saved
+    return msgspec.structs.replace(saved, attempt=msgspec.structs.replace(attempt, node=here.node))
 
 
 def _sweep(folder: Path) -> None:

@@ -21,14 +21,15 @@ from ksi.errors import (
     UnknownParent,
 )
 from ksi.request import Attempt
+from ksi.store.binding import node_of
 from ksi.store.chains import Aftermath, charge
 from ksi.store.redis_address import Address
 from ksi.store.redis_calls import Calls
 from ksi.store.redis_chains import aftermath_args, membership_args, reminder_bytes
 from ksi.store.redis_library import LAYOUT, Library
-from ksi.store.redis_link import ANSWER_TIME, Link
-from ksi.store.redis_locks import RedisLocks
+from ksi.store.redis_link import ANSWER_TIME, WRONG, Link
 from ksi.store.redis_news import Kind, Listener, News, OnNews
+from ksi.store.redis_providers import RedisProviders
 from ksi.store.redis_values import (
     Answer,
     CancelMap,
@@ -58,6 +59,7 @@ from ksi.store.values import (
     Retry,
     Settled,
     StoreRules,
+    Terms,
     Verdict,
 )
 
@@ -71,7 +73,7 @@ GOODBYE = 2.0
 """Seconds for which the end of a daemon waits for a server that is away."""
 
 _STEP = 200
-"""What one step of a recovery takes."""
+"""What one step of a recovery takes, or of letting go what is bound to a lost machine."""
 
 
 class _Opened(Answer, frozen=True, kw_only=True):
@@ -87,6 +89,11 @@ class _Recovered(Answer, frozen=True, kw_only=True):
 
 class _Renewed(Answer, frozen=True, kw_only=True):
     dead: int = 0
+    freeing: int = 0
+
+
+class _Freed(Answer, frozen=True, kw_only=True):
+    more: bool = False
 
 
 class _Expired(Answer, frozen=True, kw_only=True):
@@ -116,7 +123,7 @@ def _no_news(news: News) -> None:
     """Stands for `on_news` where nobody wants to hear of other daemons."""
 
 
-class RedisStore(RedisLocks):
+class RedisStore(RedisProviders):
     """A `ksi.store.base.Store` on a server that other daemons use too; what each verb means is written there.
 
     `daemon` names this one: who opens the store under the name again takes over what it left. `node` is the machine.
@@ -160,15 +167,16 @@ class RedisStore(RedisLocks):
             StoreUnavailable: the server cannot be reached.
         """
         self._on_work = on_work
-        self._links = (Link(self._address, self._library, "calls"), Link(self._address, self._library, "reads"))
+        self._links = tuple(Link(self._address, self._library, name, self._calls.bundle) for name in ("calls", "reads"))
         self._calls.begin(*self._links)
         try:
             async with asyncio.timeout(START_TIME):
                 before = await self._begin_life(now)
                 return await self._recover(before, now)
         except TimeoutError:
+            trouble = self._links[0].trouble or "no word"
             await self.leave()
-            raise StoreUnavailable(f"{self._address} does not answer; is it a Redis or Valkey server?") from None
+            raise StoreUnavailable(f"{self._address} does not answer ({trouble}); {WRONG}") from None
         except BaseException:
             await self.leave()
             raise
@@ -223,6 +231,11 @@ class RedisStore(RedisLocks):
             if step.done if life is not None else not step.more:
                 return Recovery(requeued=tuple(requeued), ended=tuple(ended))
 
+    def hurry(self) -> None:
+        """The daemon is about to close it: a server that is away is not waited for much longer."""
+        for link in self._links:
+            link.hurry(GOODBYE)
+
     async def close(self) -> None:
         """See the protocol. Where the server is away, the lease runs out by itself."""
         if self._links:
@@ -248,7 +261,7 @@ class RedisStore(RedisLocks):
             self._on_work()
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
-        """See the protocol. Daemons whose lease ran out lose their runs here."""
+        """See the protocol. Daemons whose lease ran out lose their runs here, silent machines what is bound to them."""
         life = self._calls.life
         renewed, _ = await self._calls.change("renew", now, _Renewed, fence=self._fence)
         if renewed.error is not None:
@@ -257,7 +270,17 @@ class RedisStore(RedisLocks):
             recovery = await self._recover(None, now)
             for ended in recovery.ended:
                 self.on_news(News(kind=Kind.ENDED, name=ended.request_id, ended=ended))
+        if renewed.freeing:
+            await self._free(now)
         return ()
+
+    async def _free(self, now: Moment) -> None:
+        """Let all start what waits for machines that are lost (D4)."""
+        more = True
+        while more:
+            step, _ = await self._calls.change("free", now, _Freed, limit=_STEP)
+            self._tell(step)
+            more = step.more
 
     async def expire(self, now: Moment, limit: int = 500) -> Expiry:
         """See the protocol."""
@@ -410,12 +433,23 @@ class RedisStore(RedisLocks):
             return await self.claim(offers, limit, now)
         if len(bodies) < len(answer.started):
             # The call was sent again, and answered as the first time; bodies are not kept with answers.
-            keys = [key16(run.key) for run in answer.started]
-            _, bodies = await self._calls.read("bodies", Answer, keys=keys)
+            bodies = await self._bodies([key16(run.key) for run in answer.started])
         self._tell(answer)
         runs = zip(answer.started, bodies, strict=True)
         started = tuple(self._started(run.claimed(body)) for run, body in runs)
-        return Claims(started=started, blocked=answer.blocked)
+        return Claims(started=started, blocked=answer.blocked, waits=answer.waits)
+
+    async def _bodies(self, keys: list[str]) -> list[bytes]:
+        """The bodies of what runs here by now, asked for until they come: nobody else would run it."""
+        while True:
+            try:
+                _, bodies = await self._calls.read("bodies", Answer, keys=keys)
+            except StoreUnavailable as error:
+                if not self._links:
+                    raise
+                self._log.warning("claimed requests start later", error=error.message)
+            else:
+                return bodies
 
     async def settle(
         self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
@@ -442,6 +476,7 @@ class RedisStore(RedisLocks):
             number=attempt.number,
             ended=pad20(attempt.finished_at),
             session=attempt.provider_session,
+            node=node_of(attempt),
             fork=attempt.fork,
             provider=attempt.provider,
             interrupted=attempt.outcome == "interrupted",
@@ -487,8 +522,18 @@ class RedisStore(RedisLocks):
         )
 
 
-def _offers(offers: Sequence[Offer]) -> list[tuple[str, str, int, bool]]:
-    return [(offer.route, offer.provider, offer.limit, offer.by_node) for offer in offers]
+def _offers(offers: Sequence[Offer]) -> list[tuple[object, ...]]:
+    return [
+        (offer.route, offer.provider, offer.limit, offer.by_node)
+        if offer.terms is None
+        else (offer.route, offer.provider, offer.limit, offer.by_node, _terms(offer.terms))
+        for offer in offers
+    ]
+
+
+def _terms(terms: Terms) -> tuple[int | bool, ...]:
+    known = False if terms.known is None else terms.known
+    return (terms.probes or False, terms.requests or False, terms.tokens or False, known)
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:

@@ -6,7 +6,9 @@
     unix:///path/to/socket[?db=0]
 
 `?namespace=` names the KSI that the keys belong to; `sentinel_username` and `sentinel_password` are for the
-Sentinels themselves; other options are those of redis-py (`ssl_ca_certs`, ...).
+Sentinels themselves, which are asked by TLS too unless `sentinel_tls=no`; other options are those of redis-py. With
+TLS: `ssl_ca_certs`, the file of the authority that signed the server's certificate; `ssl_certfile` and `ssl_keyfile`,
+this daemon's own, where the server asks for one.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
+    SSLConnection,
     UnixDomainSocketConnection,
     parse_url,
 )
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from ksi.errors import ConfigError
 
@@ -30,6 +34,7 @@ CONNECT_TIME = 5.0
 """Seconds in which a server takes a connection."""
 
 _PORT, _SENTINEL_PORT = 6379, 26379
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -52,6 +57,7 @@ class Address:
         self._sentinel = {
             key: options.pop(f"sentinel_{key}")[-1] for key in ("username", "password") if f"sentinel_{key}" in options
         }
+        self._sentinel_tls = options.pop("sentinel_tls", ["yes"])[-1] != "no" and kind == "rediss"
         if not self.namespace or set(self.namespace) & set("{}*\n "):
             raise ConfigError("store.url: a namespace has no blanks, braces or stars", place="store.url")
         hosts = parts.netloc.rpartition("@")[2]
@@ -66,6 +72,9 @@ class Address:
                     raise ConfigError("store.url: redis+sentinel://host/service: which service?", place="store.url")
                 self._service = path[0]
                 first += f"/{path[1]}" if path[1:] else ""
+                path = path[1:]
+        if kind != "unix" and path and not path[0].isdecimal():
+            raise ConfigError(f"store.url: {path[0]!r} is not the number of a database", place="store.url")
         query = urlencode(options, doseq=True)
         try:
             settings: dict[str, Any] = dict(parse_url(f"{first}?{query}" if query else first))
@@ -73,6 +82,7 @@ class Address:
             raise ConfigError(f"store.url: {error}", place="store.url") from None
         self._class: type[AbstractConnection] = settings.pop("connection_class", Connection)
         self._settings = settings
+        self._check_options()
         self._hosts = [_host(host, _SENTINEL_PORT if self._mode == "sentinel" else _PORT) for host in hosts.split(",")]
         self._at = 0
         self._moved: tuple[str, int] | None = None
@@ -84,6 +94,19 @@ class Address:
         user = credentials.partition(":")[0]
         return f"{parts.scheme}://{user}{at}{hosts}{parts.path}"
 
+    def _check_options(self) -> None:
+        """Raise ConfigError where an option, or a file that one names, is not what it should be."""
+        try:
+            connection = self._class(**self._settings)
+            if isinstance(connection, SSLConnection):
+                connection.ssl_context.get()
+        except TypeError as error:
+            name = str(error).rpartition("argument ")[2]
+            raise ConfigError(f"store.url: there is no option {name} for {self}", place="store.url") from None
+        except (RedisError, OSError, ValueError) as error:
+            files = [str(self._settings[name]) for name in _FILES if name in self._settings]
+            raise ConfigError(f"store.url: {' '.join([*files, str(error)])}", place="store.url") from None
+
     async def connect(self) -> AbstractConnection:
         """A connection to the server that is asked at present.
 
@@ -94,10 +117,10 @@ class Address:
             "socket_connect_timeout": CONNECT_TIME,
             "socket_keepalive": True,
             "socket_timeout": None,
+            **self._settings,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
-            **self._settings,
         }
         if self._class is UnixDomainSocketConnection:
             settings.pop("socket_keepalive")
@@ -122,7 +145,10 @@ class Address:
             return self._moved
         if self._mode != "sentinel":
             return self._hosts[self._at]
-        settings = {"socket_timeout": CONNECT_TIME, **self._sentinel}
+        settings: dict[str, Any] = {"socket_timeout": CONNECT_TIME, **self._sentinel}
+        if self._sentinel_tls:
+            settings["ssl"] = True
+            settings |= {name: value for name, value in self._settings.items() if name.startswith("ssl_")}
         sentinel = Sentinel(self._hosts, sentinel_kwargs=settings)  # type: ignore[no-untyped-call]
         try:
             host, port = await sentinel.discover_master(self._service)

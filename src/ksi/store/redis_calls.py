@@ -11,7 +11,7 @@ import msgspec
 
 from ksi.clock import Moment
 from ksi.errors import StoreUnavailable
-from ksi.store.redis_link import Link
+from ksi.store.redis_link import Change, Link
 from ksi.store.redis_values import Answer, decode, encode, pad20
 from ksi.store.values import StoreRules
 
@@ -35,6 +35,7 @@ class Calls:
             "max_interruptions": rules.max_interruptions,
             "fail_interrupted": rules.fail_interrupted,
             "guard_messages": rules.guard_messages,
+            "node_timeout": rules.node_timeout,
             "chain_limits": msgspec.to_builtins(rules.chain_limits),
             "daemon": daemon,
             "node": node,
@@ -73,6 +74,17 @@ class Calls:
         """Use no link any more."""
         self._writer = self._reader = None
 
+    def bundle(self, changes: Sequence[Change]) -> tuple[bytes | str, ...]:
+        """What the function `change` is given for these: see `lua/00_records.lua`."""
+        self._operations += 1
+        verbs: list[str | int] = []
+        parts: list[bytes | str] = []
+        for change in changes:
+            verbs += (change.verb, len(change.parts))
+            parts += change.parts
+        head = encode({"op": self._operations, "verbs": verbs})
+        return (self.namespace, self._caller, head, *parts)
+
     async def plain(self, *command: Any) -> Any:
         """A command that is no function."""
         return await _open(self._writer).submit(*command)
@@ -92,9 +104,10 @@ class Calls:
         self, verb: str, now: Moment, kind: type[A], blobs: Sequence[bytes | str] = (), **args: Any
     ) -> tuple[A, list[bytes]]:
         """As `change`, but it does not wait while this daemon has the namespace for itself."""
-        self._operations += 1
-        args["op"], args["wall"], args["mono"] = self._operations, pad20(now.wall), now.mono
-        answer = await _open(self._writer).fcall(verb, self.namespace, self._caller, encode(args), *blobs)
+        args["wall"], args["mono"] = pad20(now.wall), now.mono
+        # Lua makes room in its tables for what is nil.
+        given = {name: value for name, value in args.items() if value is not None}
+        answer = await _open(self._writer).change(verb, encode(given), *blobs)
         packed, bytes_of = _parts(answer)
         decoded = decode(packed, kind)
         if decoded.error == "stopped":
@@ -104,7 +117,7 @@ class Calls:
     async def read(self, verb: str, kind: type[T], **args: Any) -> tuple[T, list[bytes]]:
         """Call a function that only reads."""
         await self._free.wait()
-        args["mono"] = 0
+        args.setdefault("mono", 0)
         answer = await _open(self._reader).fcall(verb, self.namespace, self._caller, encode(args))
         packed, bytes_of = _parts(answer)
         return decode(packed, kind), bytes_of

@@ -20,13 +20,18 @@ class Library:
     def __init__(self) -> None:
         folder = resources.files("ksi.store") / "lua"
         files = sorted((file for file in folder.iterdir() if file.name.endswith(".lua")), key=lambda file: file.name)
-        text = _tables() + "".join(file.read_text("utf-8") for file in files)
+        text = _tables() + "".join(_part(file.name, file.read_text("utf-8")) for file in files)
         self.name = f"ksi_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         self.text = f"#!lua name={self.name}\nlocal LIBRARY = '{self.name}'\n{text}"
 
     def function(self, verb: str) -> str:
         """The server's name of a verb."""
         return f"{self.name}_{verb}"
+
+
+def _part(name: str, text: str) -> str:
+    """A file of the library. What those without a number define is theirs alone: Lua takes 200 locals in one block."""
+    return text if name[0].isdigit() else f"do\n{text}end\n"
 
 
 def _tables() -> str:

@@ -1,16 +1,20 @@
 """One connection to a Redis or Valkey server: calls of one turn of the event loop go out together, in order.
 
-A call whose answer did not come is sent again when the server is back: each function knows a call that it has answered.
+What changes something goes in bundles, each one call of a function: while some are under way, the next one gathers. A
+call whose answer did not come is sent again when the server is back, until its answer is known: the function knows what
+it has answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import hiredis
 import structlog
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
@@ -23,28 +27,52 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
-    ResponseError,
     TryAgainError,
 )
 
 from ksi.errors import InternalError, KsiError, StoreFull, StoreUnavailable
-from ksi.store.redis_address import Address
+from ksi.store.redis_address import CONNECT_TIME, Address
 from ksi.store.redis_library import Library
+from ksi.store.redis_wire import Wire
 
-BATCH = 256
-"""Calls that are sent before the first answer is read."""
+UNDER_WAY = 256
+"""Calls that are sent before the first one's answer has come."""
+
+BUNDLES = 3
+"""Bundles among them: the server has one in work, and at least one more waits there."""
+
+BUNDLE = 32
+"""Changes in one bundle, at most: for so many the server lets nobody else in."""
+
+BUNDLE_BYTES = 262_144
+"""A bundle that is as large takes no more."""
+
+QUIET = 0.05
+"""Seconds of silence, while it owes answers, after which a server gets nothing more to do: what was not sent can be
+refused."""
 
 ANSWER_TIME = 10.0
-"""Seconds in which a server answers a batch; then the connection is taken for dead."""
+"""Seconds in which a server answers something; then the connection is taken for dead."""
 
 PATIENCE = 10.0
 """Seconds for which a call that was not sent yet waits for the server. One that was sent waits for its answer."""
 
+WRONG = "is it a Redis or Valkey server, and is TLS (rediss://) asked for where it has it, and only there?"
+"""What to look at where a server never answered."""
+
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5)
 """Seconds between tries to connect; the last one goes on."""
 
-_GONE = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError)
+_GONE = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.InvalidResponse,
+    hiredis.ProtocolError,
+    OSError,
+    TimeoutError,
+)
 _ELSEWHERE = (AskError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
 
 
 class Call:
@@ -56,32 +84,111 @@ class Call:
         self.command = command
         self.future = future
         self.until = until
-        self.sent = False
+        self.sent = 0
+        """How often it may have been served."""
 
     @property
-    def said(self) -> tuple[Any, ...]:
-        """What goes over the line: a function that may have been called already hears so."""
-        return (*self.command, "again") if self.sent and self.command[0] == "FCALL" else self.command
+    def wanted(self) -> bool:
+        """Whether it is still to be sent: nobody waits for the answer of one that was cancelled before."""
+        return self.sent > 0 or not self.future.cancelled()
+
+    def answered(self, answer: Any) -> None:
+        """Give whoever waits what the server said."""
+        if not self.future.done():
+            self.future.set_result(answer)
+
+    def failed(self, error: KsiError) -> None:
+        """Tell whoever waits that there is no answer."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Change:
+    """A request for a bundle: its verb, and its arguments as the function takes them."""
+
+    __slots__ = ("future", "parts", "until", "verb")
+
+    def __init__(self, verb: str, parts: Sequence[bytes | str], future: asyncio.Future[Any], until: float) -> None:
+        self.verb = verb
+        self.parts = parts
+        self.future = future
+        self.until = until
+
+    def answered(self, answer: Any) -> None:
+        """Give whoever waits his part of what the server said."""
+        if self.future.done():
+            return
+        if isinstance(answer, Exception):
+            self.future.set_exception(InternalError(f"the server's answer: {answer}"))
+        else:
+            self.future.set_result(answer)
+
+    def failed(self, error: KsiError) -> None:
+        """Tell whoever waits that there is no answer."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Bundle(Call):
+    """Changes that are one call. It stays as it is, whenever it is sent: the function knows it by its number."""
+
+    __slots__ = ("changes",)
+
+    def __init__(self, command: tuple[Any, ...], changes: Sequence[Change], future: asyncio.Future[Any]) -> None:
+        super().__init__(command, future, min(change.until for change in changes))
+        self.changes = changes
+
+    def answered(self, answer: Any) -> None:
+        """Give each its own."""
+        for change, own in zip(self.changes, answer, strict=True):
+            change.answered(own)
+
+    def failed(self, error: KsiError) -> None:
+        """Tell all."""
+        for change in self.changes:
+            change.failed(error)
+
+
+Bundling = Callable[[Sequence[Change]], tuple[bytes | str, ...]]
+"""Makes the key and the arguments of the function `change`."""
 
 
 class Link:
     """Sends commands and brings answers, over one server's restart or many."""
 
-    def __init__(self, address: Address, library: Library, name: str) -> None:
+    def __init__(self, address: Address, library: Library, name: str, bundling: Bundling) -> None:
         self._address = address
         self._library = library
         self._name = name
+        self._bundling = bundling
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Call] = deque()
+        """What is to be sent, before all changes that are in no bundle yet."""
+        self._changes: deque[Change] = deque()
+        self._flying: deque[Call] = deque()
+        """What was sent and has no answer."""
+        self._bundles = 0
+        """How many of those are bundles."""
+        self._missing: list[Call] = []
+        """What met a server without the library."""
+        self._unsure: list[Call] = []
+        """What the server refuses and may have served before. All else waits for these: it keeps few answers."""
+        self._wire: Wire | None = None
         self._wake = asyncio.Event()
-        self._connection: AbstractConnection | None = None
+        self._arranged = False
+        self._heard = 0.0
+        """When the server last said something, or was asked while it owed nothing."""
         self._failures = 0
+        self._met = False
+        """Whether it ever answered."""
+        self._hurry: float | None = None
+        """How long a server that is away is waited for, now that the end has come."""
+        self._hurried_at = 0.0
         self._closed = False
         self._log = structlog.get_logger("ksi.redis")
         self._task = asyncio.create_task(self._serve(), name=f"ksi-redis-{name}")
-        self.batches = 0
-        """Round trips so far."""
-        self.commands = 0
+        self.trouble = ""
+        """Why the server was away when that was last noticed."""
 
     def submit(self, *command: Any) -> asyncio.Future[Any]:
         """Send a command with the next batch.
@@ -93,161 +200,302 @@ class Link:
             future.set_exception(StoreUnavailable("the store is closed"))
         else:
             self._queue.append(Call(command, future, self._loop.time() + PATIENCE))
-            self._wake.set()
+            self._arrange()
         return future
 
     def fcall(self, verb: str, namespace: str, *args: bytes | str) -> asyncio.Future[Any]:
         """Call one of the library's functions."""
         return self.submit("FCALL", self._library.function(verb), 1, namespace, *args)
 
+    def change(self, verb: str, *parts: bytes | str) -> asyncio.Future[Any]:
+        """Let the function `change` serve this, with others. The future raises what `submit` says."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(StoreUnavailable("the store is closed"))
+        else:
+            self._changes.append(Change(verb, parts, future, self._loop.time() + PATIENCE))
+            self._arrange()
+        return future
+
+    def hurry(self, seconds: float) -> None:
+        """The end is near: give up what a server that is away owes for so long."""
+        self._hurry, self._hurried_at = seconds, self._loop.time()
+        self._loop.call_later(seconds, self._hurried)
+
+    def _hurried(self) -> None:
+        if self._wire is None:
+            self._let_go(self._away(), self._loop.time())
+        elif self._flying and self._loop.time() - self._heard >= QUIET:
+            self._over(TimeoutError("no answer"))
+
     async def close(self) -> None:
         """Take no more, and let go of the server. What is under way is not waited for."""
         self._closed = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        for call in self._queue:
-            if not call.future.done():
-                call.future.set_exception(StoreUnavailable("the store is closed"))
+        self._take_back()
+        closed = StoreUnavailable("the store is closed")
+        waiting: tuple[Call | Change, ...] = (*self._queue, *self._unsure, *self._changes)
+        for one in waiting:
+            one.failed(closed)
         self._queue.clear()
-        await self._disconnect()
+        self._unsure.clear()
+        self._changes.clear()
 
-    # -- the loop -------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def _arrange(self) -> None:
+        """Send when this turn of the loop is over."""
+        if self._wire is None:
+            self._wake.set()
+        elif not self._arranged:
+            self._arranged = True
+            self._loop.call_soon(self._send)
+
+    def _send(self) -> None:
+        """Send what may go now."""
+        self._arranged = False
+        wire = self._wire
+        if wire is None or wire.full or self._unsure:
+            return
+        if self._missing and not self._flying:
+            self._queue.extendleft(reversed(self._missing))
+            self._missing.clear()
+            nobody: asyncio.Future[Any] = self._loop.create_future()
+            nobody.set_result(None)
+            self._queue.appendleft(Call(("FUNCTION", "LOAD", "REPLACE", self._library.text), nobody, 0.0))
+        if self._missing:
+            return
+        now = self._loop.time()
+        if not self._flying:
+            self._heard = now
+        elif now - self._heard >= QUIET:
+            return
+        packed = []
+        while len(self._flying) < UNDER_WAY and (call := self._next()) is not None:
+            call.sent += 1
+            self._bundles += isinstance(call, Bundle)
+            self._flying.append(call)
+            packed.append(hiredis.pack_command(call.command))
+        if packed:
+            wire.write(b"".join(packed))
+
+    def _next(self) -> Call | None:
+        """What is to be sent now; None where nothing is, or a bundle waits until others were answered."""
+        while self._queue:
+            call = self._queue.popleft()
+            if call.wanted:
+                return call
+        if not self._changes or self._bundles >= BUNDLES:
+            return None
+        found: list[Change] = []
+        size = 0
+        while self._changes and len(found) < BUNDLE and size < BUNDLE_BYTES:
+            change = self._changes.popleft()
+            if not change.future.cancelled():
+                found.append(change)
+                size += sum(map(len, change.parts))
+        if not found:
+            return None
+        command = ("FCALL", self._library.function("change"), 1, *self._bundling(found))
+        return Bundle(command, found, self._loop.create_future())
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, answer: Any) -> None:
+        """The server said something: to the call that waits longest."""
+        if not isinstance(answer, Exception):
+            self._landed().answered(answer)
+        elif isinstance(answer, (MovedError, *_ELSEWHERE, exceptions.ConnectionError)):
+            self._over(answer)
+        elif self._flying[0].command[0] == "FUNCTION":
+            self._landed()
+            self._over(StoreUnavailable(f"{self._address} does not take KSI's functions: {answer}"))
+        elif "function not found" in str(answer).lower():
+            call = self._landed()
+            call.sent -= 1
+            self._missing.append(call)
+        else:
+            self._refusal(self._landed(), answer)
+
+    def _refusal(self, call: Call, answer: Exception) -> None:
+        """The server refuses a call. If it may have served it before, only its answer can say."""
+        refusal = _as_ksi_error(answer)
+        if call.sent == 1 or isinstance(refusal, InternalError):
+            call.failed(refusal)
+            return
+        self.trouble = str(answer)
+        if call.sent == 2:
+            self._log.warning("the server refuses what it may have done, asking on", error=self.trouble)
+        if not self._unsure:
+            self._loop.call_later(_PAUSES[-1], self._ask_on)
+        self._unsure.append(call)
+
+    def _ask_on(self) -> None:
+        self._queue.extendleft(reversed(self._unsure))
+        self._unsure.clear()
+        self._arrange()
+
+    def _landed(self) -> Call:
+        call = self._flying.popleft()
+        self._bundles -= isinstance(call, Bundle)
+        return call
+
+    def _over(self, error: Exception) -> None:
+        if self._wire is not None:
+            self._wire.fail(error)
+
+    def _ready(self) -> None:
+        """Answers came: there is room for more."""
+        self._heard = self._loop.time()
+        self._met = True
+        self._failures = 0
+        if self._queue or self._changes or self._missing:
+            self._arrange()
+
+    def _take_back(self) -> None:
+        """What was sent and not answered is to be sent first."""
+        self._queue.extendleft(reversed((*self._flying, *self._missing)))
+        self._flying.clear()
+        self._missing.clear()
+        self._bundles = 0
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                batch = [call for call in batch if call.sent or not call.future.cancelled()]
-                await self._deliver(batch)
+            while self._queue or self._changes:
+                await self._deliver()
 
-    async def _deliver(self, batch: list[Call]) -> None:
-        """Send a batch and take its answers; what got none goes back to the front of the queue."""
-        unanswered = deque(batch)
+    async def _deliver(self) -> None:
+        """Send and take answers until the connection is over."""
         try:
-            connection = await self._connected()
-            await self._exchange(connection, unanswered)
-            self._failures = 0
+            raise await self._exchange()
         except KsiError as error:
-            self._refuse(unanswered, error)
+            await self._refused(error)
         except MovedError as moved:
             self._address.moved(moved.host, moved.port)
-            await self._disconnect()
         except (*_GONE, *_ELSEWHERE) as error:
-            await self._lost(error, unanswered)
-        except asyncio.CancelledError:
-            self._queue.extendleft(reversed(unanswered))
-            raise
-        self._queue.extendleft(reversed(unanswered))
+            await self._lost(error)
 
-    async def _exchange(self, connection: AbstractConnection, unanswered: deque[Call]) -> None:
-        commands = [call.said for call in unanswered]
-        for call in unanswered:
-            call.sent = True
-        self.batches += 1
-        self.commands += len(unanswered)
-        again: list[Call] = []
-        async with asyncio.timeout(ANSWER_TIME):
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            while unanswered:
-                try:
-                    answer = await connection.read_response(disable_decoding=True, timeout=math.inf)
-                except (MovedError, *_ELSEWHERE):
-                    raise
-                except ResponseError as error:
-                    if "function not found" in str(error).lower():
-                        again.append(unanswered.popleft())
-                    else:
-                        _fail(unanswered.popleft(), _as_ksi_error(error))
-                    continue
-                call = unanswered.popleft()
-                if not call.future.done():
-                    call.future.set_result(answer)
-        if again:
-            unanswered.extend(again)
-            await self._load(connection)
+    async def _exchange(self) -> BaseException:
+        """Serve over one connection; why it is over."""
+        self._wire = wire = await self._connected()
+        try:
+            self._send()
+            while True:
+                rest = patience = ANSWER_TIME if self._hurry is None else min(self._hurry, ANSWER_TIME)
+                if self._flying:
+                    rest -= self._loop.time() - self._heard
+                if rest <= 0:
+                    return TimeoutError(f"no answer for {patience:g} s")
+                done, _ = await asyncio.wait({wire.lost}, timeout=rest)
+                if done:
+                    return wire.lost.result()
+        finally:
+            self._wire = None
+            self._take_back()
+            await self._disconnect(wire)
 
     # -- the connection -------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
-            try:
-                connection = await self._address.connect()
-            except exceptions.ConnectionError as error:
-                # What the server says to a wrong password comes wrapped as a lost connection.
-                if not isinstance(error.__cause__ or error, AuthenticationError):
-                    raise
-                raise StoreUnavailable(f"{self._address}: {error} Put user and password into store.url") from None
-            self._connection = connection
-            if self._failures:
-                self._log.info("the server is back", link=self._name, server=str(self._address))
-        return self._connection
-
-    async def _load(self, connection: AbstractConnection) -> None:
-        """Give the server the library, where it does not have it: after its first start or a failover."""
-        async with asyncio.timeout(ANSWER_TIME):
-            await connection.send_command("FUNCTION", "LOAD", "REPLACE", self._library.text)
-            try:
-                await connection.read_response(timeout=math.inf)
-            except (MovedError, *_ELSEWHERE):
+    async def _connected(self) -> Wire:
+        try:
+            connection = await self._address.connect()
+        except exceptions.ConnectionError as error:
+            advice = _advice(error)
+            if advice is None:
                 raise
-            except ResponseError as error:
-                raise StoreUnavailable(f"{self._address} does not take KSI's functions: {error}") from None
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+            self.trouble = advice
+            raise StoreUnavailable(f"{self._address}: {advice}") from None
+        if self._failures:
             try:
+                # What was not sent yet shall not be tied to a server that takes connections and says nothing.
+                await self._ping(connection)
+            except BaseException:
                 await connection.disconnect(nowait=True)
-            except (RedisError, OSError) as error:
-                self._log.debug("connection not closed in order", error=str(error))
+                raise
+            self._log.info("the server is back", link=self._name, server=str(self._address))
+        return Wire(connection, self._answer, self._ready)
 
-    async def _lost(self, error: BaseException, unanswered: deque[Call]) -> None:
+    async def _ping(self, connection: AbstractConnection) -> None:
+        async with asyncio.timeout(CONNECT_TIME):
+            await connection.send_command("PING")
+            await connection.read_response(timeout=math.inf)
+
+    async def _disconnect(self, wire: Wire) -> None:
+        try:
+            await wire.close()
+        except (RedisError, OSError) as error:
+            self._log.debug("connection not closed in order", error=str(error))
+
+    async def _lost(self, error: BaseException) -> None:
         """The server is away: let go of what has waited long enough, and pause before the next try."""
-        await self._disconnect()
         self._address.lost()
+        self.trouble = _word(error)
         if self._failures == 0:
             self._log.error(
-                "the server is away, trying again", link=self._name, server=str(self._address), error=_word(error)
+                "the server is away, trying again", link=self._name, server=str(self._address), error=self.trouble
             )
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
-        away = StoreUnavailable(f"{self._address} is away ({_word(error)}); try again when it is back")
-        now = self._loop.time()
-        self._queue.extendleft(reversed(unanswered))
-        unanswered.clear()
-        kept = [call for call in self._queue if call.sent or call.until > now]
-        for call in self._queue:
-            if not call.sent and call.until <= now:
-                _fail(call, away)
-        self._queue = deque(kept)
+        self._let_go(self._away(), self._loop.time())
         await asyncio.sleep(pause)
 
-    def _refuse(self, calls: deque[Call], error: KsiError) -> None:
-        for call in calls:
-            _fail(call, error)
-        calls.clear()
+    def _away(self) -> StoreUnavailable:
+        advice = "try again when it is back" if self._met else WRONG
+        return StoreUnavailable(f"{self._address} is away ({self.trouble}); {advice}")
 
+    async def _refused(self, error: KsiError) -> None:
+        """The server will not have us. What it may have served before this waits until it will."""
+        self._let_go(error)
+        if self._queue:
+            self._failures += 1
+            await asyncio.sleep(_PAUSES[-1])
 
-def _fail(call: Call, error: KsiError) -> None:
-    if not call.future.done():
-        call.future.set_exception(error)
+    def _let_go(self, error: KsiError, now: float | None = None) -> None:
+        """Give up what was never sent: what has waited long enough `now`, or all. At the end, what was sent too."""
+
+        def kept(one: Call | Change) -> bool:
+            if self._hurry is not None:
+                born = one.until - PATIENCE
+                return now is not None and now < max(born, self._hurried_at) + self._hurry
+            return (isinstance(one, Call) and one.sent > 0) or (now is not None and now < one.until)
+
+        waiting: tuple[Call | Change, ...] = (*self._queue, *self._changes)
+        self._queue = deque(call for call in self._queue if kept(call))
+        self._changes = deque(change for change in self._changes if kept(change))
+        for one in waiting:
+            if not kept(one):
+                one.failed(error)
 
 
 def _word(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _as_ksi_error(error: ResponseError) -> KsiError:
+def _advice(error: exceptions.ConnectionError) -> str | None:
+    """What to do about a server that will not have us or is not to be trusted; None where it is just away."""
+    # All of this comes wrapped as a lost connection.
+    reason = error.__cause__ or error.__context__ or error
+    if isinstance(reason, AuthenticationError):
+        return f"{reason} Put user and password into store.url"
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({reason.verify_message}). Add ?ssl_ca_certs=/path to store.url with the "
+            "authority that signed it, and call the server by a name that the certificate has"
+        )
+    if isinstance(reason, ssl.SSLError) and not isinstance(reason, _BROKEN_OFF):
+        return f"no TLS connection ({_word(reason)}). If it has no TLS there, store.url begins with redis:// instead"
+    return None
+
+
+def _as_ksi_error(error: Exception) -> KsiError:
     if isinstance(error, OutOfMemoryError):
         return StoreFull(f"the server has no room left ({error}); raise its maxmemory or shorten [retention]")
     word = str(error)
     if word.startswith(("MISCONF", "NOREPLICAS", "NOPERM", "NOAUTH", "BUSY")):
         return StoreUnavailable(f"the server refuses: {word}")
     return InternalError(f"the server's answer: {word}")
-
-
-def commands_of(links: Sequence[Link]) -> tuple[int, int]:
-    """How many round trips and commands went over these links."""
-    return sum(link.batches for link in links), sum(link.commands for link in links)

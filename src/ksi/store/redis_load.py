@@ -54,13 +54,17 @@ class Writing:
         """The record `count`."""
         counts = {state.value: number for state, number in self._data.states.items()}
         series = {name: self._data.last_number(name) for name in _SERIES}
-        return encode({**counts, **series, "account": len(self._data.spent)})
+        bound = sum(1 for _, node, *_ in self._data.ready.walk() if node)
+        return encode({**counts, **series, "account": len(self._data.spent), "bound": bound})
 
     def commands(self) -> Iterator[Command]:
         """All but `count`."""
         data = self._data
         for route in sorted(data.routes):
             yield _entry("routes", route)
+        for node, heard in data.heard.items():
+            yield "ZADD", "heard", "NX", str(heard + self._shift), node
+            yield "ZREM", "lost", node
         yield "HSET", "logged", self._daemon, key16(data.watermark)
         for conversation in data.numbered.values():
             yield from self._conversation(conversation)
@@ -83,6 +87,8 @@ class Writing:
         number = key16(conversation.number)
         root = key16(conversation.root)
         ready = self._data.ready_request(conversation)
+        waits_for = None if ready is None else self._data.waits_for(ready)
+        binding = self._data.binding(conversation)
         kept = conversation.members or conversation.children or conversation.reminders
         idle = None if kept else pad20(conversation.active_at) + number
         lined = self._data.head_of_line(conversation) is not None
@@ -109,6 +115,9 @@ class Writing:
             since=None if conversation.since is None else pad20(conversation.since),
             ready=None if ready is None else _place(ready),
             ready_route=None if ready is None else ready.route,
+            ready_node=waits_for,
+            node=None if binding is None else binding.node,
+            keeper=None if binding is None else binding.provider,
             idle=idle,
             lined="1" if lined else None,
             reminding=True if conversation.reminders else None,
@@ -121,7 +130,9 @@ class Writing:
         if conversation.holder is not None:
             yield _entry("held", number)
         if ready is not None:
-            yield _entry(f"ready:{ready.route}", _place(ready))
+            lane = ready.route if waits_for is None else f"{ready.route}\n{waits_for}"
+            yield _entry(f"ready:{lane}", _place(ready))
+            yield _entry("routes", lane)
         yield "SET", f"name:{conversation.name}", number
         for alias in conversation.aliases:
             yield "SET", f"name:{alias}", number

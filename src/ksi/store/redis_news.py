@@ -39,6 +39,8 @@ class Kind(StrEnum):
     """An external waiter of this daemon has its lock."""
     GONE = "gone"
     """An external holder or waiter of this daemon is none any more."""
+    PROVIDER = "provider"
+    """The record of a provider changed; `name` is it."""
     LOST = "lost"
     """This daemon was taken for dead: what it ran is not its own any more; `keys` are those runs."""
     MISSED = "missed"
@@ -64,8 +66,9 @@ OnNews = Callable[[News], None]
 class Listener:
     """Hears what is published for one life of this daemon, over one server's restart or many."""
 
-    def __init__(self, address: Address, channel: str, on_news: OnNews) -> None:
+    def __init__(self, address: Address, channel: str, on_news: OnNews, *, quiet: float = QUIET) -> None:
         self._address = address
+        self._quiet = quiet
         self._channel = channel
         self._on_news = on_news
         self._listening = asyncio.Event()
@@ -92,6 +95,8 @@ class Listener:
                 await self._hear(connection)
             except _GONE as error:
                 self._log.debug("news interrupted", error=str(error))
+            except Exception:  # noqa: BLE001 - the top of a long-lived loop: without it nobody hears of the others
+                self._log.exception("news interrupted")
             finally:
                 if connection is not None:
                     await connection.disconnect(nowait=True)
@@ -101,11 +106,10 @@ class Listener:
         await connection.send_command("SUBSCRIBE", self._channel)
         asked = False
         while True:
-            try:
-                message: Any = await connection.read_response(timeout=QUIET, disconnect_on_error=False)
-            except (exceptions.TimeoutError, TimeoutError):
+            message: Any = await connection.read_response(timeout=self._quiet, disconnect_on_error=False)
+            if message is None:
                 if asked:
-                    raise
+                    raise TimeoutError(f"{self._address} says nothing")
                 asked = True
                 await connection.send_command("PING")
                 continue

@@ -31,7 +31,18 @@ from ksi.store.redis_values import (
     write_cursor,
 )
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
-from ksi.store.values import Fork, Listing, LockView, LoggedTurn, Page, RequestRow, RequestView, SessionView, Totals
+from ksi.store.values import (
+    Fork,
+    Listing,
+    LockView,
+    LoggedTurn,
+    NodeView,
+    Page,
+    RequestRow,
+    RequestView,
+    SessionView,
+    Totals,
+)
 
 T = TypeVar("T")
 
@@ -65,6 +76,11 @@ class _Routes(msgspec.Struct, frozen=True):
 
 class _Watermark(msgspec.Struct, frozen=True):
     watermark: int
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    heard: tuple[tuple[str, int], ...]
+    lost: tuple[tuple[str, int], ...]
 
 
 class _Root(msgspec.Struct, frozen=True):
@@ -143,6 +159,13 @@ class RedisReads:
         """See the protocol."""
         found, _ = await self._calls.read("routes", _Routes)
         return dict(found.routes)
+
+    async def nodes(self) -> list[NodeView]:
+        """Machines that were heard of lately, by name; lost ones for thirty days."""
+        found, _ = await self._calls.read("nodes", _Nodes)
+        heard = [NodeView(node=node, heard_at=at) for node, at in found.heard]
+        lost = [NodeView(node=node, heard_at=at, lost=True) for node, at in found.lost]
+        return sorted(heard + lost, key=lambda view: view.node)
 
     async def log_after(self, watermark: int, limit: int, max_chars: int = 2**62) -> list[LoggedTurn]:
         """See the protocol: what this daemon ran."""

@@ -12,6 +12,7 @@ import msgspec
 
 from ksi.request import Attempt, Outcome, Priority, State, Turn
 from ksi.store.admission import Routing
+from ksi.store.binding import node_of
 from ksi.store.chains import Block, ChainLimits, ChildRequest
 from ksi.store.memory_chain_data import Chain, Injection, Link
 from ksi.store.memory_data import Conversation, ExternalLock, MemoryData, Request, Spent, TurnRecord
@@ -109,7 +110,9 @@ class Reading:
         for state in State:
             self._data.states[state] = int(counts.get(state.value, 0))
         self._data.count_on({name: int(counts.get(name, 0)) for name in ("member", "turn", "fence")})
-        self._data.routes.update(route.decode() for route in await self._index("routes"))
+        # What waits for one machine is in a lane of its own, which goes by its route and that machine.
+        names = [name.decode() for name in await self._index("routes")]
+        self._data.routes.update(name.rpartition("\n")[0] or name for name in names)
 
     async def _conversations(self) -> None:
         numbers = await self._keys("sessions")
@@ -294,6 +297,7 @@ class Reading:
                 last_message=attempt.last_message,
                 conversation=conversation.name,
                 reminders=kept.reminders,
+                node=node_of(attempt),
             )
             request_id = "" if member is None else member.request_id
             self._data.turns[number] = TurnRecord(

@@ -20,8 +20,8 @@ from ksi.store.values import StoreRules
 PIECE = 500
 """Records that an export gives at once."""
 
-_STAYS = ("meta", "count", "lives", "dead", "daemons", "nodes", "seen", "woken", "stop")
-"""What a namespace knows of its daemons; a load leaves it as it is."""
+_STAYS = ("meta", "count", "lives", "dead", "daemons", "heard", "lost", "seen", "woken", "stop", "providers")
+"""What a namespace knows of its daemons and of providers; a load leaves it as it is."""
 
 _KEEP = 15.0
 """Seconds after which the server is told again that somebody is at work."""

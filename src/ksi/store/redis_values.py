@@ -10,6 +10,7 @@ import msgspec
 
 from ksi.errors import InvalidData
 from ksi.request import Attempt, Outcome, Priority, State, Turn
+from ksi.store.binding import node_of
 from ksi.store.chains import Block, ChainView, InjectionView, MemberGrant, Reminder
 from ksi.store.values import (
     CancelOutcome,
@@ -94,6 +95,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     held: bool = False
     position: int | None = None
     holder: str | None = None
+    node: str | None = None
 
     @property
     def shown_provider(self) -> str | None:
@@ -127,6 +129,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
             requeued_from=self.requeued_from,
             position=self.position,
             holder=self.holder,
+            node=self.node,
             chain=self.chain,
             parent=self.parent,
             depth=self.depth,
@@ -248,6 +251,7 @@ class ClaimMap(Answer, frozen=True, kw_only=True):
 
     started: tuple[RunMap, ...] = ()
     blocked: tuple[Ended, ...] = ()
+    waits: dict[str, int] = {}
 
 
 class SettleMap(Answer, frozen=True, kw_only=True):
@@ -315,6 +319,7 @@ class LockFields(msgspec.Struct, frozen=True, kw_only=True):
     metadata: str | None = None
     line: tuple[LineEntry, ...] = ()
     waiting: int = 0
+    node: str | None = None
 
     @property
     def shown(self) -> LockView:
@@ -330,6 +335,7 @@ class LockFields(msgspec.Struct, frozen=True, kw_only=True):
             metadata=None if self.metadata is None else self.metadata.encode("latin-1"),
             line=self.line,
             waiting=self.waiting,
+            node=self.node,
         )
 
 
@@ -368,7 +374,7 @@ def kept_turn(data: bytes) -> KeptTurn:
     reminders = agent + int(data[79:87])
     attempt = _attempts.decode(data[reminders:])
     if data[72:73] == b"U":
-        attempt = msgspec.structs.replace(attempt, provider_session=None, last_message=None)
+        attempt = msgspec.structs.replace(attempt, provider_session=None, last_message=None, node=None)
     return KeptTurn(
         previous=int(data[:16]) or None,
         key=int(data[16:32]),
@@ -392,7 +398,7 @@ def kept_account(entry: bytes) -> Spent:
     spent = msgspec.msgpack.decode(entry[37:], type=Spent)
     flag, attempt = entry[36:37], spent.attempt
     if flag == b"U":
-        attempt = msgspec.structs.replace(attempt, provider_session=None, last_message=None)
+        attempt = msgspec.structs.replace(attempt, provider_session=None, last_message=None, node=None)
     if flag == b"F":
         return msgspec.structs.replace(
             spent, first=False, attempt=msgspec.structs.replace(attempt, outcome=Outcome.FENCED)
@@ -415,6 +421,7 @@ def turn_of(number: bytes, kept: bytes, body: bytes, conversation: bytes) -> Tur
         last_message=attempt.last_message,
         conversation=conversation.decode(),
         reminders=found.reminders,
+        node=node_of(attempt),
     )
 
 

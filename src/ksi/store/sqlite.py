@@ -25,6 +25,7 @@ from ksi.store.chains import (
     MemberRow,
     Trail,
 )
+from ksi.store.provider_records import KeptRecords, PutRecord, RecordKeeper
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.sqlite_chain_reads import ChainReads
 from ksi.store.sqlite_chains import Chains
@@ -97,6 +98,7 @@ class SqliteStore:
         self._rules = rules
         self._chance = chance
         self._durability = durability
+        self._keeper = RecordKeeper()
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """See `Store.open`."""
@@ -208,6 +210,14 @@ class SqliteStore:
     async def reset_chain(self, name: str, now: Moment) -> ChainView:
         """See `Store.reset_chain`."""
         return await self._committer.submit(lambda: self._chains.reset(name, now))
+
+    async def provider_records(self, now: Moment) -> KeptRecords:
+        """See `Store.provider_records`: kept while this daemon lives, as it alone has the database."""
+        return self._keeper.all(now)
+
+    async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
+        """See `Store.put_provider_record`."""
+        return self._keeper.put(name, version, value, now)
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
         """See `Store.cancel`."""

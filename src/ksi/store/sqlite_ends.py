@@ -7,6 +7,7 @@ import msgspec
 from ksi.clock import Moment
 from ksi.errors import FailureClass, InternalError, NotFound
 from ksi.request import Attempt, Outcome, State
+from ksi.store.binding import SESSION_FORKS
 from ksi.store.chains import Aftermath, Block, InjectionView
 from ksi.store.sqlite_chains import Chains
 from ksi.store.sqlite_injections import Injections
@@ -140,7 +141,7 @@ class Ends:
         if attempt.fork is None or attempt.provider_session is None:
             return None
         before = self._ledger.scalar("session_at", head) if head is not None else None
-        parent = before if attempt.fork == "new_session" and before is not None else claim.conversation
+        parent = before if attempt.fork in SESSION_FORKS and before is not None else claim.conversation
         fork = Fork(
             parent=parent,
             child=attempt.provider_session,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -28,10 +29,26 @@ class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
     """How long a conversation is kept after its last activity."""
     position_limit: int = 1_000
     """Positions are exact up to here (L2)."""
+    node_timeout: int = 60_000_000
+    """How long a machine may be silent before what is bound to it goes on elsewhere (D4)."""
     guard_messages: int = 3
     """How many notices of a block a chain may send past its limits."""
     chain_limits: ChainLimits = ChainLimits(max_depth=20, token_budget=2_000_000, time_window=86_400_000_000)
     """The daemon's own maxima: the limits of a root that was in no chain when it came in."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What all who take the same slots may begin together; None is no limit. Stores that one daemon has for itself are
+    given none: it keeps them."""
+
+    probes: int | None = None
+    """Calls that run at once while the provider is tried again, beside those that hang from before (F3)."""
+    requests: int | None = None
+    """Calls that begin in a minute."""
+    tokens: int | None = None
+    """Tokens in a minute: guessed from the body when a call begins, put right when it settles."""
+    known: int | None = None
+    """The version of the provider's record by which probes are sent; where another one is kept, none may begin."""
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -42,6 +59,7 @@ class Offer(msgspec.Struct, frozen=True):
     limit: int
     by_node: bool = False
     """Only what runs there on this machine counts; else what runs there at all daemons (D4)."""
+    terms: Terms | None = None
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +122,8 @@ class Claims(msgspec.Struct, frozen=True):
     started: tuple[Claimed, ...] = ()
     blocked: tuple[Ended, ...] = ()
     """Members whose chain had no place for them any more: they ended as blocked (C5)."""
+    waits: Mapping[str, int] = {}
+    """Microseconds until the terms of a provider let a call begin, of those that let none now."""
 
 
 class Passing(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,6 +347,8 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     """In its conversation's line, while it stands there."""
     holder: str | None = None
     """Who holds its conversation, if another does."""
+    node: str | None = None
+    """The machine whose daemons alone may start it, while it could start now (D4)."""
     chain: str | None = None
     """Its chain's id, where it belongs to one."""
     parent: str | None = None
@@ -425,6 +447,8 @@ class LockView(msgspec.Struct, frozen=True, kw_only=True):
     """The first of the line, as many as were asked for."""
     waiting: int = 0
     """How many stand in the line, exact up to `StoreRules.position_limit`."""
+    node: str | None = None
+    """The machine that its provider session lives on, where it lives on one of several (D4)."""
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True):
@@ -450,6 +474,18 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     agents: tuple[str, ...] = ()
     locked: bool = False
     forked_from: str | None = None
+    node: str | None = None
+    """The machine that its provider session lives on, where it lives on one of several (D4)."""
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine whose daemons share a store (D4)."""
+
+    node: str
+    heard_at: int
+    """When one of its daemons was last heard of, by the store's clock."""
+    lost: bool = False
+    """Silent for `StoreRules.node_timeout`: what is bound to it goes on elsewhere."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,6 +80,9 @@ class Player:
     def problem(self) -> str | None:
         return None
 
+    def knows(self, session: str) -> bool:
+        return False
+
     async def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
         self.calls.append(call)
         steps = self.plays.pop(0) if len(self.plays) > 1 else self.plays[0]
@@ -166,7 +169,15 @@ class Ear:
 class Parts:
     """Everything between the store and the providers."""
 
-    def __init__(self, *players: Player, rules: StoreRules | None = None, **sections: Any) -> None:
+    def __init__(
+        self,
+        *players: Player,
+        rules: StoreRules | None = None,
+        store: FaultyStore | None = None,
+        node: str | None = None,
+        **sections: Any,
+    ) -> None:
+        """`store` is one that other parts use too, and `node` the machine that these are on."""
         self.players = {player.name: player for player in players or (Player(),)}
         configured = {
             name: ProviderConfig(kind="player", models=("m/*",), priority=number, max_concurrency=2)
@@ -177,7 +188,7 @@ class Parts:
         self.config = msgspec.structs.replace(defaults, **({"service": service} | sections))
         self.clock = SimulatedClock(wall=1_800_000_000.0)
         self.chance = Chance(random.Random(1))
-        self.store = FaultyStore(rules or StoreRules())
+        self.store = store or FaultyStore(rules or StoreRules())
         self.bus = EventBus(self.clock)
         self.locks = LockEvents(self.bus)
         can = {name: player.capabilities for name, player in self.players.items()}
@@ -186,7 +197,7 @@ class Parts:
         self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events)
         router = Router(configured, {})
         self.providers = ProviderManager(self.config, self.players, router, self.bus, self.clock)
-        self.sessions = SessionManager(self.store, self.config.session)
+        self.sessions = SessionManager(self.store, self.config.session, node)
         breaker = ChainBreaker(self.config.chain, self.config.patterns)
         templates = Templates()
         self.injections = InjectionManager(
@@ -209,6 +220,7 @@ class Parts:
             self.config,
             self.clock,
             self.chance,
+            node,
         )
         self.queue = QueueManager(
             self.store,

@@ -71,6 +71,36 @@ async def test_an_answer_completes_the_request_and_leaves_its_trail(parts: Parts
     assert attempt.finished_at - attempt.started_at == 1_500_000
 
 
+@pytest.mark.promise("D4")
+@pytest.mark.parametrize(
+    ("node", "session", "kept", "lives"),
+    [("a", "ps", True, "a"), ("a", None, True, None), ("a", "ps", False, None), (None, "ps", True, None)],
+)
+async def test_an_answer_says_on_which_machine_its_provider_session_lives(
+    node: str | None, session: str | None, kept: bool, lives: str | None
+) -> None:
+    parts = Parts(Player(sessions_on_node=kept), node=node)
+    parts.player.play([whole(provider_session=session)])
+    await execute(parts, await parts.claim())
+    assert (await parts.view("r1")).attempts[0].node == lives
+
+
+@pytest.mark.promise("D4")
+@pytest.mark.parametrize(("session", "kind"), [("new", "node_lost"), (None, None)])
+async def test_a_session_that_was_lost_with_its_machine_is_told_as_a_fork(
+    session: str | None, kind: str | None
+) -> None:
+    gone = Parts(Player(stateful=True, sessions_on_node=True), node="a")
+    gone.player.play([whole(provider_session="old")])
+    await execute(gone, await gone.claim(conversation="talk"))
+    here = Parts(Player(stateful=True, sessions_on_node=True), node="b", store=gone.store)
+    here.player.play([whole(provider_session=session)])
+    here.count = gone.count
+    settled = await execute(here, await here.claim(conversation="talk"))
+    fork = None if settled.fork is None else (settled.fork.kind, settled.fork.parent, settled.fork.child)
+    assert fork == (None if kind is None else (kind, "old", "new"))
+
+
 async def test_a_provider_is_asked_for_its_own_name_of_the_model_with_what_the_request_says(parts: Parts) -> None:
     claim = await parts.claim(system="be brief", max_tokens=7)
     await execute(parts, claim)

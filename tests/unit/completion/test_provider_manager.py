@@ -135,17 +135,17 @@ class House:
 
 
 @pytest.mark.promise("F4", "Q6")
-def test_a_route_is_offered_with_the_first_provider_that_can_be_asked() -> None:
+async def test_a_route_is_offered_with_the_first_provider_that_can_be_asked() -> None:
     house = House()
     assert house.route == "a,b,c"
     assert house.offers() == [("a", 4)]
-    house.manager.set_enabled("a", enabled=False)
+    await house.manager.set_enabled("a", enabled=False)
     assert house.offers() == [("b", 4)]
     house.fail("b")
     assert house.offers() == [("c", 4)]
     house.end(house.begin("c"), FailureClass.RATE_LIMITED, 30.0)
     assert house.offers() == []
-    house.manager.set_enabled("a", enabled=True)
+    await house.manager.set_enabled("a", enabled=True)
     assert house.offers() == [("a", 4)]
 
 
@@ -164,16 +164,16 @@ async def test_one_that_is_being_tried_is_offered_with_its_probes_before_the_nex
 
 
 @pytest.mark.promise("F4")
-def test_what_failed_stands_behind_and_is_offered_only_when_nobody_else_is_left() -> None:
+async def test_what_failed_stands_behind_and_is_offered_only_when_nobody_else_is_left() -> None:
     house = House()
     rest = house.manager.others("a,b,c", "a", house.now)
     assert rest == "b,c,~a"
     assert house.offers(rest) == [("b", 4)]
     for name in ("b", "c"):
-        house.manager.set_enabled(name, enabled=False)
+        await house.manager.set_enabled(name, enabled=False)
     assert house.offers(rest) == [("a", 4)]
     assert house.manager.others(rest, "b", house.now) is None
-    house.manager.set_enabled("c", enabled=True)
+    await house.manager.set_enabled("c", enabled=True)
     assert house.manager.others(rest, "b", house.now) == "c,~a,~b"
     assert house.manager.others("c,~a,~b", "c", house.now) is None
 
@@ -189,7 +189,7 @@ async def test_a_provider_that_answers_by_two_models_is_offered_once() -> None:
 
 
 @pytest.mark.promise("F5")
-def test_a_route_is_back_with_the_first_of_its_providers() -> None:
+async def test_a_route_is_back_with_the_first_of_its_providers() -> None:
     house = House()
     later = microseconds(30)
     house.end(house.begin("a"), FailureClass.RATE_LIMITED, 30.0)
@@ -197,9 +197,9 @@ def test_a_route_is_back_with_the_first_of_its_providers() -> None:
     assert house.manager.back("a,b", house.now) == house.now.wall
     house.fail("b")
     assert house.manager.back("a,b", house.now) == house.now.wall + microseconds(10)
-    house.manager.set_enabled("b", enabled=False)
+    await house.manager.set_enabled("b", enabled=False)
     assert house.manager.back("a,b", house.now) == house.now.wall + later
-    house.manager.set_enabled("a", enabled=False)
+    await house.manager.set_enabled("a", enabled=False)
     assert house.manager.back("a,b", house.now) is None
     assert house.manager.back("stranger", house.now) is None
 
@@ -220,19 +220,19 @@ async def test_a_quota_is_told_once_however_many_calls_meet_it_and_its_return_to
 
 
 @pytest.mark.promise("F3", "F5")
-def test_a_reset_is_told_for_each_thing_that_it_ends() -> None:
+async def test_a_reset_is_told_for_each_thing_that_it_ends() -> None:
     house = House()
     house.fail("a")
     house.end(house.begin("a"), FailureClass.RATE_LIMITED, 30.0)
     house.ear.steps()
-    report = house.manager.reset("a")
+    report = await house.manager.reset("a")
     assert (report["breaker"], report["open_until"], report["parked_until"]) == ("closed", None, None)
     assert house.ear.steps() == [("a", "open", "closed"), ("a", "parked", "closed")]
     assert house.offers() == [("a", 4)]
-    house.manager.reset("a")
+    await house.manager.reset("a")
     assert house.ear.steps() == []
     with pytest.raises(NotFound, match="there are: a, b, c"):
-        house.manager.reset("nobody")
+        await house.manager.reset("nobody")
 
 
 @pytest.mark.promise("F5")
@@ -282,10 +282,10 @@ async def test_all_are_stopped_whatever_one_of_them_does() -> None:
     assert house.manager.problems() == ["provider a: no key"]
 
 
-def test_an_unknown_provider_is_told_and_one_that_the_configuration_switched_off_is_told_as_such() -> None:
+async def test_an_unknown_provider_is_told_and_one_that_the_configuration_switched_off_is_told_as_such() -> None:
     house = House()
     with pytest.raises(NotFound, match="there are: a, b, c"):
-        house.manager.reset("nobody")
+        await house.manager.reset("nobody")
     configs = {
         "here": ProviderConfig(kind="stub", models=("m/*",)),
         "away": ProviderConfig(kind="stub", models=("m/*",), enabled=False),
@@ -296,9 +296,9 @@ def test_an_unknown_provider_is_told_and_one_that_the_configuration_switched_off
     manager = ProviderManager(config, here, Router(enabled, {}), EventBus(house.clock), house.clock)
     for ask in (manager.reset, lambda name: manager.set_enabled(name, True)):
         with pytest.raises(NotFound, match="enabled = false"):
-            ask("away")
+            await ask("away")
         with pytest.raises(NotFound, match="did you mean 'here'"):
-            ask("hera")
+            await ask("hera")
 
 
 @pytest.mark.promise("Q6")

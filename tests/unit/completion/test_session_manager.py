@@ -439,6 +439,42 @@ async def test_a_stateless_provider_is_told_of_no_session() -> None:
     assert (call.provider_session, call.last_message, call.history) == (None, None, 0)
 
 
+# -- machines ---------------------------------------------------------------------------------------------------------
+
+
+def on_machine(node: str | None) -> Talk:
+    """A conversation that a daemon on this machine leads."""
+    talk = Talk()
+    talk.sessions = SessionManager(talk.store, Session(), node)
+    return talk
+
+
+@pytest.mark.promise("D4")
+async def test_a_session_on_another_machine_is_begun_anew_from_the_history_and_is_a_fork() -> None:
+    talk = on_machine("b")
+    await talk.turn("q1", "a1", provider_session="ps", last_message="m1", node="a")
+    call = await talk.call(await talk.claim("q2"), keeper())
+    assert (call.provider_session, call.last_message, call.history, call.fork) == (None, None, 0, "node_lost")
+    assert said(call) == ["q1", "a1", "q2"]
+
+
+@pytest.mark.promise("D4")
+@pytest.mark.parametrize(("here", "there"), [("a", "a"), ("a", None), (None, None), (None, "a")])
+async def test_a_session_on_this_machine_or_on_none_goes_on(here: str | None, there: str | None) -> None:
+    talk = on_machine(here)
+    await talk.turn("q1", "a1", provider_session="ps", last_message="m1", node=there)
+    call = await talk.call(await talk.claim("q2"), keeper())
+    assert (call.provider_session, call.fork) == ("ps", None)
+
+
+@pytest.mark.promise("D4")
+async def test_what_another_provider_held_on_another_machine_is_no_loss_to_this_one() -> None:
+    talk = on_machine("b")
+    await talk.settle(await talk.claim("q1", offer=OTHER), "a1", provider_session="ps", node="a")
+    call = await talk.call(await talk.claim("q2"), keeper())
+    assert (call.provider_session, call.fork) == (None, None)
+
+
 # -- lives ------------------------------------------------------------------------------------------------------------
 
 

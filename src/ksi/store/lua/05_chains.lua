@@ -139,7 +139,7 @@ local function new_chain(name, limits, created, started)
   chain.used, chain.estimated, chain.reserved, chain.guards, chain.resets, chain.deepest = 0, 0, 0, 0, 0, 0
   chain.reset_key = NONE
   dirty[chain] = true
-  call('SET', P .. 'chain:' .. name, number)
+  put_text('chain:' .. name, number)
   add('chains', number)
   return chain
 end
@@ -157,7 +157,7 @@ local function add_member(rec, chain, membership, limits, depth, parent, block, 
     set_routing(rec, link, 1)
   end
   if mark then
-    call('HSET', P .. 'm:' .. rec.key, 'mark', mark)
+    direct('HSET', P .. 'm:' .. rec.key, 'mark', mark)
   end
   add('chm:' .. chain.number, rec.key)
   put(chain, 'deepest', math.max(chain.deepest, depth))
@@ -222,10 +222,10 @@ local function chain_view(chain, link)
       closed = chain.closed or false,
       tripped = chain.tripped,
     },
-    members = call('ZCARD', P .. 'chm:' .. chain.number),
+    members = look('ZCARD', 'chm:' .. chain.number),
     depth = link and link.depth or chain.deepest,
     estimated = chain.estimated,
-    unfinished = call('ZCARD', P .. 'cho:' .. chain.number),
+    unfinished = look('ZCARD', 'cho:' .. chain.number),
     guard_messages = chain.guards,
     resets = chain.resets,
   }
@@ -233,11 +233,11 @@ end
 
 -- A chain by its id, or by any member's, with that member's link.
 local function chain_called(name)
-  local number = call('GET', P .. 'chain:' .. name)
+  local number = text('chain:' .. name)
   if number then
     return record('ch:' .. number)
   end
-  local key = call('GET', P .. 'id:' .. name)
+  local key = text('id:' .. name)
   local rec = key and request(key)
   if rec and rec.chain then
     return chain_of(rec), link_of(rec)
@@ -275,7 +275,7 @@ end
 
 local function delivered(inj)
   move_injection(inj, 'delivered', true)
-  call('DEL', P .. 'ic:' .. inj.number)
+  drop('ic:' .. inj.number)
 end
 
 local function bury(inj, state, reason)
@@ -318,12 +318,12 @@ local function take_reminders(rec, conv)
   if not conv.reminding then
     return nil
   end
-  local taken, reminders = call('ZRANGE', P .. 'rm:' .. conv.number, 0, -1), {}
+  local taken, reminders = look('ZRANGE', 'rm:' .. conv.number, 0, -1), {}
   for _, number in ipairs(taken) do
     local inj = record('i:' .. number)
     move_injection(inj, 'taken')
     put(inj, 'request_id', rec.id)
-    reminders[#reminders + 1] = {injection_id = inj.id, text = call('GET', P .. 'ix:' .. number)}
+    reminders[#reminders + 1] = {injection_id = inj.id, text = text('ix:' .. number)}
   end
   call('DEL', P .. 'rm:' .. conv.number)
   put(conv, 'reminding', nil)

@@ -39,7 +39,11 @@ local function index(rec, put)
   local state = rec.state
   if state == 'running' then
     how('active', key)
-    call(put and 'SADD' or 'SREM', P .. 'slots:' .. rec.slot, key)
+    local move = put and join_set or part
+    move('slots:' .. rec.slot, key)
+    if rec.probe then
+      move('probes:' .. rec.slot, key)
+    end
     how('runs:' .. rec.life, key)
   elseif state == 'queued' then
     if not holds(rec) then
@@ -81,14 +85,17 @@ end
 -- -- lines ------------------------------------------------------------------------------------------------------------
 
 local function head_of_line(conv)
-  local head = first('l:' .. conv.number)
+  local head = (conv.lined or lines[conv.number]) and first('l:' .. conv.number)
   return head and request(string.sub(head, 21)) or nil
 end
 
 -- How many stand before (rank, key) in a line, or before a newcomer of that rank.
 local function before(conv, rank, key)
-  local count = call('ZLEXCOUNT', P .. 'l:' .. conv.number, '-', '(' .. rank .. (key or ':'))
-  return math.min(count, R.position_limit)
+  local line = 'l:' .. conv.number
+  if key and first(line) == rank .. key then
+    return 0
+  end
+  return math.min(look('ZLEXCOUNT', line, '-', '(' .. rank .. (key or ':')), R.position_limit)
 end
 
 local function holder_of(conv)
@@ -140,11 +147,10 @@ local function reindex(conv)
   end
   if conv.ready ~= entry or conv.ready_route ~= route then
     if conv.ready then
-      remove('ready:' .. conv.ready_route, conv.ready)
+      unready(conv)
     end
     if entry then
-      add('ready:' .. route, entry)
-      woke = true
+      make_ready(conv, entry, route, home_of(conv, route))
     end
     set(conv, 'ready', entry)
     set(conv, 'ready_route', route)
@@ -166,7 +172,7 @@ local function reindex(conv)
     return
   end
   lines[conv.number] = nil
-  if call('EXISTS', P .. 'l:' .. conv.number) == 1 then
+  if first('l:' .. conv.number) then
     if not conv.lined then
       add('lined', conv.number)
       set(conv, 'lined', '1')
@@ -251,7 +257,7 @@ local function drop_lock(rec)
   if conv.holder == rec.key then
     let_go(conv)
   end
-  call('DEL', P .. 'id:' .. rec.id)
+  drop('id:' .. rec.id)
   forget_record(rec)
   set(conv, 'members', tonumber(conv.members) - 1)
 end
@@ -272,10 +278,10 @@ end
 local function record_fork(conv, parent, child, request_id, kind)
   local number = key16(next_number('fork'))
   local fork = {parent = parent, child = child, request_id = request_id, at = tonumber(A.wall), kind = kind}
-  call('SET', P .. 'f:' .. number, cmsgpack.pack(fork))
+  put_text('f:' .. number, cmsgpack.pack(fork))
   add('forks', number)
   add('tree:' .. conv.root, number)
-  call('SADD', P .. 'cf:' .. conv.number, number)
+  direct('SADD', P .. 'cf:' .. conv.number, number)
   return fork
 end
 
@@ -293,8 +299,7 @@ local function conversation_named(name, fork_of, request_id)
   set(conv, 'active', A.wall)
   set(conv, 'members', '0')
   set(conv, 'turns', '0')
-  call('SET', P .. 'name:' .. name, number)
-  found_names[name] = number
+  put_text('name:' .. name, number)
   add('sessions', number)
   local parent = fork_of and find(fork_of)
   set(conv, 'root', parent and parent.root or number)
@@ -302,6 +307,8 @@ local function conversation_named(name, fork_of, request_id)
     set(conv, 'parent', parent.number)
     set(conv, 'head', parent.head)
     set(conv, 'head_session', parent.head_session)
+    set(conv, 'node', parent.node)
+    set(conv, 'keeper', parent.keeper)
     set(conv, 'logger', parent.logger)
     set(parent, 'children', (tonumber(parent.children) or 0) + 1)
     record_fork(conv, parent.name, name, request_id, 'requested')
@@ -312,8 +319,12 @@ end
 
 -- Keep every route there ever was, and tell the others of one that is new.
 local function note_route(route)
-  if call('ZADD', P .. 'routes', 0, route) == 1 then
-    for _, life in ipairs(call('ZRANGE', P .. 'lives', 0, -1)) do
+  if noted[route] then
+    return
+  end
+  noted[route] = true
+  if direct('ZADD', P .. 'routes', 0, route) == 1 then
+    for _, life in ipairs(look('ZRANGE', 'lives', 0, -1)) do
       tell(life, {kind = 'route', name = route})
     end
   end

@@ -1,24 +1,21 @@
 -- Starting requests, and what one looks like from outside.
 
--- Whether this life may still be given work; one that was declared dead begins a new life first (D2).
-local function alive()
-  return call('ZSCORE', P .. 'lives', R.life)
-end
-
 local function slot_of(offer)
   return offer[4] and (offer[2] .. '@' .. R.node) or offer[2]
 end
 
 -- How many more the offer's provider takes, counted from the rows.
 local function room(offer)
-  return offer[3] - call('SCARD', P .. 'slots:' .. slot_of(offer))
+  local slot = slot_of(offer)
+  local free = offer[3] - size('slots:' .. slot)
+  return offer[5] and math.min(free, terms.room(offer, slot)) or free
 end
 
--- The first of a route that may still be started; `skip` are keys that are spoken for already.
-local function first_ready(route)
+-- The first of a lane that may still be started.
+local function first_in(name)
   local at = 0
   while true do
-    local entry = call('ZRANGE', P .. 'ready:' .. route, at, at)[1]
+    local entry = at == 0 and first('ready:' .. name) or at > 0 and look('ZRANGE', 'ready:' .. name, at, at)[1]
     if not entry then
       return nil
     end
@@ -30,17 +27,24 @@ local function first_ready(route)
   end
 end
 
+-- The first of a route that may still be started, and here (D4).
+local function first_ready(route)
+  local free = first_in(route)
+  local own = count('bound') > 0 and first_in(lane(route, R.node)) or nil
+  return own and (not free or own < free) and own or free
+end
+
 -- Give a request its conversation, fence, token, lease and slot. A new one that begins running is in no index yet.
 local function run(rec, offer, token, grant)
   local conv = conversation(rec.conversation)
   local function take()
-    set(rec, 'expires', nil)
-    set(rec, 'provider', offer[2])
-    set(rec, 'slot', slot_of(offer))
-    set(rec, 'started', A.wall)
+    rec.expires, rec.provider, rec.slot, rec.started = nil, offer[2], slot_of(offer), A.wall
+    rec.token, rec.life = token, R.life
     set(rec, 'attempt', (tonumber(rec.attempt) or 0) + 1)
-    set(rec, 'token', token)
-    set(rec, 'life', R.life)
+    rec.probe, rec.guess = nil, nil
+    if offer[5] then
+      terms.take(rec, offer)
+    end
     hold(rec)
   end
   if rec.state == 'running' then
@@ -98,15 +102,18 @@ local function view(rec)
   if rec.state == 'queued' and not map.held then
     map.position = before(conv, rec.rank, rec.key)
   end
+  if conv.ready == place(rec) then
+    map.node = conv.ready_node
+  end
   if FINAL[rec.state] == nil and not map.held then
     map.holder = name_of(holder_of(conv))
   end
-  local bytes = call('LRANGE', P .. 'a:' .. rec.key, 0, -1)
+  local bytes = direct('LRANGE', P .. 'a:' .. rec.key, 0, -1)
   if rec.at_once then
     table.insert(bytes, 1, trail_entry('T', 1, ''))
   end
-  table.insert(bytes, 1, rec.turn and call('GET', P .. 't:' .. rec.turn) or '')
-  table.insert(bytes, 1, call('GET', P .. 'b:' .. rec.key))
+  table.insert(bytes, 1, rec.turn and text('t:' .. rec.turn) or '')
+  table.insert(bytes, 1, text('b:' .. rec.key))
   return map, bytes
 end
 

@@ -11,7 +11,7 @@ end
 
 local function free_id(follow_up)
   local name = follow_up.injection_id
-  while call('EXISTS', P .. 'inj:' .. name) == 1 or (follow_up.child and call('EXISTS', P .. 'id:' .. name) == 1) do
+  while text('inj:' .. name) or (follow_up.child and text('id:' .. name)) do
     name = name .. '+'
   end
   return name
@@ -25,11 +25,11 @@ local function record_injection(parent, chain, follow_up)
   inj.target, inj.trigger = known and known.name or follow_up.target, follow_up.trigger
   inj.created, inj.direct, inj.state = tonumber(A.wall), follow_up.child ~= nil, 'queued'
   dirty[inj] = true
-  call('SET', P .. 'inj:' .. inj.id, number)
-  call('SET', P .. 'ix:' .. number, follow_up.text)
+  put_text('inj:' .. inj.id, number)
+  put_text('ix:' .. number, follow_up.text)
   if follow_up.child then
     local _, packed = blobs_of(follow_up.child)
-    call('SET', P .. 'ic:' .. number, packed)
+    put_text('ic:' .. number, packed)
   end
   add('injections', number)
   add('injections:queued', number)
@@ -60,31 +60,39 @@ local function remind(inj, chain, guard)
 end
 
 local function add_agent(conv, agent)
-  local agents = P .. 'ca:' .. conv.number
-  if not call('ZSCORE', agents, agent) then
-    call('ZADD', agents, call('ZCARD', agents), agent)
-    add('as:' .. agent, conv.number)
+  if conv.agent == agent then
+    return
   end
+  local agents = 'ca:' .. conv.number
+  if not look('ZSCORE', agents, agent) then
+    direct('ZADD', P .. agents, look('ZCARD', agents), agent)
+  end
+  add('as:' .. agent, conv.number)
+  set(conv, 'agent', agent)
 end
 
 -- A request's record, under its id and with its body; in no index yet.
 local function make_request(conv, state, fields, body)
   local key = key16(next_number('member'))
-  local rec = new_record('r:' .. key)
-  rec.key = key
-  set(rec, 'id', fields.request_id)
-  set(rec, 'conversation', conv.number)
-  set(rec, 'state', state)
-  set(rec, 'rank', fields.rank)
-  set(rec, 'priority', fields.priority)
-  set(rec, 'enqueued', A.wall)
-  set(rec, 'route', fields.route)
-  set(rec, 'model', fields.model)
-  set(rec, 'agent', fields.agent)
-  set(rec, 'hold', fields.hold == false and '0' or '1')
+  local rec = new_record('r:' .. key, {
+    key = key,
+    id = fields.request_id,
+    conversation = conv.number,
+    state = state,
+    rank = fields.rank,
+    priority = string.format('%.0f', fields.priority),
+    enqueued = A.wall,
+    route = fields.route,
+    model = fields.model,
+    agent = fields.agent,
+    hold = fields.hold == false and '0' or '1',
+    -- What follows soon: the table has room for it from the beginning.
+    watchers = nil, provider = nil, slot = nil, started = nil, attempt = nil, token = nil, life = nil, fence = nil,
+  })
+  dirty[rec] = true
   set(conv, 'members', tonumber(conv.members) + 1)
-  call('SET', P .. 'id:' .. fields.request_id, key)
-  call('SET', P .. 'b:' .. key, body)
+  put_text('id:' .. fields.request_id, key)
+  put_text('b:' .. key, body)
   set_count(state, count(state) + 1)
   return rec
 end
@@ -131,7 +139,7 @@ end
 local function write_aftermath(rec, aftermath)
   local sent = {}
   if aftermath.mark then
-    call('HSET', P .. 'm:' .. rec.key, 'result', ARGS[aftermath.mark])
+    direct('HSET', P .. 'm:' .. rec.key, 'result', ARGS[aftermath.mark])
   end
   if aftermath.trip then
     trip(chain_of(rec), aftermath.trip)

@@ -46,7 +46,7 @@ verb('go_on', function()
   if not ours() then
     return {error = 'lost'}
   end
-  if ARGS[3] and ARGS[3] ~= 'again' then
+  if ARGS[3] then
     call('SET', P .. 'count', ARGS[3])
   end
   call('HDEL', P .. 'meta', 'loading')

@@ -1,10 +1,24 @@
 -- claim: start ready requests, the lowest (rank, key) first over all offered routes (Q2, Q6).
 --
--- ARGV[2]  offers {{route, provider, limit, by_node}}, token, limit, wall
--- Answer   started: claims without their bodies; blocked: members whose chain has no place any more; the bodies
+-- ARGV[2]  offers {{route, provider, limit, by_node, terms}}, token, limit, wall
+-- Answer   started: claims without their bodies; blocked: members whose chain has no place any more; waits: microseconds
+--          until a provider's terms let a call begin; the bodies
+
+-- Providers whose minute is used up, and for how long.
+local function waits()
+  local found
+  for _, offer in ipairs(A.offers) do
+    local wait = offer[5] and terms.wait(offer, slot_of(offer)) or 0
+    if wait > 0 then
+      found = found or {}
+      found[offer[2]] = wait
+    end
+  end
+  return found
+end
 
 verb('claim', function()
-  call('SREM', P .. 'woken', R.life)
+  direct('SREM', P .. 'woken', R.life)
   if not alive() then
     return {error = 'dead_life'}
   end
@@ -13,8 +27,8 @@ verb('claim', function()
     local best, by
     for _, offer in ipairs(A.offers) do
       local slot = slot_of(offer)
-      rooms[slot] = rooms[slot] or call('SCARD', P .. 'slots:' .. slot)
-      if rooms[slot] < offer[3] then
+      rooms[slot] = rooms[slot] or size('slots:' .. slot)
+      if rooms[slot] < offer[3] and (not offer[5] or terms.room(offer, slot) > 0) then
         if heads[offer[1]] == nil then
           heads[offer[1]] = first_ready(offer[1]) or false
         end
@@ -34,10 +48,10 @@ verb('claim', function()
       heads = {}
     else
       started[#started + 1] = run(rec, by, A.token, grant)
-      bodies[#bodies + 1] = call('GET', P .. 'b:' .. rec.key)
+      bodies[#bodies + 1] = text('b:' .. rec.key)
       heads[by[1]] = nil
       rooms[slot_of(by)] = rooms[slot_of(by)] + 1
     end
   end
-  return {started = started, blocked = blocked}, bodies
+  return {started = started, blocked = blocked, waits = waits()}, bodies
 end)

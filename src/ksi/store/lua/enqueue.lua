@@ -1,14 +1,14 @@
 -- enqueue: a request into the queue, or straight into running.
 --
 -- ARGV[2]  request_id conversation route rank priority model agent due expires on_busy hold fork_of requeued_from;
---          offers {{route, provider, limit, by_node}}, token; chain: parent limits injects estimate output_cap block trips
+--          offers {{route, provider, limit, by_node, terms}}, token; chain: parent limits injects estimate output_cap block trips
 --          guard marked
 -- ARGV[3]  the body     ARGV[4]  the prompt's mark
 -- Answer   the fields of `Enqueued`, `claim` without the body; or `existing`, a view with its bytes
 
 -- What is known under the id already, or why the id cannot be taken.
 local function kept()
-  local key = call('GET', P .. 'id:' .. A.request_id)
+  local key = text('id:' .. A.request_id)
   if not key then
     return nil
   end
@@ -16,7 +16,7 @@ local function kept()
   if rec.external then
     return {error = 'lock_id'}
   end
-  if call('GET', P .. 'b:' .. key) ~= ARGS[3] then
+  if text('b:' .. key) ~= ARGS[3] then
     return {error = 'other_content'}
   end
   if not FINAL[rec.state] then
@@ -60,6 +60,13 @@ local function free_offer()
   end
 end
 
+-- Whether the provider session in which it goes on is this machine's, or nobody's (D4).
+local function may_run_here(conv)
+  conv = conv or (A.fork_of and find(A.fork_of))
+  local node = conv and home_of(conv, A.route)
+  return not node or node == R.node
+end
+
 local function new_request(conv, state, rank)
   A.rank = rank
   local rec = make_request(conv, state, A, ARGS[3])
@@ -77,13 +84,13 @@ end
 local function arriving()
   local membership = A.chain
   if not membership.parent then
-    if call('EXISTS', P .. 'chain:' .. A.request_id) == 1 then
+    if text('chain:' .. A.request_id) then
       return nil, {error = 'chain_known', name = A.request_id}
     end
     local figures = {started = tonumber(A.wall), used = 0, reserved = 0, guards = 0}
     return {figures = figures, limits = membership.limits, depth = 0}
   end
-  local key = call('GET', P .. 'id:' .. membership.parent)
+  local key = text('id:' .. membership.parent)
   local parent = key and request(key)
   if not parent or parent.external then
     return nil, {error = 'unknown_parent'}
@@ -93,7 +100,7 @@ local function arriving()
     local limits = within(membership.limits, link.limits)
     return {chain = chain_of(parent), figures = chain_of(parent), limits = limits, depth = link.depth + 1, parent = parent}
   end
-  if call('EXISTS', P .. 'chain:' .. parent.id) == 1 then
+  if text('chain:' .. parent.id) then
     return nil, {error = 'chain_known', name = parent.id}
   end
   local figures = {started = tonumber(parent.enqueued), used = tonumber(parent.spent) or 0, reserved = 0, guards = 0}
@@ -201,7 +208,7 @@ verb('enqueue', function()
     end
   end
   local ready = not delayed and not holder and not head
-  local offer = ready and #A.offers > 0 and free_offer() or nil
+  local offer = ready and #A.offers > 0 and may_run_here(conv) and free_offer() or nil
   if offer and not alive() then
     return {error = 'dead_life'}
   end

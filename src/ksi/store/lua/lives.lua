@@ -89,7 +89,7 @@ verb('open', function()
   call('HSET', P .. 'daemons', R.daemon, R.life)
   call('HSET', P .. 'life:' .. R.life, 'daemon', R.daemon, 'node', R.node)
   call('ZADD', P .. 'lives', time() + R.lease, R.life)
-  call('HSET', P .. 'nodes', R.node, pad20(time()))
+  hear()
   call('HSET', P .. 'seen', R.daemon, A.wall)
   woke = #call('ZRANGE', P .. 'active', 0, 0) > 0
   return {before = before or nil}
@@ -134,7 +134,7 @@ verb('renew', function()
     call('HSET', P .. 'meta', 'patience', pad20(time() + R.lease))
   end
   call('ZADD', P .. 'lives', time() + R.lease, R.life)
-  call('HSET', P .. 'nodes', R.node, pad20(time()))
+  hear()
   call('HSET', P .. 'seen', R.daemon, A.wall)
   if count('fence') < A.fence then
     -- The server lost what it had acknowledged (a failover): fences never go back (D3).
@@ -144,8 +144,9 @@ verb('renew', function()
     for _, life in ipairs(call('ZRANGEBYSCORE', P .. 'lives', '-inf', '(' .. string.format('%.0f', time()))) do
       declare_dead(life)
     end
+    lose_silent()
   end
-  return {dead = call('SCARD', P .. 'dead')}
+  return {dead = call('SCARD', P .. 'dead'), freeing = call('SCARD', P .. 'freeing')}
 end)
 
 verb('close', function()

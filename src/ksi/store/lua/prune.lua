@@ -6,16 +6,18 @@
 local SKIP = 50  -- what the response log does not have yet stands together: a step that meets so many ends there
 local TURNS = 500  -- turns of forgotten conversations that one step deletes
 
+local marks  -- how far each daemon's response log is
+
 -- Whether the response log has a turn, or its daemon will never write it (R3).
 local function logged(turn, logger)
   if not turn then
     return true
   end
-  local mark = call('HGET', P .. 'logged', logger) or NONE
-  if turn <= mark then
+  marks[logger] = marks[logger] or direct('HGET', P .. 'logged', logger) or NONE
+  if turn <= marks[logger] then
     return true
   end
-  return logger ~= R.daemon and (call('HGET', P .. 'seen', logger) or A.wall) < A.daemons
+  return logger ~= R.daemon and (direct('HGET', P .. 'seen', logger) or A.wall) < A.daemons
 end
 
 local passed
@@ -75,11 +77,11 @@ end
 local function drop_request(rec)
   local conv = conversation(rec.conversation)
   index(rec, false)
-  call('DEL', P .. 'a:' .. rec.key, P .. 'id:' .. rec.id)
+  drop('a:' .. rec.key, 'id:' .. rec.id)
   if rec.turn then
     remove('log:' .. rec.logger, rec.turn)
   else
-    call('DEL', P .. 'b:' .. rec.key)
+    drop('b:' .. rec.key)
   end
   if rec.chain then
     leave_chain(rec)
@@ -93,7 +95,7 @@ end
 local function first_idle()
   local at = 0
   while true do
-    local entry = call('ZRANGEBYLEX', P .. 'idle', '-', '[' .. A.active .. ':', 'LIMIT', at, 1)[1]
+    local entry = look('ZRANGEBYLEX', 'idle', '-', '[' .. A.active .. ':', 'LIMIT', at, 1)[1]
     if not entry then
       return nil
     end
@@ -112,21 +114,21 @@ local function forget(conv)
   local number = conv.number
   remove('idle', conv.idle)
   remove('sessions', number)
-  call('DEL', P .. 'name:' .. conv.name)
-  for _, alias in ipairs(call('SMEMBERS', P .. 'cx:' .. number)) do
-    call('DEL', P .. 'name:' .. alias)
+  drop('name:' .. conv.name)
+  for _, alias in ipairs(direct('SMEMBERS', P .. 'cx:' .. number)) do
+    drop('name:' .. alias)
   end
-  for _, agent in ipairs(call('ZRANGE', P .. 'ca:' .. number, 0, -1)) do
+  for _, agent in ipairs(look('ZRANGE', 'ca:' .. number, 0, -1)) do
     remove('as:' .. agent, number)
   end
-  for _, fork in ipairs(call('SMEMBERS', P .. 'cf:' .. number)) do
+  for _, fork in ipairs(direct('SMEMBERS', P .. 'cf:' .. number)) do
     remove('tree:' .. conv.root, fork)
     remove('forks', fork)
-    call('DEL', P .. 'f:' .. fork)
+    drop('f:' .. fork)
   end
-  call('DEL', P .. 'cx:' .. number, P .. 'ca:' .. number, P .. 'cf:' .. number)
+  drop('cx:' .. number, 'ca:' .. number, 'cf:' .. number)
   if conv.turns ~= '0' then
-    call('RPUSH', P .. 'trash', number .. conv.head)
+    direct('RPUSH', P .. 'trash', number .. conv.head)
   end
   local parent = conv.parent and conversation(conv.parent)
   forget_record(conv)
@@ -138,24 +140,29 @@ end
 
 -- Delete turns of forgotten conversations, from the last one back to where each began.
 local function empty_trash()
+  local entry
   for _ = 1, TURNS do
-    local entry = call('LINDEX', P .. 'trash', 0)
+    entry = entry or direct('LPOP', P .. 'trash')
     if not entry then
-      return
+      break
     end
     local number, turn = string.sub(entry, 1, 16), string.sub(entry, 17)
-    local kept = call('GETRANGE', P .. 't:' .. turn, 0, 47)
+    local kept = direct('GETRANGE', P .. 't:' .. turn, 0, 47)
     if string.sub(kept, 33, 48) == number then
-      call('DEL', P .. 't:' .. turn, P .. 'b:' .. string.sub(kept, 17, 32))
-      call('LSET', P .. 'trash', 0, number .. string.sub(kept, 1, 16))
+      drop('t:' .. turn, 'b:' .. string.sub(kept, 17, 32))
+      entry = number .. string.sub(kept, 1, 16)
     else
-      call('LPOP', P .. 'trash')
+      entry = nil
     end
   end
+  if entry then
+    direct('LPUSH', P .. 'trash', entry)
+  end
+  flush()
 end
 
 verb('prune', function()
-  passed = 0
+  passed, marks = 0, {}
   local old = old_requests()
   for at = 1, math.min(#old, A.limit) do
     drop_request(old[at])

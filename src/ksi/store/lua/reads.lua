@@ -16,6 +16,7 @@ local function session_view(conv)
     agents = call('ZRANGE', P .. 'ca:' .. conv.number, 0, -1),
     locked = conv.holder ~= nil,
     forked_from = conv.parent and conversation(conv.parent).name or nil,
+    node = conv.node,
   }
 end
 
@@ -47,6 +48,7 @@ local function lock_view(conv, line_limit)
     metadata = holder and holder.metadata or nil,
     line = line,
     waiting = math.min(call('ZCARD', P .. 'l:' .. conv.number), R.position_limit),
+    node = conv.node,
   }
 end
 
@@ -218,8 +220,13 @@ end)
 
 read('routes', function()
   local routes = {}
-  for _, route in ipairs(call('ZRANGE', P .. 'routes', 0, -1)) do
-    routes[#routes + 1] = {route, math.min(call('ZCARD', P .. 'ready:' .. route), R.position_limit)}
+  for _, name in ipairs(call('ZRANGE', P .. 'routes', 0, -1)) do
+    local route = string.match(name, '^(.*)\n') or name
+    if not routes[#routes] or routes[#routes][1] ~= route then
+      routes[#routes + 1] = {route, 0}
+    end
+    local last = routes[#routes]
+    last[2] = math.min(last[2] + call('ZCARD', P .. 'ready:' .. name), R.position_limit)
   end
   return {routes = routes}
 end)

@@ -1,7 +1,7 @@
 -- settle: end an attempt: state, answer, usage, head and the lock's release in one step.
 --
 -- ARGV[2]  key fence token; verdict (finish, retry, give_back) with state error message, or at route parked error message;
---          number, ended, session, fork, provider, size, answer; tokens text_tokens; aftermath
+--          number, ended, session, node, fork, provider, size, answer; tokens text_tokens; aftermath
 -- ARGV[3]  the attempt     ARGV[4]  the attempt for the account, without its text
 -- ARGV[5]  the texts of reminders in its prompt; then the bytes of the aftermath
 -- Answer   the fields of `Settled`
@@ -25,10 +25,10 @@ local function bind(conv)
   if not A.session then
     return true
   end
-  local owner = call('GET', P .. 'name:' .. A.session) or nil
+  local owner = text('name:' .. A.session)
   if not owner then
-    call('SET', P .. 'name:' .. A.session, conv.number)
-    call('SADD', P .. 'cx:' .. conv.number, A.session)
+    put_text('name:' .. A.session, conv.number)
+    direct('SADD', P .. 'cx:' .. conv.number, A.session)
   end
   return not owner or owner == conv.number
 end
@@ -37,7 +37,8 @@ local function fork_seen(conv, rec, session)
   if not A.fork or not session then
     return nil
   end
-  local parent = A.fork == 'new_session' and conv.head_session or conv.name
+  local follows = A.fork == 'new_session' or A.fork == 'node_lost'
+  local parent = follows and conv.head_session or conv.name
   return record_fork(conv, parent, session, rec.id, A.fork)
 end
 
@@ -47,18 +48,14 @@ local function add_turn(conv, rec, bound)
   local agent = rec.agent or ''
   local header = (conv.head or NONE) .. rec.key .. conv.number .. string.format('%012.0f%012.0f', A.size, A.answer)
   header = header .. (bound and 'B' or 'U') .. string.format('%06d%08d', #agent, #ARGS[5])
-  call('SET', P .. 't:' .. number, header .. agent .. ARGS[5] .. ARGS[3])
+  put_text('t:' .. number, header .. agent .. ARGS[5] .. ARGS[3])
   add('log:' .. R.daemon, number)
   local session = bound and A.session or nil
   set(conv, 'turns', tonumber(conv.turns) + 1)
-  set(conv, 'head', number)
-  set(conv, 'logger', R.daemon)
-  set(conv, 'provider', A.provider)
-  set(conv, 'session', session)
-  set(conv, 'head_session', session)
-  set(rec, 'turn', number)
-  set(rec, 'logger', R.daemon)
-  set(rec, 'provider', A.provider)
+  conv.head, conv.logger, conv.provider, conv.session, conv.head_session = number, R.daemon, A.provider, session, session
+  conv.node, conv.keeper = session and A.node, session and A.node and A.provider
+  rec.turn, rec.logger, rec.provider = number, R.daemon, A.provider
+  dirty[rec] = true
   return bare(number)
 end
 
@@ -115,6 +112,9 @@ verb('settle', function()
     account(rec, trail_entry(kind, A.number, ARGS[3]), A.ended, 'B', ARGS[4])
   end
   charge(rec, A.tokens, A.text_tokens)
+  if rec.guess and A.tokens then
+    terms.settle(rec, A.tokens)
+  end
   if verdict == 'finish' then
     local reminders
     if completed then

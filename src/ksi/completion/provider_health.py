@@ -1,0 +1,64 @@
+"""What a provider did since the daemon started, in figures (F6)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ksi.clock import MICROSECONDS
+from ksi.request import Attempt, Outcome
+
+KEPT_SAMPLES = 1_000
+"""Calls whose times make up the percentiles."""
+
+
+class Health:
+    """One provider's record since the daemon started (F6)."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._calls = 0
+        self._outcomes: dict[str, int] = {}
+        self._last_error: dict[str, Any] | None = None
+        self._latencies: deque[int] = deque(maxlen=KEPT_SAMPLES)
+        self._first_tokens: deque[int] = deque(maxlen=KEPT_SAMPLES)
+
+    def ended(self, attempt: Attempt) -> None:
+        """A call is over; what was stopped from outside says nothing about the provider."""
+        if attempt.outcome is Outcome.COMPLETED:
+            self._count("completed")
+            self._latencies.append(attempt.finished_at - attempt.started_at)
+            if attempt.first_token_us is not None:
+                self._first_tokens.append(attempt.first_token_us)
+        elif attempt.outcome in (Outcome.FAILED, Outcome.PARKED):
+            self._count(attempt.error or "failed")
+            self._last_error = {
+                "code": attempt.error,
+                "message": attempt.message,
+                "at": attempt.finished_at / MICROSECONDS,
+            }
+
+    def _count(self, outcome: str) -> None:
+        self._calls += 1
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+
+    def report(self) -> dict[str, Any]:
+        """The figures; times in milliseconds."""
+        good = self._outcomes.get("completed", 0)
+        return {
+            "running": self.running,
+            "calls": self._calls,
+            "failures": self._calls - good,
+            "outcomes": dict(self._outcomes),
+            "success_rate": round(good / self._calls, 4) if self._calls else None,
+            "latency_ms": _percentiles(self._latencies),
+            "time_to_first_token_ms": _percentiles(self._first_tokens),
+            "last_error": self._last_error,
+        }
+
+
+def _percentiles(samples: deque[int]) -> dict[str, float] | None:
+    if not samples:
+        return None
+    ordered = sorted(samples)
+    return {f"p{share}": ordered[-(-len(ordered) * share // 100) - 1] / 1000 for share in (50, 95)}

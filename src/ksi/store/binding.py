@@ -1,0 +1,36 @@
+"""Which machine a conversation's next turn belongs on: the one that its provider session lives on (D4)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ksi.request import Attempt, Turn
+
+SESSION_FORKS = frozenset({"new_session", "node_lost"})
+"""Kinds of forks that lead from one provider session to the next; others begin at the conversation."""
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """A provider session on a machine."""
+
+    node: str
+    provider: str
+
+    def binds(self, route: str) -> bool:
+        """Whether requests of a route are to go on in it: the provider that keeps it serves them."""
+        return serves(route, self.provider)
+
+
+def binding_of(head: Turn | None) -> Binding | None:
+    """The binding of a conversation that stands at this turn; None where any machine may go on."""
+    return None if head is None or head.node is None else Binding(head.node, head.provider)
+
+
+def node_of(attempt: Attempt) -> str | None:
+    """The machine that an attempt's provider session lives on; without a session there is nothing to go on in."""
+    return None if attempt.provider_session is None else attempt.node
+
+
+def serves(route: str, provider: str) -> bool:
+    """Whether a provider is a step of a route, whatever model it is asked for and whether it failed before."""
+    return any(word.removeprefix("~").partition("=")[0] == provider for word in route.split(","))

@@ -1,0 +1,310 @@
+"""What daemons know of providers together: when it is written, who hears of it, and what becomes of it on the way."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import msgspec
+import pytest
+
+from ksi.clock import Chance, Moment, microseconds
+from ksi.completion.provider_breaker import BreakerRecord, BreakerState
+from ksi.completion.provider_record import ProviderRecord, Seen, decode_record, encode_record, learned
+from ksi.completion.provider_team import LAZY, PACE, Team, View
+from ksi.config import BreakerConfig
+from ksi.errors import StoreUnavailable
+from ksi.store.memory import MemoryStore
+from ksi.store.provider_records import KeptRecords, PutRecord
+from ksi.store.values import StoreRules
+from ksi.testing import SimulatedClock, settle_down
+
+CONFIG = BreakerConfig(failures=3, rate=0.5, max_samples=6, open_for=10.0)
+CLOSED, OPEN, HALF_OPEN = BreakerState
+
+
+class Board(MemoryStore):
+    """A store whose time is ahead, that counts what is put, tells the teams, and can say no."""
+
+    def __init__(self, ahead: float) -> None:
+        super().__init__(StoreRules(), Chance(random.Random(1)))
+        self.ahead = microseconds(ahead)
+        self.puts = 0
+        self.down = False
+        self.teams: list[Team] = []
+
+    def shifted(self, now: Moment) -> Moment:
+        return Moment(now.wall, now.mono + self.ahead)
+
+    def check(self) -> None:
+        if self.down:
+            raise StoreUnavailable("away")
+
+    async def provider_records(self, now: Moment) -> KeptRecords:
+        self.check()
+        return await super().provider_records(self.shifted(now))
+
+    async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
+        self.check()
+        self.puts += 1
+        put = await super().put_provider_record(name, version, value, self.shifted(now), tell=tell)
+        for team in self.teams if put.written and tell else ():
+            team.look()
+        return put
+
+
+class House:
+    """Teams of two daemons on one store, and what each sees."""
+
+    def __init__(self, *, ahead: float = 0.0) -> None:
+        self.clock = SimulatedClock()
+        self.store = Board(ahead)
+        self.teams = [Team(self.store, {"p": ""}, CONFIG, self.clock) for _ in range(2)]
+        self.views: list[list[View]] = [[], []]
+        self.changes = [0, 0]
+        for number, team in enumerate(self.teams):
+            team.on_view = partial(self._see, number)
+            team.on_change = partial(self._changed, number)
+        self.store.teams = self.teams
+
+    def _see(self, number: int, name: str, view: View) -> None:
+        assert name == "p"
+        self.views[number].append(view)
+
+    def _changed(self, number: int) -> None:
+        self.changes[number] += 1
+
+    async def __aenter__(self) -> House:
+        for team in self.teams:
+            await team.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for team in self.teams:
+            await team.stop()
+
+    def saw(self, number: int, failed: bool = False, times: int = 1, era: int = 0, quota: float | None = None) -> None:
+        """Calls of a daemon end."""
+        now = self.clock.now()
+        until = None if quota is None else now.after(quota).mono
+        for _ in range(times):
+            self.teams[number].saw("p", Seen(now.mono, era, failed, "it broke" if failed else "", until))
+
+    async def pass_by(self, seconds: float = 4 * PACE) -> None:
+        """Let words go round."""
+        await settle_down()
+        await self.clock.advance(seconds)
+
+    async def kept(self) -> ProviderRecord:
+        """The record as it is stored."""
+        found = await self.store.provider_records(self.clock.now())
+        return decode_record(found.records["p"].value)
+
+    def state(self, number: int) -> BreakerState:
+        """As a daemon sees it."""
+        return self.views[number][-1].breaker.state if self.views[number] else CLOSED
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_a_provider_that_is_well_costs_nothing() -> None:
+    async with House() as house:
+        for _ in range(50):
+            house.saw(0)
+            house.saw(1)
+            await house.pass_by(LAZY)
+        assert (house.store.puts, house.views) == (0, [[], []])
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_a_failure_is_written_at_once_with_the_calls_before_it_and_the_others_add_theirs() -> None:
+    async with House() as house:
+        house.saw(0, times=2)
+        house.saw(1, times=3)
+        await house.pass_by(1.0)
+        house.saw(0, failed=True)
+        await house.pass_by()
+        samples = (await house.kept()).breaker("").samples
+        assert [failed for _, failed in samples] == [False] * 5 + [True]
+        assert [views[-1].breaker.wary for views in house.views] == [True, True]
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_what_two_write_at_once_counts_together() -> None:
+    async with House() as house:
+        house.saw(0, failed=True, times=2)
+        house.saw(1, failed=True)
+        await house.pass_by()
+        assert (await house.kept()).breaker("").state is OPEN
+        assert [house.state(number) for number in (0, 1)] == [OPEN, OPEN]
+        assert min(house.changes) > 0
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_who_was_slower_takes_its_step_from_what_the_other_wrote() -> None:
+    house = House()
+    for number in (0, 1):
+        house.saw(number, failed=True)
+    for team in house.teams:
+        await team.write()
+    assert (await house.kept()).breaker("").samples == ((house.clock.now().mono, True),) * 2
+    await house.teams[1].switch("p", enabled=False)
+    house.saw(0, failed=True)
+    await house.teams[0].write()
+    kept = await house.kept()
+    assert (kept.enabled, kept.breaker("").state) == (False, OPEN)
+
+
+@pytest.mark.promise("D1", "D3", "F3")
+async def test_who_could_not_look_looks_when_the_store_is_back() -> None:
+    async with House() as house:
+        await house.teams[0].switch("p", enabled=False)
+        house.store.down = True
+        await house.pass_by()
+        assert house.views[1] == []
+        house.store.down = False
+        await house.pass_by(1.0)
+        assert house.views[1][-1].enabled is False
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_answers_of_a_suspected_provider_are_written_in_batches() -> None:
+    async with House() as house:
+        house.saw(0, failed=True)
+        await house.pass_by(1.0)
+        puts = house.store.puts
+        for _ in range(10):
+            house.saw(1)
+            await house.pass_by(LAZY / 20)
+        assert house.store.puts == puts
+        await house.pass_by(LAZY)
+        assert house.store.puts == puts + 1
+        assert (await house.kept()).breaker("").samples[-1][1] is False
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_a_storm_of_failures_takes_few_writes() -> None:
+    async with House() as house:
+        # Of an era that is over: each could be written, and none changes anything.
+        house.saw(0, failed=True, times=3)
+        await house.pass_by()
+        puts = house.store.puts
+        for _ in range(200):
+            house.saw(0, failed=True, times=5)
+        await house.pass_by(1.0)
+        assert house.store.puts == puts
+        for _ in range(200):
+            house.saw(0, failed=True, era=1, times=5)
+        await house.pass_by(PACE)
+        assert house.store.puts <= puts + 2
+
+
+@pytest.mark.promise("D1", "F5")
+async def test_a_quota_is_told_whatever_was_answered_after_it() -> None:
+    async with House(ahead=1_000_000.0) as house:
+        back = house.clock.now().after(30.0).mono
+        house.saw(0, quota=20.0)
+        house.saw(0, quota=30.0)
+        house.saw(0, quota=25.0)
+        house.saw(0, times=20)
+        await house.pass_by()
+        assert [views[-1].breaker.parked_until for views in house.views] == [back, back]
+        assert (await house.kept()).breaker("").parked_until == back + microseconds(1_000_000)
+
+
+@pytest.mark.promise("D1", "D3", "F3")
+async def test_what_cannot_be_written_is_written_when_the_store_is_back() -> None:
+    async with House() as house:
+        house.store.down = True
+        house.saw(0, failed=True, times=3)
+        house.saw(0, quota=60.0)
+        await house.pass_by(2.0)
+        assert (house.store.puts, all(team.alive for team in house.teams)) == (0, True)
+        house.store.down = False
+        await house.pass_by(1.0)
+        assert [house.state(number) for number in (0, 1)] == [OPEN, OPEN]
+        assert house.views[1][-1].breaker.parked_until > house.clock.now().mono
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_an_operator_s_word_holds_for_all_or_is_refused() -> None:
+    async with House() as house:
+        house.store.down = True
+        with pytest.raises(StoreUnavailable):
+            await house.teams[0].switch("p", enabled=False)
+        house.store.down = False
+        await house.pass_by()
+        assert house.views == [[], []]
+        await house.teams[0].switch("p", enabled=False)
+        await house.pass_by()
+        assert [views[-1].enabled for views in house.views] == [False, False]
+        # Who has not heard of it yet does not undo it.
+        late = Team(house.store, {"p": ""}, CONFIG, house.clock)
+        await late.reset("p")
+        assert (await house.kept()).enabled is False
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_calls_from_before_a_reset_judge_nothing() -> None:
+    async with House() as house:
+        house.saw(0, failed=True, times=2)
+        await house.teams[1].reset("p")
+        await house.pass_by()
+        house.saw(0, failed=True, times=2)
+        await house.pass_by()
+        assert house.state(1) is CLOSED
+        house.saw(0, failed=True, times=3, era=1)
+        await house.pass_by()
+        assert house.state(1) is OPEN
+
+
+@pytest.mark.promise("D1", "F3")
+async def test_a_record_that_cannot_be_read_or_is_gone_begins_anew() -> None:
+    async with House() as house:
+        house.saw(0, failed=True, times=3)
+        await house.pass_by()
+        now = house.clock.now()
+        version = (await house.store.provider_records(now)).records["p"].version
+        await house.store.put_provider_record("p", version, b"\xff", now, tell=True)
+        await house.pass_by()
+        assert house.state(1) is CLOSED
+        house.saw(0, failed=True, times=3)
+        await house.pass_by()
+        assert house.state(1) is OPEN
+        house.store._keeper._records.clear()
+        house.teams[1].look()
+        await house.pass_by()
+        assert house.state(1) is CLOSED
+
+
+def test_a_record_says_the_same_after_a_journey() -> None:
+    breaker = BreakerRecord(
+        state=HALF_OPEN, reason="why", era=3, until=7, parked_until=9, samples=((5, True), (6, False))
+    )
+    record = ProviderRecord(enabled=False, breakers={"here": breaker})
+    assert decode_record(encode_record(record)) == record
+    assert breaker.shifted(10).shifted(-10) == breaker
+    assert breaker.shifted(10).samples == ((15, True), (16, False))
+    assert record.breaker("there") == BreakerRecord()
+
+
+@pytest.mark.promise("F3")
+def test_late_calls_stand_where_they_belong_among_the_latest() -> None:
+    record = learned(BreakerRecord(), [Seen(at, 0) for at in (10, 20, 30, 40)], CONFIG)
+    record = learned(record, [Seen(25, 0, failed=True), Seen(5, 0, failed=True), Seen(15, 0)], CONFIG)
+    assert record.samples == ((10, False), (15, False), (20, False), (25, True), (30, False), (40, False))
+    assert record.state is CLOSED
+
+
+@pytest.mark.promise("F3")
+def test_a_call_of_the_present_era_shows_that_the_time_alone_is_over() -> None:
+    opened = learned(BreakerRecord(), [Seen(at, 0, failed=True, reason="it broke") for at in (1, 2, 3)], CONFIG)
+    assert (opened.state, opened.era, opened.until) == (OPEN, 1, 3 + microseconds(10.0))
+    # By a clock that is a little behind.
+    probed = learned(opened, [Seen(opened.until - 5, 1)], CONFIG)
+    assert (probed.state, probed.probes_passed) == (HALF_OPEN, 1)
+    assert learned(probed, [Seen(opened.until + 1, 0, failed=True)], CONFIG) == probed
+    again = learned(probed, [Seen(opened.until + 2, 1, failed=True)], CONFIG)
+    assert (again.state, again.era, again.reopens) == (OPEN, 2, 1)
+    closed = learned(probed, [Seen(opened.until + 2, 1)], CONFIG)
+    assert (closed.state, closed.era) == (CLOSED, 1)
+    assert msgspec.structs.replace(closed, samples=()) == closed
