@@ -121,18 +121,24 @@ class RedisSnapshots(RedisChains):
 
     async def wipe(self) -> None:
         """Take away all but what the namespace knows of its daemons."""
+        # Again until nothing is found: with a connection lost on the way, a cluster's other node may have answered.
+        while await self._wipe_once():
+            pass
+
+    async def _wipe_once(self) -> int:
         prefix = f"{self._calls.namespace}:"
         pattern = "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in prefix) + "*"
-        cursor = b"0"
-        while True:
-            cursor, keys = await self._calls.plain("SCAN", cursor, "MATCH", pattern, "COUNT", "1000")
+        cursor, removed = b"", 0
+        while cursor != b"0":
+            # It names a key, as SCAN does not: so the next command goes to the node that has the namespace.
+            await self._keep()
+            cursor, keys = await self._calls.plain("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", "1000")
             names = [(key, key[len(prefix.encode()) :].decode()) for key in keys]
             gone = [key for key, name in names if name not in _STAYS and not name.startswith(_STAYS_TOO)]
             if gone:
                 await self._calls.plain("UNLINK", *gone)
-            await self._keep()
-            if cursor == b"0":
-                return
+            removed += len(gone)
+        return removed
 
 
 def _check_ours(answer: Answer) -> None:
