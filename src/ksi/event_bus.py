@@ -32,22 +32,20 @@ class _Wish(msgspec.Struct):
     chunks: bool
 
 
-class News:
+class News(msgspec.Struct):
     """An event for subscribers, made into a line when it is sent, once for all of them. Its data changes no more."""
 
-    __slots__ = ("_at", "_data", "_line", "_name")
-
-    def __init__(self, name: str, data: Any, at: float) -> None:
-        self._name = name
-        self._data = data
-        self._at = at
-        self._line: bytes | None = None
+    name: str
+    data: Any
+    at: float
+    """Unix seconds."""
+    encoded: bytes | None = None
 
     def line(self) -> bytes:
         """The line to send."""
-        if self._line is None:
-            self._line = encode_reply(self._name, self._data, None, self._at)
-        return self._line
+        if self.encoded is None:
+            self.encoded = encode_reply(self.name, self.data, None, self.at)
+        return self.encoded
 
 
 class Listener(Protocol):
