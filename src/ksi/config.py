@@ -490,7 +490,10 @@ def _convert(value: dict[str, Any], kind: type[T], place: str, origin: _Origin) 
 
 
 def _unknown(name: str, known: set[str], origin: _Origin) -> ConfigError:
-    guess = nearest(name, known)
+    key = name.rpartition(".")[2]
+    homes = [f"{section}.{key}" for section, kind in _SECTIONS.items() if key in field_names(kind)]
+    misplaced = len(homes) == 1 and not name.startswith("providers.")
+    guess = homes[0] if misplaced else nearest(name, known)
     hint = f"; did you mean {guess!r}?" if guess else ""
     return origin.error(f"unknown key {name!r}{hint}", name, named=True)
 

@@ -151,6 +151,11 @@ def test_a_misspelt_key_is_refused_with_its_place_and_the_nearest_name(tmp_path:
         assert str(tmp_path / "ksi.toml") in error.message
 
 
+def test_a_key_in_another_section_than_its_own_is_refused_with_its_home(tmp_path: Path) -> None:
+    for text in ('[service]\nnode_id = "a"\n', 'node_id = "a"\n[service]\nversion = 2\n'):
+        assert "did you mean 'store.node_id'" in refused(text, home=tmp_path).message
+
+
 @settings(max_examples=50)
 @given(key=st.text(string.ascii_lowercase + "_", min_size=1, max_size=30), section=st.sampled_from(sorted(SECTIONS)))
 def test_no_unknown_key_is_ever_taken(key: str, section: str) -> None:
