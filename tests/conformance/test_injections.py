@@ -241,6 +241,7 @@ async def test_an_interruption_that_ends_a_waiting_holder_leaves_it_to_be_routed
     enqueued = await world.enqueue("urgent", "other", on_busy=OnBusy.INTERRUPT)
     assert enqueued.passing is not None
     assert enqueued.passing.released_by == "root/1"
+    assert [(told.injection_id, told.state) for told in enqueued.injections] == [("root/1", "failed")]
     view = await delivery(world, "root/1")
     assert (view.state, view.reason and view.reason.code) == ("failed", "cancelled")
     assert await world.store.unrouted() == ("root/1",)

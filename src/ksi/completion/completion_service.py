@@ -184,6 +184,7 @@ class CompletionService:
             self._queue.on_due()
         if enqueued.passing is not None:
             self._locks.passed(enqueued.passing)
+            self._injection_events.tell(enqueued.injections)
             await self._announcer.ended(enqueued.passing.released_by)
         if enqueued.stopping is not None:
             self._queue.stop_run(enqueued.stopping, Stop.CANCEL)

@@ -183,7 +183,7 @@ class MemoryStore(MemoryReads):
                 claim=claim,
             )
         conversation.active_at = now.wall
-        passing = None if interrupted is None else self._interrupt(interrupted, request, now)
+        ended = None if interrupted is None else self._interrupt(interrupted, request, now)
         self._lines.refresh(conversation, now)
         return Enqueued(
             request_id=request.request_id,
@@ -192,8 +192,9 @@ class MemoryStore(MemoryReads):
             ready=ready,
             position=0 if delayed else self._position(conversation, request.rank, request.key),
             holder=name_of(conversation.holder),
-            stopping=interrupted.request_id if interrupted is not None and passing is None else None,
-            passing=passing,
+            stopping=interrupted.request_id if interrupted is not None and ended is None else None,
+            passing=None if ended is None else ended.passing,
+            injections=() if ended is None else ended.injections,
         )
 
     async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
@@ -456,13 +457,13 @@ class MemoryStore(MemoryReads):
             expires=new.expires,
         )
 
-    def _interrupt(self, holder: Request, by: Request, now: Moment) -> Passing | None:
+    def _interrupt(self, holder: Request, by: Request, now: Moment) -> Ended | None:
         """Stop a holder for `by`: a running one is marked, another one ends here (L3)."""
         holder.interrupted_by = holder.interrupted_by or by.request_id
         if holder.state is State.RUNNING:
             holder.cancelling = True
             return None
-        return self._lines.end(holder, State.CANCELLED, now, _CANCELLED).passing
+        return self._lines.end(holder, State.CANCELLED, now, _CANCELLED)
 
     # -- running ------------------------------------------------------------------------------------------------------
 

@@ -375,6 +375,7 @@ class RedisStore(RedisProviders):
             claim=None if answer.claim is None else self._started(answer.claim.claimed(new.body)),
             stopping=answer.stopping,
             passing=answer.passing,
+            injections=answer.injections,
             block=answer.block,
             chain=answer.chain,
         )

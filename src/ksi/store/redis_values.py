@@ -240,6 +240,7 @@ class EnqueueMap(Answer, frozen=True, kw_only=True):
     claim: RunMap | None = None
     stopping: str | None = None
     passing: Passing | None = None
+    injections: tuple[InjectionView, ...] = ()
     existing: Fields | None = None
     block: Block | None = None
     chain: ChainView | None = None

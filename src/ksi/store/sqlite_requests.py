@@ -10,7 +10,7 @@ import msgspec
 from ksi.clock import Moment
 from ksi.errors import ConversationBusy, InternalError, NotFound, QueueFull, RequestIdConflict
 from ksi.request import OnBusy, Priority, State
-from ksi.store.chains import Block, Grant, MemberGrant, Reminder
+from ksi.store.chains import Block, Grant, InjectionView, MemberGrant, Reminder
 from ksi.store.sqlite_chains import Arriving, Chains
 from ksi.store.sqlite_ends import CANCELLED, blocked
 from ksi.store.sqlite_ledger import Holder, Ledger
@@ -280,9 +280,11 @@ class Requests:
         if arriving is not None:
             self._chains.join(key, new.request_id, arriving, None, now)
         holder = arrival.holder
-        stopping, passing = None, None
+        stopping: str | None = None
+        passing: Passing | None = None
+        injections: tuple[InjectionView, ...] = ()
         if interrupts and holder is not None:
-            stopping, passing = self._interrupt(holder, new, conversation, now)
+            stopping, passing, injections = self._interrupt(holder, new, conversation, now)
         elif not arrival.delayed:
             self._ledger.refresh_line(conversation, now)
         return Enqueued(
@@ -294,22 +296,23 @@ class Requests:
             holder=holder.request_id if holder is not None and passing is None else None,
             stopping=stopping,
             passing=passing,
+            injections=injections,
         )
 
     def _interrupt(
         self, holder: Holder, new: NewRequest, conversation: int, now: Moment
-    ) -> tuple[str | None, Passing | None]:
+    ) -> tuple[str | None, Passing | None, tuple[InjectionView, ...]]:
         """Stop a holder for the new request: a running one is marked, another ends here."""
         self._ledger.run("mark_interrupted", holder.key, new.request_id)
         if holder.state is State.RUNNING:
             self._ledger.run("mark_cancelling", holder.key)
-            return holder.request_id, None
+            return holder.request_id, None, ()
         passing = self._ledger.end_waiting(
             holder.key, holder.request_id, conversation, holder.state, HOLDS, CANCELLED, now
         )
-        if holder.chain is not None:
-            self._chains.leave(holder.key, holder.request_id, CANCELLED, now)
-        return None, passing
+        if holder.chain is None:
+            return None, passing, ()
+        return None, passing, self._chains.leave(holder.key, holder.request_id, CANCELLED, now)
 
     # -- claim ----------------------------------------------------------------------------------------------------
 

@@ -165,6 +165,8 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     """The running holder that must now be stopped (`on_busy: interrupt`)."""
     passing: Passing | None = None
     """Set where a holder that was not running was cancelled by the interruption."""
+    injections: tuple[InjectionView, ...] = ()
+    """What became of the deliveries that this holder carried."""
     existing: RequestView | None = None
     """Set where the id and content were known: nothing was enqueued (Q4)."""
     block: Block | None = None

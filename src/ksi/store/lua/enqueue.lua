@@ -166,8 +166,7 @@ local function interrupt(holder, by)
     tell(holder.life, {kind = 'stop', name = holder.id})
     return nil
   end
-  local passing = finish(holder, 'cancelled', 'cancelled')
-  return passing
+  return finish(holder, 'cancelled', 'cancelled')
 end
 
 verb('enqueue', function()
@@ -251,7 +250,7 @@ verb('enqueue', function()
   end
   set(conv, 'active', A.wall)
   if interrupted then
-    map.passing = interrupt(interrupted, rec)
+    map.passing, map.injections = interrupt(interrupted, rec)
     if not map.passing then
       map.stopping = interrupted.id
     end
