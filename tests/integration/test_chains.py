@@ -404,6 +404,20 @@ async def test_a_delivery_whose_request_fails_is_a_dead_letter(tmp_path: Path) -
         assert (failed["injection_id"], failed["reason"]["code"]) == ("a/1", "invalid_request")
 
 
+@pytest.mark.promise("C3", "L3")
+async def test_who_interrupts_a_waiting_carrier_tells_that_its_delivery_failed(tmp_path: Path) -> None:
+    providers = {"stub": {"kind": "stub"}, "other": {"kind": "stub", "fail": "overloaded"}}
+    retry = {"initial_delay": 600.0, "max_delay": 600.0}
+    async with daemon_and_wire(tmp_path, providers=providers, retry=retry) as (_, wire):
+        await wire.ask("monitor:subscribe", patterns=["injection:failed"])
+        first = {"prompt": "x", "request_id": "a", "model": "other/x", "provider_options": {"fail": "invalid_request"}}
+        await wire.ask("completion:async", **first, injection_config=into("boss"))
+        await in_state(wire, "a/1", "retrying")
+        await wire.ask("completion:async", prompt="urgent", session_id="boss", on_busy="interrupt")
+        failed = await wire.pushed("injection:failed")
+        assert (failed["injection_id"], failed["reason"]["code"]) == ("a/1", "cancelled")
+
+
 @pytest.mark.promise("C5", "R4")
 async def test_chains_are_listed_newest_first_page_by_page(wire: Wire) -> None:
     for name in ("a", "b", "c"):
