@@ -46,17 +46,29 @@ from typing import Any
 
 
 class FailureClass(StrEnum):
-    """Why an attempt failed (promise F1). The first six can be tried again, the others not."""
+    """Why an attempt failed (promise F1). The first seven can be tried again, the others not."""
 
     TIMEOUT = "timeout"
     NETWORK_ERROR = "network_error"
     RATE_LIMITED = "rate_limited"
     OVERLOADED = "overloaded"
     PROVIDER_ERROR = "provider_error"
+    EMPTY_ANSWER = "empty_answer"
+    """The answer was well formed and held no text."""
     DAEMON_RESTART = "daemon_restart"
     INVALID_REQUEST = "invalid_request"
     AUTHENTICATION = "authentication"
+    BILLING = "billing"
+    """The account has no money left; waiting does not bring it back."""
+    MODEL_NOT_FOUND = "model_not_found"
+    """The provider does not have this model, or has it no more."""
     CONTEXT_TOO_LONG = "context_too_long"
+    REFUSED = "refused"
+    """The model, or a filter before it, declined to answer."""
+    LIMIT_REACHED = "limit_reached"
+    """A limit that the request or the configuration set ended the work, such as a number of turns."""
+    UNSUPPORTED = "unsupported"
+    """The answer holds something that a request cannot carry, such as calls of tools that it never named."""
     CANCELLED = "cancelled"
     BLOCKED = "blocked"
 
@@ -73,6 +85,7 @@ _RETRYABLE = frozenset(
         FailureClass.RATE_LIMITED,
         FailureClass.OVERLOADED,
         FailureClass.PROVIDER_ERROR,
+        FailureClass.EMPTY_ANSWER,
         FailureClass.DAEMON_RESTART,
     }
 )
@@ -264,9 +277,11 @@ class CheckpointInvalid(StoreError):
 
 
 class ProviderError(KsiError):
-    """One failed attempt at a provider. `failure` is its class, the code on the wire too.
+    """One failed attempt at a provider. `failure` is its class, and the code on the wire too.
 
-    `retry_after` is the provider's own word on when to come back, in seconds from now.
+    `retry_after` is when the provider can be asked again by its own word, in seconds from now. The other facts say what
+    the failure means for others: `limited_models` and `limit_window` tell what a limit holds for, `unserved` that the
+    request was never taken up, and `tools_used` what the turn has already done.
     """
 
     failure: FailureClass
@@ -280,9 +295,21 @@ class ProviderError(KsiError):
         retry_after: float | None = None,
         status: int | None = None,
         provider: str | None = None,
+        limited_models: str = "",
+        limit_window: str | None = None,
+        unserved: bool = False,
+        tools_used: tuple[str, ...] = (),
     ) -> None:
+        """`limited_models` is a pattern of the provider's own model names that the limit holds for; empty: all of them.
+        `limit_window` is the provider's name for a limit of the account, such as `five_hour`. `unserved` says that
+        nothing was asked: no connection was made, or the model is still loading. `tools_used` names the tools with
+        effects that ran before the failure."""
         super().__init__(message, retry_after=retry_after, status=status, provider=provider)
         self.failure = failure
+        self.limited_models = limited_models
+        self.limit_window = limit_window
+        self.unserved = unserved
+        self.tools_used = tools_used
 
     @property
     def code(self) -> str:  # type: ignore[override]

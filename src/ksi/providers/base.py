@@ -10,6 +10,7 @@ was told it (T1), and leaves nothing running behind a closed iterator (F7).
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +59,19 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The request's `provider_options`."""
 
 
+class StopReason(StrEnum):
+    """Why a model ended its answer (A3). `max_tokens` and `context_window` cut it."""
+
+    END_TURN = "end_turn"
+    STOP_SEQUENCE = "stop_sequence"
+    MAX_TOKENS = "max_tokens"
+    TOOL_USE = "tool_use"
+    REFUSAL = "refusal"
+    CONTENT_FILTER = "content_filter"
+    CONTEXT_WINDOW = "context_window"
+    PAUSE_TURN = "pause_turn"
+
+
 class Chunk(msgspec.Struct, frozen=True):
     """A piece of the answer's text."""
 
@@ -73,6 +87,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     """None where the provider reported none."""
     stop_reason: str | None = None
+    """Why it ended, as one of `StopReason`'s words whatever the provider calls it; its own word where we know none."""
+    note: str | None = None
+    """What a program should know beside the text, in one sentence: tools that were denied, for example."""
     provider_session: str | None = None
     """Where a stateful provider keeps the dialogue now."""
     last_message: str | None = None
@@ -153,6 +170,16 @@ class ReportingProvider(Provider, Protocol):
 
     def report(self) -> dict[str, Any]:
         """What it is and what it holds, as JSON: for the eye of an operator."""
+        ...
+
+
+@runtime_checkable
+class LoginProvider(Provider, Protocol):
+    """A provider whose login can lapse and come back while the daemon runs (F11)."""
+
+    async def login_works(self) -> bool | None:
+        """Whether it can be asked again after a login failed, found out without a call that costs anything; None where
+        only a real call can tell."""
         ...
 
 
