@@ -203,6 +203,10 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The provider's own limit, kept on our side."""
     tokens_per_minute: int | None = None
     """Likewise, of input and output tokens."""
+    timeout: float | None = None
+    """Seconds that one of its turns may take; without it as `[limits] timeout`."""
+    idle_timeout: float | None = None
+    """Seconds of silence after which a turn is given up; without it as `[limits] idle_timeout`."""
     options: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -251,6 +255,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def path(self, relative: str) -> Path:
         """A path of the configuration, seen from the home."""
         return self.home / relative
+
+    def timeout_of(self, provider: str) -> float:
+        """Seconds that one turn of a provider may take, where the request does not say."""
+        entry = self.providers.get(provider)
+        return (entry.timeout if entry is not None else None) or self.limits.timeout
 
     @property
     def socket_path(self) -> Path:

@@ -29,8 +29,9 @@ from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
 from ksi.completion.prices import Prices
-from ksi.completion.provider_manager import ProviderManager, build_providers
-from ksi.completion.provider_team import Team
+from ksi.completion.provider_kinds import build_providers
+from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.provider_team import Place, RecordStore, Team
 from ksi.completion.queue_manager import QueueManager
 from ksi.completion.render import Teller
 from ksi.completion.response_log import ResponseLog
@@ -54,6 +55,7 @@ from ksi.request import HeadStarts
 from ksi.store.base import Store
 from ksi.store.chains import ChainLimits
 from ksi.store.memory import MemoryStore
+from ksi.store.provider_records import HeldRecords
 from ksi.store.sqlite import SqliteStore
 from ksi.store.values import StoreRules
 from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
@@ -152,7 +154,7 @@ class Daemon(_Served):
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
         team = _team(config, self.store, self._built, clock)
-        self.providers = ProviderManager(config, self._built, router, self.bus, clock, team)
+        self.providers = ProviderManager(config, self._built, router, self.bus, clock, team, shared=config.store.shared)
         node = config.store.node if config.store.shared else None
         sessions = SessionManager(self.store, config.session, node)
         templates = Templates(config.path("var/templates"))
@@ -320,7 +322,8 @@ class DirectDaemon(_Served):
         can = {name: provider.capabilities for name, provider in self._built.items()}
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
-        self.providers = ProviderManager(config, self._built, router, self.bus, clock)
+        team = _team(config, HeldRecords(), self._built, clock)
+        self.providers = ProviderManager(config, self._built, router, self.bus, clock, team)
         dialogues = Dialogues(config.log_dir / "responses", logged=config.log.responses)
         teller = Teller(Prices(config.prices, can))
         self.service = DirectService(self.providers, dialogues, teller, self.bus, config, clock, chance)
@@ -413,12 +416,12 @@ def _sharing(
     queue: QueueManager,
     announcer: Announcer,
     providers: ProviderManager,
-    team: Team | None,
+    team: Team,
     locks: LockEvents,
     clock: Clock,
 ) -> Sharing | None:
     """What a store that others use too asks of its daemon; nothing where it has the store for itself."""
-    if team is None:
+    if not config.store.shared:
         return None
     from ksi.completion.sharing import Sharing
     from ksi.store.redis import RedisStore
@@ -428,15 +431,18 @@ def _sharing(
     return Sharing(store, queue, announcer, providers, team, locks, clock, config.queue.lease)
 
 
-def _team(config: Config, store: Store, providers: Mapping[str, Provider], clock: Clock) -> Team | None:
-    """Who shares what is known of providers; nobody where this daemon has its store for itself.
+def _team(config: Config, store: RecordStore, providers: Mapping[str, Provider], clock: Clock) -> Team:
+    """Who knows what of the providers.
 
-    A provider that is asked over the network is the same for all. One that runs processes is judged by each machine.
+    A provider that is asked over the network is the same for all daemons of a store. One that runs processes is judged
+    by each machine.
     """
-    if not config.store.shared:
-        return None
-    places = {name: config.store.node if one.capabilities.process else "" for name, one in providers.items()}
-    return Team(store, places, config.breaker, clock)
+    node = config.store.node if config.store.shared else ""
+    places = {
+        name: Place(node if one.capabilities.process else "", config.providers[name].max_concurrency)
+        for name, one in providers.items()
+    }
+    return Team(store, places, config.breaker, clock, alone=not config.store.shared)
 
 
 def _redis_store(config: Config, chance: Chance) -> Store:

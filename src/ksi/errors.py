@@ -286,6 +286,7 @@ class ProviderError(KsiError):
 
     failure: FailureClass
     retry_after: float | None = None
+    status: int | None = None
 
     def __init__(
         self,

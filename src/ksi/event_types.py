@@ -369,6 +369,10 @@ class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: UsageReply | None = None
     cost_usd: float | None = None
     stop_reason: str | None = None
+    truncated: bool = False
+    """The answer was cut at a limit of tokens."""
+    note: str | None = None
+    """A sentence about the answer, such as which tools were denied."""
     duration_ms: float | None = None
     queued_ms: float | None = None
     enqueued_at: float | None = None

@@ -271,7 +271,7 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     """The daemon died under it."""
     PARKED = "parked"
-    """The provider's quota was spent and it named the time of its return: no failure, and not counted as one (F5)."""
+    """The provider was limited or away, or was only being probed: no failure of the request, and not counted as one."""
     SHUTDOWN = "shutdown"
     """The daemon stopped in order and gave the request back to the queue."""
     FENCED = "fenced"
@@ -308,10 +308,15 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: str | None = None
     """A FailureClass word."""
     message: str | None = None
+    """Why it failed; of one that completed, what a program should know beside the text."""
     first_token_us: int | None = None
     """Microseconds from the start to the first piece of text."""
     raw: bytes | None = None
     """What the provider sent, as JSON, for the response log (R3)."""
+
+
+CUT_SHORT = frozenset({"max_tokens", "context_window"})
+"""Stop reasons of an answer that was cut before its end."""
 
 
 def answer_chars(attempt: Attempt) -> int:

@@ -36,9 +36,14 @@ class Local:
         self.log = folder / "local.log"
         self.providers: list[LocalProvider] = []
 
-    def make(self, **options: Any) -> LocalProvider:
+    def make(self, idle_timeout: float = 120.0, **options: Any) -> LocalProvider:
         provider = LocalProvider(
-            "local", clock=SystemClock(), log_path=self.log, options=Options(**options), home=self.folder
+            "local",
+            clock=SystemClock(),
+            log_path=self.log,
+            options=Options(**options),
+            home=self.folder,
+            idle_timeout=idle_timeout,
         )
         self.providers.append(provider)
         return provider

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.completion.provider_breaker import BreakerRecord, BreakerState, ProviderBreaker
+from ksi.completion.provider_breaker import BreakerState, ProviderBreaker
+from ksi.completion.provider_limits import Hit, LimitCause, Limits, answered, struck
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_record import decode_record
-from ksi.completion.provider_team import Team
+from ksi.completion.provider_record import PlaceRecord, decode_record
+from ksi.completion.provider_team import Place, Team
 from ksi.completion.routes import Router
 from ksi.config import BreakerConfig, Config, ProviderConfig
 from ksi.errors import FailureClass, ProviderError
@@ -51,9 +52,10 @@ class Member:
 
     def __init__(self, store: MemoryStore, config: Config, clock: Clock) -> None:
         providers = {"p": Player("p")}
-        self.team = Team(store, {"p": ""}, config.breaker, clock)
+        self.team = Team(store, {"p": Place(slots=SLOTS)}, config.breaker, clock)
         router = Router(config.providers, config.models)
-        self.manager = ProviderManager(config, providers, router, EventBus(clock), clock, self.team)
+        bus = EventBus(clock)
+        self.manager = ProviderManager(config, providers, router, bus, clock, self.team, shared=True)
         self.route = self.manager.route("m/x")
 
     @property
@@ -75,8 +77,8 @@ class Running:
         self.member = member
         self.claim = claim
         self.view = member.report["breaker"]
-        member.manager.began(claim)
-        self.era = member.manager._members["p"].eras[claim.fence]
+        member.manager.began(claim, "m/x")
+        self.era = member.manager._members["p"].calls[claim.fence].era
 
 
 class Machine(RuleBasedStateMachine):
@@ -112,6 +114,7 @@ class Machine(RuleBasedStateMachine):
         """When calls began."""
         self.plain = ProviderBreaker(breaker)
         """One breaker that sees it all."""
+        self.plain_limits: Limits = ()
         self.plain_eras: dict[int, int] = {}
         self.number = 0
         self.runner.run(self.store.open(self.clock.now(), lambda: None))
@@ -172,17 +175,20 @@ class Machine(RuleBasedStateMachine):
             assert view[3], "a call to one that is disabled"
             if view[0] == "half_open":
                 known = self.known()
-                assert known.state is not BreakerState.OPEN or known.until <= now.mono, "a probe after another failed"
-                assert known.parked_until <= now.mono, "a probe although the quota is spent"
+                breaker = known.breaker
+                assert breaker.state is not BreakerState.OPEN or breaker.until <= now.wall, (
+                    "a probe after another failed"
+                )
+                assert not any(limit.active(now.wall) for limit in known.limits), "a probe although the quota is spent"
         for claim in claims.started:
             self.running.append(Running(member, claim))
             self.begun.append(now.mono)
             self.plain_eras[claim.fence] = self.plain.began()
 
-    def known(self) -> BreakerRecord:
-        """What is written of the breaker."""
+    def known(self) -> PlaceRecord:
+        """What is written of the provider."""
         found = self.runner.run(self.store.provider_records(self.clock.now())).records.get("p")
-        return BreakerRecord() if found is None else decode_record(found.value).breaker("")
+        return PlaceRecord() if found is None else decode_record(found.value).place("")
 
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, SLOTS - 1))
@@ -211,7 +217,7 @@ class Machine(RuleBasedStateMachine):
         error = None
         state = State.COMPLETED if outcome == "good" else State.FAILED
         if outcome == "bad":
-            error = ProviderError(FailureClass.OVERLOADED, "it broke")
+            error = ProviderError(FailureClass.PROVIDER_ERROR, "it broke")
         elif outcome == "quota":
             error = ProviderError(FailureClass.RATE_LIMITED, "spent", retry_after=3.0)
         outcomes = {"good": Outcome.COMPLETED, "stopped": Outcome.CANCELLED, "quota": Outcome.PARKED}
@@ -230,15 +236,17 @@ class Machine(RuleBasedStateMachine):
 
     def mirror(self, run: Running, outcome: str, now: Moment) -> None:
         """The same for the one breaker that sees it all."""
-        era = self.plain_eras.pop(run.claim.fence)
+        era, began = self.plain_eras.pop(run.claim.fence), run.claim.started_at
         if outcome == "good":
-            self.plain.succeeded(now.mono, era)
+            self.plain.succeeded(now.wall, era)
+            self.plain_limits = answered(self.plain_limits, "x", began, now.wall, SLOTS)
         elif outcome == "bad":
-            self.plain.failed(now.mono, era, "it broke")
+            self.plain.failed(now.wall, era, "it broke")
         else:
             self.plain.dropped(era)
         if outcome == "quota":
-            self.plain.park(now.mono, now.after(3.0).mono)
+            hit = Hit(LimitCause.QUOTA, "spent", until=now.after(3.0).wall)
+            self.plain_limits = struck(self.plain_limits, hit, began, now.wall, self.config.breaker)
 
     @rule(which=st.integers(0, TEAM - 1), word=st.sampled_from(["write", "hear"]))
     def speak(self, which: int, word: str) -> None:
@@ -250,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         """Time passes."""
         self.clock.moment = self.clock.moment.after(seconds)
-        self.plain.tick(self.clock.moment.mono)
+        self.plain.tick(self.clock.moment.wall)
         for member in self.members:
             member.manager._tick(self.clock.now())
 
@@ -261,6 +269,7 @@ class Machine(RuleBasedStateMachine):
         if word == "reset":
             self.runner.run(manager.reset("p"))
             self.plain.reset()
+            self.plain_limits = ()
         else:
             self.runner.run(manager.set_enabled("p", word == "enable"))
         self.settled()
@@ -299,13 +308,14 @@ class AtOnce(Machine):
     def it_is_one_breaker(self) -> None:
         if not hasattr(self, "members"):
             return
-        now = self.clock.now()
         for member in self.members:
             breaker = member.manager._members["p"].breaker
             assert breaker.state is self.plain.state
-            assert breaker.parked_until(now.mono) == self.plain.parked_until(now.mono)
-            if self.plain.state is BreakerState.OPEN:
-                assert breaker.next_change(now.mono) == self.plain.next_change(now.mono)
+            assert breaker.open_until == self.plain.open_until
+            known = member.manager._members["p"].limits
+            assert [(one.until, one.strikes) for one in known] == [
+                (one.until, one.strikes) for one in self.plain_limits
+            ]
 
 
 TestMachine = pytest.mark.promise("D1", "F3", "F5")(

@@ -18,7 +18,7 @@ import pytest
 from ksi import config as configuration
 from ksi import errors
 from ksi.cli import COMMANDS
-from ksi.completion.provider_manager import build_providers
+from ksi.completion.provider_kinds import build_providers
 from ksi.errors import FailureClass, KsiError
 from ksi.event_types import CompletionData, RequestReply
 from ksi.events import SPECS

@@ -34,9 +34,9 @@ def providers(settings: Settings, action: str | None, name: str | None, as_json:
     """Show how each provider is doing, or change what is done with the one called NAME.
 
     \b
-    disable  ask it no more, until it is enabled or the daemon starts again; what runs there goes on
+    disable  ask it no more until it is enabled, over restarts too; what runs there goes on
     enable   ask it again
-    reset    forget its failures and its spent quota, and ask it at once
+    reset    forget its failures and its limits, and ask it at once
     """
     if action is None:
         reply = asyncio.run(ask_one(settings, "completion:provider_status"))
@@ -60,6 +60,8 @@ def _print(reports: Mapping[str, Json]) -> None:
     for name, report in reports.items():
         if report.get("problem"):
             note(f"{name}: {report['problem']}")
+        for limit in report.get("limits") or ():
+            note(f"{name}: {limit['sentence']}")
         own = report.get("own") or {}
         if "warm" in own:
             note(

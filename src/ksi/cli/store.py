@@ -78,7 +78,7 @@ def migrate(settings: Settings, source: str, target: str) -> None:
 def _here(config: Config) -> Here:
     """This machine, as the store of a team is to know it."""
     from ksi.clock import SystemClock
-    from ksi.completion.provider_manager import build_providers
+    from ksi.completion.provider_kinds import build_providers
     from ksi.store.migrate import Here
 
     providers = build_providers(config, os.environ, SystemClock())

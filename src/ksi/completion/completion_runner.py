@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from enum import Enum
 
@@ -13,8 +14,8 @@ from ksi.clock import Chance, Clock, Moment, microseconds
 from ksi.completion.announcer import Announcer
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.prices import Prices
-from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.retry_manager import FailOver, ParkUntil, RetryAt, decide, is_quota, policy_of
+from ksi.completion.provider_manager import CallEnd, ProviderManager
+from ksi.completion.retry_manager import FailOver, GiveUp, ParkUntil, RetryAt, decide, policy_of
 from ksi.completion.routes import model_at, parse_route
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
@@ -60,6 +61,8 @@ class Run:
         """A failure that a client reported."""
         self.task: asyncio.Task[None] | None = None
         self.asking = False
+        self.tools_used: list[str] = []
+        """Tools with effects that the turn has used so far."""
 
     def stop(self, why: Stop) -> None:
         """End the provider's work. What was answered before is settled all the same."""
@@ -81,6 +84,9 @@ class _Answer(msgspec.Struct):
     completion: Completion | None = None
     error: ProviderError | None = None
     first_token: int | None = None
+    asked: bool = True
+    """Whether its provider was asked at all."""
+    end: CallEnd = CallEnd()
 
 
 class CompletionRunner:
@@ -115,12 +121,15 @@ class CompletionRunner:
     async def execute(self, run: Run) -> Settled | None:
         """The steps, in order; None where the request was not kept any more."""
         self._begin(run)
-        self._providers.began(run.claim)
-        self._prices.warm(run.claim.provider)
-        answer = await self._ask(run)
+        answer = await self._answer(run)
         now = self._clock.now()
         attempt = self._record(run, answer, now)
-        self._providers.ended(run.claim, attempt, answer.error, now)
+        if answer.asked:
+            answer.end = self._providers.ended(
+                run.claim, attempt, answer.error, now, own_limit=self._own_limit(run, answer)
+            )
+        if answer.end.uncounted and attempt.outcome is Outcome.FAILED:
+            attempt = msgspec.structs.replace(attempt, outcome=Outcome.PARKED)
         verdict = await self._decide(run, answer, now)
         aftermath = await self._aftermath(run, attempt, verdict)
         settled = await self._settle(run, attempt, verdict, aftermath)
@@ -136,8 +145,17 @@ class CompletionRunner:
         run.body = decode_body(run.claim.body)
         run.asked = full_model(run.body.model, self._config.service.default_model)
         run.model = model_at(run.claim.route, run.claim.provider, run.asked)
-        timeout = run.body.timeout or self._config.limits.timeout
-        run.deadline = self._clock.now().mono + microseconds(timeout)
+        run.deadline = self._clock.now().mono + microseconds(self._timeout(run))
+
+    def _timeout(self, run: Run) -> float:
+        """Seconds that the attempt may take."""
+        return run.body.timeout or self._config.timeout_of(run.claim.provider)
+
+    def _own_limit(self, run: Run, answer: _Answer) -> bool:
+        """Whether the caller gave the provider less time than it has: that it was too short says nothing about it."""
+        failed = answer.error is not None and answer.error.failure is FailureClass.TIMEOUT
+        wish = run.body.timeout
+        return failed and wish is not None and wish < self._config.timeout_of(run.claim.provider)
 
     async def abandon(self, run: Run) -> None:
         """End a request whose run broke on a defect of ours. If it was settled already, nothing changes."""
@@ -150,6 +168,22 @@ class CompletionRunner:
             await self._announcer.settled(run.claim, run.asked, attempt, verdict, settled)
 
     # -- ask ------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, run: Run) -> _Answer:
+        """Ask, where the model that is asked for may be asked now."""
+        away = self._providers.away(run.claim.provider, run.model, self._clock.now())
+        if away is not None and self._waits(run, away):
+            return _Answer(error=away, asked=False, end=CallEnd(away=True))
+        self._providers.began(run.claim, run.model)
+        self._prices.warm(run.claim.provider)
+        return await self._ask(run)
+
+    def _waits(self, run: Run, away: ProviderError) -> bool:
+        """Whether a request whose model is limited goes elsewhere or waits. Where nobody else has a model that was gone
+        a while ago, its provider is asked again: perhaps it is there now."""
+        if away.failure is not FailureClass.MODEL_NOT_FOUND:
+            return True
+        return self._others(run, away, self._clock.now()) is not None
 
     async def _ask(self, run: Run) -> _Answer:
         """The provider's answer. A cancellation that nobody asked for through `Run.stop` goes on up."""
@@ -174,8 +208,7 @@ class CompletionRunner:
             run.asking = False
         if answer.completion is None and answer.error is None:
             if run.stopped is Stop.TIMEOUT:
-                timeout = run.body.timeout or self._config.limits.timeout
-                message = f"no complete answer within {timeout:g} s"
+                message = f"no complete answer within {self._timeout(run):g} s"
                 answer.error = ProviderError(FailureClass.TIMEOUT, message, provider=run.claim.provider)
             elif run.stopped is Stop.REPORTED:
                 answer.error = run.reported
@@ -236,6 +269,7 @@ class CompletionRunner:
                 text=completion.text,
                 usage=completion.usage,
                 stop_reason=completion.stop_reason,
+                message=completion.note,
                 provider_session=completion.provider_session,
                 node=self._home_of(completion, claim.provider),
                 last_message=completion.last_message,
@@ -246,7 +280,7 @@ class CompletionRunner:
         if error is not None:
             return msgspec.structs.replace(
                 attempt,
-                outcome=Outcome.PARKED if is_quota(error) else Outcome.FAILED,
+                outcome=Outcome.FAILED,
                 error=error.failure.value,
                 message=error.message,
                 text=text,
@@ -264,32 +298,46 @@ class CompletionRunner:
         if answer.completion is not None:
             return Finish(state=State.COMPLETED)
         if answer.error is None:
-            if run.stopped is Stop.SHUTDOWN:
+            if run.stopped is Stop.SHUTDOWN and not run.tools_used:
                 return GiveBack()
+            if run.stopped is Stop.SHUTDOWN:
+                return _not_again(ProviderError(FailureClass.DAEMON_RESTART, "the daemon was stopped"), run.tools_used)
             return Finish(state=State.CANCELLED, error=FailureClass.CANCELLED.value)
-        return await self._decide_failure(run, answer.error, now)
+        return await self._decide_failure(run, answer, answer.error, now)
 
-    async def _decide_failure(self, run: Run, error: ProviderError, now: Moment) -> Verdict:
-        claim, code = run.claim, error.failure.value
-        others = self._providers.others(claim.route, claim.provider, now)
+    async def _decide_failure(self, run: Run, answer: _Answer, error: ProviderError, now: Moment) -> Verdict:
+        code, end = error.failure.value, answer.end
+        others = self._others(run, error, now)
         whole = self._whole_route(run)
+        tools = error.tools_used or run.tools_used
         decision = decide(
             error,
-            await self._failures(claim, error),
+            await self._failures(run.claim, end),
             policy_of(self._config.retry, run.body.retry),
             now,
             self._chance,
             others=others is not None,
             route_length=len(parse_route(whole)),
-            back=self._providers.back(whole, now),
+            back=self._providers.back(whole, run.asked, now),
+            away=end.away,
+            probe=end.probe,
+            tools_used=bool(tools),
         )
-        if isinstance(decision, FailOver):
-            return Retry(at=now.wall, route=others, error=code, message=error.message)
-        if isinstance(decision, RetryAt):
-            return Retry(at=decision.at, route=whole, error=code, message=error.message)
-        if isinstance(decision, ParkUntil):
-            return Retry(at=decision.at, route=whole, parked=True, error=code, message=error.message)
+        match decision:
+            case FailOver():
+                return Retry(at=now.wall, route=others, error=code, message=error.message)
+            case RetryAt(at):
+                return Retry(at=at, route=whole, error=code, message=error.message)
+            case ParkUntil(at):
+                return Retry(at=at, route=whole, parked=True, error=code, message=error.message)
+            case GiveUp("tools_used"):
+                return _not_again(error, tools)
         return Finish(state=State.FAILED, error=code, message=error.message)
+
+    def _others(self, run: Run, error: ProviderError, now: Moment) -> str | None:
+        """The route on which the request can go on elsewhere at once; after a refusal, with another model."""
+        refused = error.failure is FailureClass.REFUSED
+        return self._providers.others(run.claim.route, run.claim.provider, run.asked, now, other_model=refused)
 
     def _whole_route(self, run: Run) -> str:
         """After a wait every provider of the model may be asked again."""
@@ -298,9 +346,9 @@ class CompletionRunner:
         except (UnknownModel, InvalidData):
             return run.claim.route
 
-    async def _failures(self, claim: Claimed, error: ProviderError) -> int:
-        """How many of its attempts failed, this one included; waits for a quota do not count (F5)."""
-        failures = 0 if is_quota(error) else 1
+    async def _failures(self, claim: Claimed, end: CallEnd) -> int:
+        """How many of its attempts failed, this one included; waits for a provider do not count."""
+        failures = 0 if end.uncounted else 1
         if claim.attempt > 1:
             view = await self._store.get(claim.request_id)
             if view is not None:
@@ -335,3 +383,10 @@ class CompletionRunner:
 def _forked(completion: Completion, kind: str) -> Completion:
     """An answer that began a provider session in the place of one that is out of reach."""
     return completion if completion.provider_session is None else msgspec.structs.replace(completion, fork=kind)
+
+
+def _not_again(error: ProviderError, tools: Sequence[str]) -> Finish:
+    """The end of a turn that has done something: doing it again is its owner's decision."""
+    used = ", ".join(dict.fromkeys(tools))
+    message = f"{error.message}; it had already used {used}, so it is not run again by itself (`ksi requeue` runs it)"
+    return Finish(state=State.FAILED, error=error.failure.value, message=message)

@@ -481,10 +481,6 @@ class CompletionService:
     async def reset_provider(self, data: ProviderName) -> dict[str, Any]:
         """`provider:reset`: forget its failures and its quota; what waited for that is due now."""
         report = await self._providers.reset(data.provider)
-        for route in self._providers.routes_of(data.provider):
-            while await self._store.unpark(route, self._clock.now()):
-                pass
-        self._queue.on_due()
         self._queue.on_work()
         return report
 

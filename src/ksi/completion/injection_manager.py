@@ -15,7 +15,7 @@ from ksi.errors import InvalidData, NotFound, StoreError, UnknownModel
 from ksi.injection.circuit_breakers import ChainBreaker, Judgement, estimate
 from ksi.injection.injection_router import Ended, InjectionRouter, unknown_triggers
 from ksi.injection.reminders import Templates
-from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
+from ksi.request import CUT_SHORT, Attempt, Outcome, RequestBody, State, decode_body, full_model
 from ksi.store.base import Store
 from ksi.store.chains import (
     Aftermath,
@@ -142,6 +142,7 @@ class InjectionManager:
             priority=claim.priority,
             agent_id=claim.agent_id,
             text=attempt.text if attempt.outcome is Outcome.COMPLETED else None,
+            truncated=attempt.stop_reason in CUT_SHORT,
             error=verdict.error,
             message=verdict.message,
             charged=charge(attempt, estimate(body))[0],
@@ -230,6 +231,7 @@ class InjectionManager:
             priority=view.priority,
             agent_id=view.agent_id,
             text=view.answer.text if view.answer is not None else None,
+            truncated=view.answer is not None and view.answer.stop_reason in CUT_SHORT,
             error=view.error,
             message=view.message,
             block=view.block,

@@ -1,4 +1,4 @@
-"""One provider's circuit breaker: when it has failed too often it is left alone, then tried with care (F3, F5).
+"""One provider's circuit breaker: it opens when calls fail too often, then lets a few probes through.
 
     closed --(failures >= threshold and >= rate in the window)--> open
     open --(its time is over)--> half_open
@@ -8,8 +8,11 @@
 A call belongs to the era in which it began; an era ends when the breaker opens. What a call of an earlier era brings is
 old news: a hundred calls that hung before the opening do not judge the provider that is being tried again.
 
-A provider that names the time of its return is parked until then, whatever state it is in. All times are monotonic
-microseconds; nothing here reads a clock.
+The breaker judges the provider, not its callers. A request that fails again at the same provider says something about
+the request and is not counted. Failures of one caller alone open nothing while others are answered.
+
+A provider that names the time of its return, or that cannot be reached, is no case for the breaker: see
+`ksi.completion.provider_limits`. All times are microseconds of wall time; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -25,9 +28,6 @@ from ksi.config import BreakerConfig
 
 _DOUBLINGS = 32
 """After so many the configured maximum has long been reached."""
-
-SHORTEST_PARK = 0.1
-"""Seconds that a provider is parked at least, twice as long each time that it says so again, up to `open_for`."""
 
 
 class BreakerState(StrEnum):
@@ -56,24 +56,20 @@ class BreakerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int = 0
     reopens: int = 0
     probes_passed: int = 0
-    parked_until: int = 0
-    parks: int = 0
-    parked_because: str = ""
-    samples: tuple[tuple[int, bool], ...] = ()
-    """Its latest calls in the order of their ends: when, and whether they failed."""
+    samples: tuple[tuple[int, bool, int], ...] = ()
+    """Its latest calls in the order of their ends: when, whether they failed, and a number for their caller."""
 
     @property
     def wary(self) -> bool:
         """Whether calls that succeed change it too; one that is well learns nothing from them."""
-        return self.state is not BreakerState.CLOSED or self.parks > 0 or any(failed for _, failed in self.samples)
+        return self.state is not BreakerState.CLOSED or any(failed for _, failed, _ in self.samples)
 
     def shifted(self, by: int) -> BreakerRecord:
         """The same on a clock that is ahead by so many microseconds."""
         return msgspec.structs.replace(
             self,
             until=self.until + by,
-            parked_until=self.parked_until + by,
-            samples=tuple((at + by, failed) for at, failed in self.samples),
+            samples=tuple((at + by, failed, caller) for at, failed, caller in self.samples),
         )
 
 
@@ -85,7 +81,7 @@ class ProviderBreaker:
         self._config = config
         self._state = BreakerState.CLOSED
         self._reason = ""
-        self._outcomes: deque[tuple[int, bool]] = deque()
+        self._outcomes: deque[tuple[int, bool, int]] = deque()
         self._failures = 0
         self._reopens = 0
         self._until = 0
@@ -93,19 +89,11 @@ class ProviderBreaker:
         self._era = 0
         self._running = 0
         self._stragglers = 0
-        self._parked_until = 0
-        self._parks = 0
-        self._parked_because = ""
 
     @property
     def era(self) -> int:
         """Of a call that begins now."""
         return self._era
-
-    @property
-    def parked_because(self) -> str:
-        """Why it was parked, or why it is no more."""
-        return self._parked_because
 
     @property
     def record(self) -> BreakerRecord:
@@ -117,9 +105,6 @@ class ProviderBreaker:
             until=self._until,
             reopens=self._reopens,
             probes_passed=self._probes_passed,
-            parked_until=self._parked_until,
-            parks=self._parks,
-            parked_because=self._parked_because,
             samples=tuple(self._outcomes),
         )
 
@@ -134,11 +119,8 @@ class ProviderBreaker:
         self._until = record.until
         self._reopens = record.reopens
         self._probes_passed = record.probes_passed
-        self._parked_until = record.parked_until
-        self._parks = record.parks
-        self._parked_because = record.parked_because
         self._outcomes = deque(record.samples)
-        self._failures = sum(failed for _, failed in record.samples)
+        self._failures = sum(failed for _, failed, _ in record.samples)
 
     # -- what may run ---------------------------------------------------------------------------------------------
 
@@ -147,27 +129,21 @@ class ProviderBreaker:
         """The state as of the last step."""
         return self._state
 
-    def parked_until(self, now: int) -> int | None:
-        """When the provider comes back by its own word; None where it is not away."""
-        return self._parked_until if self._parked_until > now else None
+    def limit(self, slots: int) -> int:
+        """How many calls may run at once of the `slots` that the provider has: 0 while the breaker is open.
 
-    def limit(self, now: int, slots: int) -> int:
-        """How many calls may run at once of the `slots` that the provider has: 0 while it is left alone.
-
-        While it is tried again these are the probes, beside calls that still hang from before.
+        While it is half-open these are the probes, beside calls that still hang from before.
         """
-        if self._parked_until > now or self._state is BreakerState.OPEN:
+        if self._state is BreakerState.OPEN:
             return 0
         if self._state is BreakerState.HALF_OPEN:
             return min(slots, self._stragglers + self._config.probes)
         return slots
 
-    def next_change(self, now: int) -> int | None:
-        """When calls may go out again, where they may not now."""
-        times = [self._parked_until] if self._parked_until > now else []
-        if self._state is BreakerState.OPEN:
-            times.append(self._until)
-        return max(times, default=None)
+    @property
+    def open_until(self) -> int | None:
+        """When it becomes half-open; None where it is not open."""
+        return self._until if self._state is BreakerState.OPEN else None
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -176,15 +152,14 @@ class ProviderBreaker:
         self._running += 1
         return self._era
 
-    def succeeded(self, now: int, era: int) -> Change | None:
-        """A call brought an answer."""
-        return self.saw_success(now) if self._take(era) else None
+    def succeeded(self, now: int, era: int, caller: int = 0) -> Change | None:
+        """A call brought an answer; `caller` is a number for who asked."""
+        return self.saw_success(now, caller) if self._take(era) else None
 
-    def saw_success(self, now: int) -> Change | None:
+    def saw_success(self, now: int, caller: int = 0) -> Change | None:
         """A call of this era brought an answer, whoever made it."""
-        self._parks = 0
         if self._state is not BreakerState.HALF_OPEN:
-            self._note(now, failed=False)
+            self._note(now, failed=False, caller=caller)
             return None
         self._probes_passed += 1
         if self._probes_passed < self._config.probes_to_close:
@@ -192,20 +167,26 @@ class ProviderBreaker:
         self._reopens = 0
         return self._become(BreakerState.CLOSED, f"{self._probes_passed} probes in a row succeeded")
 
-    def failed(self, now: int, era: int, reason: str) -> Change | None:
-        """A call failed by the provider's fault."""
-        return self.saw_failure(now, reason) if self._take(era) else None
+    def failed(self, now: int, era: int, reason: str, caller: int = 0) -> Change | None:
+        """A call failed by the provider's fault; `caller` is a number for who asked."""
+        return self.saw_failure(now, reason, caller) if self._take(era) else None
 
-    def saw_failure(self, now: int, reason: str) -> Change | None:
+    def saw_failure(self, now: int, reason: str, caller: int = 0) -> Change | None:
         """A call of this era failed by the provider's fault, whoever made it."""
         if self._state is BreakerState.HALF_OPEN:
             self._reopens += 1
             return self._open(now, f"a probe failed: {reason}")
-        self._note(now, failed=True)
+        self._note(now, failed=True, caller=caller)
         calls = len(self._outcomes)
-        if self._failures >= self._config.failures and self._failures >= self._config.rate * calls:
+        often = self._failures >= self._config.failures and self._failures >= self._config.rate * calls
+        if often and not self._blames_one_caller():
             return self._open(now, f"{self._failures} of {calls} calls failed, the last: {reason}")
         return None
+
+    def _blames_one_caller(self) -> bool:
+        """Whether one caller made all calls that failed, while others were answered."""
+        failing = {caller for _, failed, caller in self._outcomes if failed}
+        return len(failing) == 1 and any(not failed and caller not in failing for _, failed, caller in self._outcomes)
 
     def dropped(self, era: int) -> None:
         """A call ended that says nothing about the provider: it was stopped, or the request was at fault."""
@@ -228,24 +209,10 @@ class ProviderBreaker:
             return self._become(BreakerState.HALF_OPEN, "its time alone is over")
         return None
 
-    def park(self, now: int, until: int, reason: str = "") -> bool:
-        """The provider said when it comes back: no call goes out before. Whether it was not parked already."""
-        again = self._parked_until > now
-        if not again:
-            shortest = min(SHORTEST_PARK * 2.0 ** min(self._parks, _DOUBLINGS), self._config.open_for)
-            self._parks += 1
-            self._parked_because = reason
-            until = max(until, now + microseconds(shortest))
-        self._parked_until = max(self._parked_until, until)
-        return not again
-
     def reset(self) -> Change | None:
         """An operator says that it is well."""
         self._next_era()
         self._reopens = 0
-        self._parked_until = 0
-        self._parks = 0
-        self._parked_because = "reset by an operator"
         if self._state is BreakerState.CLOSED:
             return None
         return self._become(BreakerState.CLOSED, "reset by an operator")
@@ -265,15 +232,15 @@ class ProviderBreaker:
         self._outcomes.clear()
         self._failures = 0
 
-    def _note(self, now: int, *, failed: bool) -> None:
+    def _note(self, now: int, *, failed: bool, caller: int) -> None:
         if not self._outcomes or self._outcomes[-1][0] <= now:
-            self._outcomes.append((now, failed))
+            self._outcomes.append((now, failed, caller))
         else:
-            insort(self._outcomes, (now, failed))
+            insort(self._outcomes, (now, failed, caller))
         self._failures += failed
         oldest = self._outcomes[-1][0] - microseconds(self._config.window)
         while self._outcomes[0][0] < oldest or len(self._outcomes) > self._config.max_samples:
-            _, was_failure = self._outcomes.popleft()
+            _, was_failure, _ = self._outcomes.popleft()
             self._failures -= was_failure
 
     def _become(self, after: BreakerState, reason: str) -> Change:

@@ -23,6 +23,11 @@ class Health:
         self._latencies: deque[int] = deque(maxlen=KEPT_SAMPLES)
         self._first_tokens: deque[int] = deque(maxlen=KEPT_SAMPLES)
 
+    @property
+    def answered(self) -> int:
+        """Calls that were answered."""
+        return self._outcomes.get("completed", 0)
+
     def ended(self, attempt: Attempt) -> None:
         """A call is over; what was stopped from outside says nothing about the provider."""
         if attempt.outcome is Outcome.COMPLETED:
@@ -44,7 +49,7 @@ class Health:
 
     def report(self) -> dict[str, Any]:
         """The figures; times in milliseconds."""
-        good = self._outcomes.get("completed", 0)
+        good = self.answered
         return {
             "running": self.running,
             "calls": self._calls,

@@ -2,102 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import structlog
 
 from ksi.clock import MICROSECONDS, Clock, Moment
+from ksi.completion.login_watch import LoginWatch
 from ksi.completion.provider_breaker import BreakerRecord, BreakerState, Change, ProviderBreaker
-from ksi.completion.provider_health import Health
+from ksi.completion.provider_limits import NEVER, Limit, LimitCause, Limits, hit_of, sentence
+from ksi.completion.provider_member import Member, caller_of
 from ksi.completion.provider_record import LONGEST_REASON, Seen
 from ksi.completion.provider_team import Team, View
-from ksi.completion.rate_limit import Bucket
-from ksi.completion.retry_manager import is_providers_fault, is_quota, told_wait
+from ksi.completion.retry_manager import is_providers_fault
 from ksi.completion.routes import Router, Step, parse_route, tried
-from ksi.config import BreakerConfig, Config, ProviderConfig, options_of
-from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
+from ksi.config import Config
+from ksi.errors import FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus
 from ksi.event_types import ProviderPush
 from ksi.protocol import nearest
-from ksi.providers.base import Provider, ReportingProvider, Setting
+from ksi.providers.base import LoginProvider, Provider, ReportingProvider, bare_model
 from ksi.request import Attempt, Outcome
-from ksi.store.values import Claimed, Offer, Terms
+from ksi.store.values import Claimed, Offer
 
 _NEVER = 2**63
 
-BYTES_PER_TOKEN = 3.5
-"""For the rate limit's first guess, put right when the call is over."""
 
+class CallEnd(msgspec.Struct, frozen=True):
+    """What the end of a call means for its request."""
 
-class _Member:
-    """One provider with all that is kept about it."""
-
-    def __init__(
-        self, config: ProviderConfig, provider: Provider, breaker: BreakerConfig, now: int, *, shared: bool
-    ) -> None:
-        self.config = config
-        self.shared = shared
-        """Whether other daemons ask it too: then the store counts probes and what begins in a minute."""
-        self.provider = provider
-        self.health = Health()
-        self.breaker = ProviderBreaker(breaker)
-        self.parked = False
-        """Whether it was told that it is away."""
-        self.eras: dict[int, int] = {}
-        """Of the calls that run, by fence: when each began, as the breaker counts time."""
-        self.enabled = True
-        per_minute = (None, None) if shared else (config.requests_per_minute, config.tokens_per_minute)
-        self.requests, self.tokens = (Bucket(limit, now) if limit else None for limit in per_minute)
-        self.version = 0
-        """Of the record that all daemons share."""
-        self.waits_until = 0
-        """When the store lets a call begin again."""
-        self._trying = Terms(breaker.probes, config.requests_per_minute, config.tokens_per_minute)
-        limited = config.requests_per_minute or config.tokens_per_minute
-        self._usual = msgspec.structs.replace(self._trying, probes=None) if limited else None
+    away: bool = False
+    """Whether the provider is limited or cannot be reached: the request waits, and uses no attempt."""
+    probe: bool = False
+    """Whether it was sent in vain to try a provider that failed, or was away, before. It is nobody's last attempt."""
 
     @property
-    def terms(self) -> Terms | None:
-        """What the store is to keep of it for all daemons."""
-        if not self.shared:
-            return None
-        if self.breaker.state is not BreakerState.HALF_OPEN:
-            return self._usual
-        # A machine's own breaker shares its record with those of other machines, whose changes are nothing to it.
-        known = None if self.provider.capabilities.process else self.version
-        return msgspec.structs.replace(self._trying, known=known)
+    def uncounted(self) -> bool:
+        """Whether it uses no attempt of its request."""
+        return self.away or self.probe
 
-    def usable(self, now: int) -> bool:
-        """Whether it is asked at all, a slot or a rate limit aside."""
-        return self.enabled and self.breaker.limit(now, 1) > 0
 
-    def limit(self, now: int) -> int:
-        """How many calls may run at once."""
-        if self.shared:
-            return self.config.max_concurrency if self.usable(now) else 0
-        limit = self.breaker.limit(now, self.config.max_concurrency)
-        if self.requests is not None:
-            limit = min(limit, self.health.running + int(self.requests.level(now)))
-        if self.tokens is not None and self.tokens.level(now) < 1:
-            limit = min(limit, self.health.running)
-        return limit
-
-    def next_change(self, now: int) -> int | None:
-        """When more may run than now, by time alone."""
-        times = [self.breaker.next_change(now), self.waits_until if self.waits_until > now else None]
-        if self.requests is not None and self.requests.level(now) < 1:
-            times.append(self.requests.full_enough(1, now))
-        if self.tokens is not None and self.tokens.level(now) < 1:
-            times.append(self.tokens.full_enough(1, now))
-        return max((t for t in times if t is not None), default=None)
+def _nothing() -> None:
+    """Stands for `on_change` until somebody wants to know."""
 
 
 class ProviderManager:
-    """Routes' offers, slots, breakers and records."""
+    """Routes' offers, slots, breakers, limits and records. `on_change` is called when more may run, or less."""
 
     def __init__(
         self,
@@ -106,17 +58,19 @@ class ProviderManager:
         router: Router,
         bus: EventBus,
         clock: Clock,
-        team: Team | None = None,
+        team: Team,
+        *,
+        shared: bool = False,
     ) -> None:
-        now = clock.now().mono
-        shared = team is not None
+        """`shared`: other daemons ask the same providers."""
+        now = clock.now()
         self._members = {
-            name: _Member(config.providers[name], provider, config.breaker, now, shared=shared)
+            name: Member(config.providers[name], provider, config.breaker, now, shared=shared)
             for name, provider in providers.items()
         }
         self._team = team
-        if team is not None:
-            team.on_view = self._see
+        team.on_view = self._see
+        self._logins = LoginWatch(providers, config.breaker, clock, self._login_is_back)
         self._switched_off = frozenset(config.providers) - self._members.keys()
         self._router = router
         self._bus = bus
@@ -124,9 +78,11 @@ class ProviderManager:
         self._routes: dict[str, tuple[Step, ...]] = {}
         self._orphans: set[str] = set()
         self._offers: tuple[Offer, ...] | None = None
-        self._offers_until = 0
+        self._offers_until = Moment(0, 0)
         self._timed = any(m.requests is not None or m.tokens is not None for m in self._members.values())
+        self._lifted: set[str] = set()
         self._log = structlog.get_logger("ksi.providers")
+        self.on_change: Callable[[], None] = _nothing
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -134,10 +90,9 @@ class ProviderManager:
         """Start all providers.
 
         Raises:
-            StoreError: what other daemons know of them cannot be read.
+            StoreError: what is known of them cannot be read.
         """
-        if self._team is not None:
-            await self._team.start()
+        await self._team.start()
         for name, member in self._members.items():
             await member.provider.start()
             problem = member.provider.problem()
@@ -146,17 +101,17 @@ class ProviderManager:
 
     async def stop(self) -> None:
         """Stop all providers, each whatever the others do."""
+        await self._logins.stop()
         for name, member in self._members.items():
             try:
                 await member.provider.stop()
             except Exception:  # noqa: BLE001 - the others must be stopped all the same
                 self._log.exception("provider did not stop", provider=name)
-        if self._team is not None:
-            await self._team.stop()
+        await self._team.stop()
 
     def tasks_alive(self) -> dict[str, bool]:
         """The long-lived tasks, and whether each runs."""
-        return {} if self._team is None else {"ksi-providers": self._team.alive}
+        return {"ksi-providers": self._team.alive}
 
     def __getitem__(self, name: str) -> Provider:
         """A provider by its name."""
@@ -167,14 +122,28 @@ class ProviderManager:
     def route(self, model: str, *, mcp: bool = False) -> str:
         """The route of a model, offered from now on; see `Router.route`.
 
+        A provider that is known not to have the model is left out while another one may have it.
+
         Raises:
             UnknownModel: no provider serves it.
             InvalidData: none that serves it takes MCP servers, and `mcp` asks for one that does.
         """
         route = self._router.route(model, mcp=mcp)
+        if any(member.limits for member in self._members.values()):
+            route = self._without_gone(route, model)
         if route not in self._routes:
             self.know([route])
         return route
+
+    def _without_gone(self, route: str, model: str) -> str:
+        now = self._clock.now().wall
+        there = [
+            step
+            for step in parse_route(route)
+            if step.provider not in self._members
+            or not self._members[step.provider].gone(bare_model(step.model or model), now)
+        ]
+        return ",".join(step.word for step in there) or route
 
     def know(self, routes: Iterable[str]) -> None:
         """Offer these routes from now on: those in the store, and each new one."""
@@ -189,17 +158,19 @@ class ProviderManager:
     def offers(self, now: Moment) -> tuple[Offer, ...]:
         """What may be claimed now: each route with the first of its providers that can be asked.
 
-        One that is only being tried again takes its probes and holds up nobody: the next one is offered with it.
+        One that is only being probed takes its probes and holds up nobody: the next one is offered with it.
         """
-        if self._offers is None or self._timed or now.mono >= self._offers_until:
+        until = self._offers_until
+        if self._offers is None or self._timed or now.mono >= until.mono or now.wall >= until.wall:
             self._tick(now)
-            self._offers_until = self.next_change(now) or _NEVER
+            wait = self.next_change(now)
+            self._offers_until = now.after_us(_NEVER if wait is None else wait)
             self._offers = tuple(
-                offer for route, steps in self._routes.items() for offer in self._offers_of(route, steps, now.mono)
+                offer for route, steps in self._routes.items() for offer in self._offers_of(route, steps, now)
             )
         return self._offers
 
-    def _offers_of(self, route: str, steps: Sequence[Step], now: int) -> Iterator[Offer]:
+    def _offers_of(self, route: str, steps: Sequence[Step], now: Moment) -> Iterator[Offer]:
         offered: set[str] = set()
         for step in steps:
             member = self._members.get(step.provider)
@@ -208,27 +179,35 @@ class ProviderManager:
             by_node = member.provider.capabilities.process
             yield Offer(route, step.provider, member.limit(now), by_node, member.terms)
             offered.add(step.provider)
-            if member.breaker.state is BreakerState.CLOSED:
+            if member.healthy:
                 return
 
-    def others(self, route: str, provider: str, now: Moment) -> str | None:
-        """A route whose `provider` failed, where one that was not tried since the last wait can be asked."""
-        rest = tried(route, provider)
-        fresh = (self._members.get(step.provider) for step in parse_route(rest) if not step.tried)
-        if not any(member is not None and member.usable(now.mono) for member in fresh):
+    def others(self, route: str, provider: str, asked: str, now: Moment, *, other_model: bool = False) -> str | None:
+        """A route whose `provider` failed for the model `asked`, where one that was not tried since the last wait can
+        be asked; with `other_model`, one of a fallback model alone."""
+        if other_model:
+            rest = _without_model(route, provider)
+        else:
+            rest = tried(route, provider)
+        if rest is None or not any(self._can_serve(step, asked, now) for step in parse_route(rest) if not step.tried):
             return None
         if rest not in self._routes:
             self.know([rest])
         return rest
 
-    def back(self, route: str, now: Moment) -> int | None:
+    def _can_serve(self, step: Step, asked: str, now: Moment) -> bool:
+        member = self._members.get(step.provider)
+        model = bare_model(step.model or asked)
+        return member is not None and member.usable(now) and member.away(model, now) is None
+
+    def back(self, route: str, asked: str, now: Moment) -> int | None:
         """When the first provider of a route can be asked again, as wall time; None where no time is known."""
         times = []
         for step in parse_route(route):
             member = self._members.get(step.provider)
             if member is not None and member.enabled:
-                times.append(member.breaker.next_change(now.mono) or now.mono)
-        return now.wall + min(times) - now.mono if times else None
+                times.append(member.back(bare_model(step.model or asked), now))
+        return min(times, default=None)
 
     def routes_of(self, provider: str) -> list[str]:
         """The known routes that a provider is in."""
@@ -238,91 +217,96 @@ class ProviderManager:
         """Routes with waiting requests that no configured provider serves any more."""
         return sorted(route for route in self._orphans if waiting.get(route))
 
+    def take_lifted(self) -> list[str]:
+        """The routes of providers whose limits were lifted since the last look: what is parked for them is due."""
+        lifted, self._lifted = self._lifted, set()
+        return list(dict.fromkeys(route for name in sorted(lifted) for route in self.routes_of(name)))
+
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    def began(self, claim: Claimed) -> None:
-        """A call goes out."""
-        member = self._members[claim.provider]
-        member.health.running += 1
-        member.eras[claim.fence] = member.breaker.began()
-        if member.requests is not None or member.tokens is not None:
-            now = self._clock.now().mono
-            if member.requests is not None:
-                member.requests.take(1, now)
-            if member.tokens is not None:
-                member.tokens.take(_guess(claim), now)
+    def away(self, provider: str, model: str, now: Moment) -> ProviderError | None:
+        """Why a claimed request must not be sent now: the model that it asks for is limited at its provider."""
+        limit = self._members[provider].away(bare_model(model), now)
+        if limit is None:
+            return None
+        failure = _FAILURES.get(limit.cause, FailureClass.RATE_LIMITED)
+        return ProviderError(failure, f"not asked: {sentence(limit, now.wall, _zone())}", provider=provider)
 
-    def ended(self, claim: Claimed, attempt: Attempt, error: ProviderError | None, now: Moment) -> None:
-        """A call is over: count it, and let the breaker judge. Faults of the request are none of the provider's."""
+    def began(self, claim: Claimed, model: str) -> None:
+        """A call goes out; `model` is its full name."""
+        self._members[claim.provider].began(claim, bare_model(model), self._clock.now())
+
+    def ended(
+        self, claim: Claimed, attempt: Attempt, error: ProviderError | None, now: Moment, *, own_limit: bool = False
+    ) -> CallEnd:
+        """A call is over: count it, and let what it said judge the provider.
+
+        Faults of the request are none of the provider's. `own_limit`: the caller's own time limit ended it.
+        """
         name, member = claim.provider, self._members[claim.provider]
-        era = member.eras.pop(claim.fence)
-        member.health.running -= 1
+        used = None if attempt.usage is None else attempt.usage.input_tokens + attempt.usage.output_tokens
+        worked = member.health.answered > 0
+        call = member.ended(claim, used, now)
         member.health.ended(attempt)
-        if member.tokens is not None and attempt.usage is not None:
-            used = attempt.usage.input_tokens + attempt.usage.output_tokens
-            member.tokens.take(used - _guess(claim), now.mono)
-        if self._team is not None:
-            member.breaker.dropped(era)
-            self._tell(self._team, name, era, attempt, error, now)
-            return
-        change = None
+        seen = Seen(now.wall, call.era, call.began, caller=caller_of(claim), model=call.model)
+        hit = None
         if attempt.outcome is Outcome.COMPLETED:
-            change = member.breaker.succeeded(now.mono, era)
-        elif error is not None and _counts(error):
-            change = member.breaker.failed(now.mono, era, error.message)
-        else:
-            member.breaker.dropped(era)
-        if error is not None and is_quota(error):
-            self._park(name, error, now)
-        if change is not None:
-            self._stepped(name, change, now)
-
-    def _park(self, name: str, error: ProviderError, now: Moment) -> None:
-        """A provider said when its quota is back: it is not asked before (F5)."""
-        member = self._members[name]
-        self._offers = None
-        if member.breaker.park(now.mono, now.after(told_wait(error)).mono, error.message):
-            self._tell_parked(name, now)
-
-    def _tell_parked(self, name: str, now: Moment) -> None:
-        """Say that a provider is away by its own word, where that was not said yet."""
-        member = self._members[name]
-        if not member.parked:
-            member.parked = True
-            back = _wall(member.breaker.parked_until(now.mono), now)
-            self._changed(name, member.breaker.state.value, "parked", member.breaker.parked_because, back)
-
-    # -- other daemons --------------------------------------------------------------------------------------------
-
-    def _tell(
-        self, team: Team, name: str, era: int, attempt: Attempt, error: ProviderError | None, now: Moment
-    ) -> None:
-        """Have a call judged together with those of other daemons."""
-        if attempt.outcome is Outcome.COMPLETED:
-            team.saw(name, Seen(now.mono, era))
+            self._team.saw(name, seen)
         elif error is not None:
+            hit = hit_of(error, call.model, now, login_may_return=self._login_may_return(member, worked=worked))
             reason = error.message[:LONGEST_REASON]
-            if _counts(error):
-                team.saw(name, Seen(now.mono, era, failed=True, reason=reason))
-            elif is_quota(error):
-                team.saw(name, Seen(now.mono, era, reason=reason, quota=now.after(told_wait(error)).mono))
+            if hit is not None:
+                self._team.saw(name, msgspec.structs.replace(seen, hit=msgspec.structs.replace(hit, reason=reason)))
+            elif not is_providers_fault(error):
+                self._team.saw(name, msgspec.structs.replace(seen, neutral=True))
+            elif not own_limit and not member.failed_before(claim.request_id):
+                self._team.saw(name, msgspec.structs.replace(seen, failed=True, reason=reason))
+        away = hit is not None and hit.cause is not LimitCause.MODEL_GONE
+        return CallEnd(away, call.probe and not away and error is not None and _in_vain(error))
+
+    def _login_may_return(self, member: Member, *, worked: bool) -> bool:
+        """Whether requests wait for a login: a program's can come back at any time, a key that never worked cannot."""
+        provider = member.provider
+        return isinstance(provider, LoginProvider) and (provider.capabilities.process or worked)
+
+    # -- what is known --------------------------------------------------------------------------------------------
 
     def _see(self, name: str, view: View) -> None:
-        """Go by what the daemons know together, and say what changed for this one."""
+        """Go by what is known of a provider, by all daemons together, and say what changed for this one."""
         member, now = self._members[name], self._clock.now()
-        before = member.breaker.state
+        state, era, limits = member.breaker.state, member.breaker.era, member.limits
         member.version = view.version
-        member.breaker.adopt(_ahead_of(view.breaker, member.breaker))
-        member.breaker.tick(now.mono)
+        member.breaker.adopt(_ahead_of(view.place.breaker, member.breaker))
+        member.limits = view.place.limits
+        member.breaker.tick(now.wall)
         self._offers = None
-        if member.breaker.state is not before:
-            self._stepped(name, Change(before, member.breaker.state, view.breaker.reason), now)
-        if member.breaker.parked_until(now.mono) is not None:
-            self._tell_parked(name, now)
-        elif member.parked:
-            member.parked = False
-            self._changed(name, "parked", member.breaker.state.value, view.breaker.parked_because, None)
+        if member.breaker.state is not state:
+            self._stepped(name, Change(state, member.breaker.state, view.place.breaker.reason))
+        self._compare(name, limits, member.limits, now, reset=member.breaker.era != era)
         self._switch(name, view.enabled)
+        self.on_change()
+
+    def _compare(self, name: str, before: Limits, after: Limits, now: Moment, *, reset: bool) -> None:
+        """Tell of limits that are new or gone, and note what waited for them; a reset begins a new era."""
+        member = self._members[name]
+        old = {limit.key: limit for limit in before}
+        new = {limit.key: limit for limit in after}
+        state = member.breaker.state.value
+        for key, limit in new.items():
+            was = old.get(key)
+            if was is None or was.cause is not limit.cause:
+                self._changed(name, state, "parked", sentence(limit, now.wall, _zone()), _back(limit))
+            elif was.until > limit.until or limit.answers > was.answers:
+                self._lifted.add(name)
+        for key, limit in old.items():
+            if key not in new:
+                self._lifted.add(name)
+                self._changed(name, "parked", state, "reset by an operator" if reset else _ENDED[limit.cause], None)
+        lapsed = (limit.strikes for limit in after if limit.cause is LimitCause.LOGIN and limit.active(now.wall))
+        self._logins.watch(name, max(lapsed, default=0))
+
+    async def _login_is_back(self, name: str) -> None:
+        await self._team.lift(name, LimitCause.LOGIN)
 
     def waits(self, provider_waits: Mapping[str, int], now: Moment) -> None:
         """The store let no call begin at these providers: so many microseconds until it lets one."""
@@ -330,34 +314,28 @@ class ProviderManager:
             self._members[name].waits_until = now.mono + wait
 
     def _tick(self, now: Moment) -> None:
-        """Let breakers whose time alone is over try again, and ask those whose quota is back."""
+        """Let breakers whose time is over become half-open."""
         for name, member in self._members.items():
-            change = member.breaker.tick(now.mono)
+            change = member.breaker.tick(now.wall)
             if change is not None:
-                self._stepped(name, change, now)
-            if member.parked and member.breaker.parked_until(now.mono) is None:
-                member.parked = False
-                self._changed(name, "parked", member.breaker.state.value, "its quota should be back", None)
+                self._stepped(name, change)
 
     def next_change(self, now: Moment) -> int | None:
-        """When time alone lets more run, as a monotonic time."""
-        times = (member.next_change(now.mono) for member in self._members.values())
-        return min((t for t in times if t is not None), default=None)
+        """In how many microseconds time alone lets more run; None where it never does."""
+        waits = (member.wait(now) for member in self._members.values())
+        return min((wait for wait in waits if wait is not None), default=None)
 
     # -- the operator ---------------------------------------------------------------------------------------------
 
     async def set_enabled(self, name: str, enabled: bool) -> dict[str, Any]:
-        """Ask a provider no more, or again, at all daemons; what runs there goes on.
+        """Ask a provider no more, or again, at all daemons and over restarts; what runs there goes on.
 
         Raises:
             NotFound: no provider of this name.
-            StoreError: the other daemons cannot be told, and nothing was changed.
+            StoreError: it cannot be kept, and nothing was changed.
         """
         self._member(name)
-        if self._team is not None:
-            await self._team.switch(name, enabled=enabled)
-        else:
-            self._switch(name, enabled)
+        await self._team.switch(name, enabled=enabled)
         return self._report(name)
 
     def _switch(self, name: str, enabled: bool) -> None:
@@ -368,21 +346,12 @@ class ProviderManager:
             self._changed(name, *words, "by an operator", None)
 
     async def reset(self, name: str) -> dict[str, Any]:
-        """Forget a provider's failures, and ask it again at once. Raises as `set_enabled`."""
-        member, now = self._member(name), self._clock.now()
-        if self._team is not None:
-            await self._team.reset(name)
-            return self._report(name)
-        change = member.breaker.reset()
-        self._offers = None
-        if change is not None:
-            self._stepped(name, change, now)
-        if member.parked:
-            member.parked = False
-            self._changed(name, "parked", member.breaker.state.value, member.breaker.parked_because, None)
+        """Forget a provider's failures and limits, and ask it again at once. Raises as `set_enabled`."""
+        self._member(name)
+        await self._team.reset(name)
         return self._report(name)
 
-    def _member(self, name: str) -> _Member:
+    def _member(self, name: str) -> Member:
         member = self._members.get(name)
         if name in self._switched_off:
             raise NotFound(
@@ -399,18 +368,17 @@ class ProviderManager:
 
     def problems(self) -> list[str]:
         """What keeps providers from working, in sentences."""
-        now = self._clock.now().mono
+        now = self._clock.now()
         found = []
         for name, member in self._members.items():
             problem = member.provider.problem()
             if problem:
                 found.append(f"provider {name}: {problem}")
+            if not member.enabled:
+                found.append(f"provider {name}: an operator disabled it; `ksi providers enable {name}` asks it again")
             if member.breaker.state is BreakerState.OPEN:
-                found.append(
-                    f"provider {name}: failed too often, left alone; `ksi providers reset {name}` tries it now"
-                )
-            if member.breaker.parked_until(now) is not None:
-                found.append(f"provider {name}: its quota is spent, parked until it returns")
+                found.append(f"provider {name}: it failed too often; `ksi providers reset {name}` tries it now")
+            found += [f"provider {name}: {sentence(limit, now.wall, _zone())}" for limit in member.limits]
         return found
 
     def report(self) -> dict[str, Any]:
@@ -419,6 +387,8 @@ class ProviderManager:
 
     def _report(self, name: str) -> dict[str, Any]:
         member, now = self._members[name], self._clock.now()
+        until = member.breaker.open_until
+        away = member.away_until(now)
         return {
             "kind": member.config.kind,
             "models": list(member.config.models),
@@ -426,20 +396,18 @@ class ProviderManager:
             "enabled": member.enabled,
             "max_concurrency": member.config.max_concurrency,
             "breaker": member.breaker.state.value,
-            "open_until": self._open_until(member, now),
-            "parked_until": _wall(member.breaker.parked_until(now.mono), now),
+            "open_until": None if until is None else until / MICROSECONDS,
+            "parked_until": None if away is None or away >= NEVER else away / MICROSECONDS,
+            "limits": [_limit_reply(limit, now) for limit in member.limits],
             "problem": member.provider.problem(),
             "own": member.provider.report() if isinstance(member.provider, ReportingProvider) else None,
             **member.health.report(),
         }
 
-    def _open_until(self, member: _Member, now: Moment) -> float | None:
-        is_open = member.breaker.state is BreakerState.OPEN
-        return _wall(member.breaker.next_change(now.mono), now) if is_open else None
-
-    def _stepped(self, name: str, change: Change, now: Moment) -> None:
-        until = self._open_until(self._members[name], now)
-        self._changed(name, change.before.value, change.after.value, change.reason, until)
+    def _stepped(self, name: str, change: Change) -> None:
+        until = self._members[name].breaker.open_until
+        shown = None if until is None else until / MICROSECONDS
+        self._changed(name, change.before.value, change.after.value, change.reason, shown)
 
     def _changed(self, name: str, before: str, after: str, reason: str, until: float | None) -> None:
         self._offers = None
@@ -450,51 +418,60 @@ class ProviderManager:
         )
 
 
-def _counts(error: ProviderError) -> bool:
-    """Whether a failed call is one that the breaker judges the provider by."""
-    return is_providers_fault(error) and error.failure is not FailureClass.RATE_LIMITED
+def _in_vain(error: ProviderError) -> bool:
+    """Whether a failed call leaves open whether its provider is healthy."""
+    return error.retryable and is_providers_fault(error)
+
+
+_FAILURES = {
+    LimitCause.OUTAGE: FailureClass.NETWORK_ERROR,
+    LimitCause.LOGIN: FailureClass.AUTHENTICATION,
+    LimitCause.MODEL_GONE: FailureClass.MODEL_NOT_FOUND,
+}
+
+_ENDED = {
+    LimitCause.QUOTA: "its quota is back",
+    LimitCause.THROTTLE: "it takes calls as before",
+    LimitCause.OUTAGE: "it can be reached",
+    LimitCause.LOGIN: "somebody logged in",
+    LimitCause.MODEL_GONE: "it has the model",
+}
+
+
+def _without_model(route: str, provider: str) -> str | None:
+    """The steps of a route that ask another model than its step at `provider` does; None where there is none."""
+    steps = parse_route(route)
+    asked = next((step.model for step in steps if step.provider == provider), None)
+    rest = [step.word for step in steps if step.model != asked]
+    return ",".join(rest) or None
 
 
 def _ahead_of(record: BreakerRecord, own: ProviderBreaker) -> BreakerRecord:
-    """A record that was written before its time alone was over, where this daemon has seen the end of it."""
+    """A record that was written before its breaker became half-open, where this daemon has seen that it did."""
     passed = record.era == own.era and own.state is BreakerState.HALF_OPEN and record.state is BreakerState.OPEN
     return msgspec.structs.replace(record, state=BreakerState.HALF_OPEN) if passed else record
 
 
-def _guess(claim: Claimed) -> float:
-    return len(claim.body) / BYTES_PER_TOKEN
+def _limit_reply(limit: Limit, now: Moment) -> dict[str, Any]:
+    return {
+        "cause": limit.cause.value,
+        "models": limit.models or None,
+        "window": limit.window,
+        "since": limit.since / MICROSECONDS,
+        "until": _back(limit),
+        "told": limit.told,
+        "strikes": limit.strikes,
+        "probes": None if limit.active(now.wall) else limit.probes,
+        "reason": limit.reason,
+        "sentence": sentence(limit, now.wall, _zone()),
+    }
 
 
-def _wall(mono: int | None, now: Moment) -> float | None:
-    """A monotonic time as seconds of wall time, for the eye."""
-    return None if mono is None else (now.wall + mono - now.mono) / MICROSECONDS
+def _back(limit: Limit) -> float | None:
+    """When it can be asked again, as Unix time; None where only a login can tell."""
+    return None if limit.until >= NEVER else limit.until / MICROSECONDS
 
 
-def build_providers(config: Config, environ: Mapping[str, str], clock: Clock) -> dict[str, Provider]:
-    """Make the enabled providers of a configuration; each kind is a module of `ksi.providers`.
-
-    Raises:
-        ConfigError: an unknown kind, or options that the kind does not take.
-    """
-    built: dict[str, Provider] = {}
-    for name, entry in config.providers.items():
-        if not entry.enabled:
-            continue
-        module = f"ksi.providers.{entry.kind.replace('-', '_')}"
-        if not entry.kind.replace("-", "_").isidentifier() or find_spec(module) is None:
-            raise ConfigError(f"providers.{name}: no provider kind {entry.kind!r}", place=f"providers.{name}.kind")
-        kind = import_module(module)
-        if not hasattr(kind, "build"):
-            raise ConfigError(f"providers.{name}: no provider kind {entry.kind!r}", place=f"providers.{name}.kind")
-        setting = Setting(
-            name=name,
-            clock=clock,
-            home=config.home,
-            log_dir=config.log_dir,
-            environ=environ,
-            max_concurrency=entry.max_concurrency,
-            timeout=config.limits.timeout,
-            idle_timeout=config.limits.idle_timeout,
-        )
-        built[name] = kind.build(setting, options_of(entry, kind.Options, name, environ))
-    return built
+def _zone() -> Any:
+    """The zone in which this machine's people read the clock."""
+    return datetime.now().astimezone().tzinfo

@@ -1,4 +1,4 @@
-"""What daemons on one store share of a provider: a frozen value, and how calls and operators change it (D1, F3, F5).
+"""What is kept of a provider: a frozen value, and how calls and operators change it.
 
 Everything here is values in, a value out. Who writes it compares and sets: when another daemon was faster, the same
 step is taken again from what that one wrote (`ksi.completion.provider_team`).
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ksi.completion.provider_breaker import BreakerRecord, BreakerState, ProviderBreaker
+from ksi.completion.provider_limits import Hit, LimitCause, Limits, answered, lifted, struck, without_old
 from ksi.config import BreakerConfig
 
 LONGEST_REASON = 300
@@ -19,91 +20,130 @@ LONGEST_REASON = 300
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What one call said about its provider when it ended."""
+    """What one call said about its provider when it ended. Times are wall time in microseconds."""
 
     at: int
     era: int
     """As the breaker had it when the call began."""
+    began: int = 0
     failed: bool = False
+    """By the provider's fault."""
+    neutral: bool = False
+    """It was answered, but with a fault of the request: that lifts limits, and says nothing to the breaker."""
     reason: str = ""
-    quota: int | None = None
-    """When the provider is back by its own word; then the rest of the call says nothing."""
+    caller: int = 0
+    """A number for who asked."""
+    model: str = ""
+    """The provider's own name of the model."""
+    hit: Hit | None = None
+    """The limit that it ran into; then the rest of the call says nothing."""
 
     def shifted(self, by: int) -> Seen:
         """The same on a clock that is ahead by so many microseconds."""
-        quota = None if self.quota is None else self.quota + by
-        return msgspec.structs.replace(self, at=self.at + by, quota=quota)
+        hit = None if self.hit is None else self.hit.shifted(by)
+        return msgspec.structs.replace(self, at=self.at + by, began=self.began + by, hit=hit)
+
+
+class PlaceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A provider as it is reached from one place."""
+
+    breaker: BreakerRecord = BreakerRecord()
+    limits: Limits = ()
+
+    @property
+    def wary(self) -> bool:
+        """Whether calls that succeed change it too; a healthy record ignores them."""
+        return self.breaker.wary or bool(self.limits)
+
+    def shifted(self, by: int) -> PlaceRecord:
+        """The same on a clock that is ahead by so many microseconds."""
+        if not by:
+            return self
+        return PlaceRecord(self.breaker.shifted(by), tuple(limit.shifted(by) for limit in self.limits))
 
 
 class ProviderRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One provider, for all daemons; times in microseconds of the store's clock."""
+    """One provider, for all daemons of a store; times in microseconds of the store's wall clock."""
 
     enabled: bool = True
     """Whether an operator lets it be asked."""
-    breakers: Mapping[str, BreakerRecord] = {}
+    places: Mapping[str, PlaceRecord] = {}
     """By place: "" where all daemons reach the same provider, else a machine, whose own processes it judges."""
 
-    def breaker(self, place: str) -> BreakerRecord:
-        """The breaker of a place; one of which nothing is known is well."""
-        return self.breakers.get(place, _WELL)
+    def place(self, name: str) -> PlaceRecord:
+        """The record of a place; one of which nothing is known is healthy."""
+        return self.places.get(name, _HEALTHY)
 
-    def learned(self, place: str, seen: Sequence[Seen], config: BreakerConfig) -> ProviderRecord:
-        """After these calls of a place, whichever daemons made them."""
-        before = self.breaker(place)
-        after = learned(before, seen, config)
+    def learned(self, place: str, seen: Sequence[Seen], config: BreakerConfig, slots: int) -> ProviderRecord:
+        """After these calls of a place, whichever daemons made them; `slots` is the provider's concurrency."""
+        before = self.place(place)
+        after = learned(before, seen, config, slots)
         return self if after == before else self._with({place: after})
 
     def switched(self, enabled: bool) -> ProviderRecord:
         """After an operator switched it."""
         return msgspec.structs.replace(self, enabled=enabled)
 
+    def lifted(self, place: str, cause: LimitCause, at: int) -> ProviderRecord:
+        """After a word from outside that a limit's cause is over at this place."""
+        before = self.place(place)
+        after = msgspec.structs.replace(before, limits=lifted(before.limits, cause, at))
+        return self if after == before else self._with({place: after})
+
     def reset(self, place: str, config: BreakerConfig) -> ProviderRecord:
-        """After an operator at this place said that it is well, wherever it is."""
-        return self._with({where: _reset(self.breaker(where), config) for where in {*self.breakers, place}})
+        """After an operator at this place said that it is healthy, wherever it is."""
+        return self._with({where: _reset(self.place(where), config) for where in {*self.places, place}})
 
     @property
     def told(self) -> Any:
         """What other daemons must hear of at once when it changes; the rest they learn in time."""
         return self.enabled, sorted(
-            (place, b.state, b.era, b.until, b.probes_passed, b.parked_until, b.wary)
-            for place, b in self.breakers.items()
+            (place, b.state, b.era, b.until, b.probes_passed, b.wary, one.limits)
+            for place, one in self.places.items()
+            for b in (one.breaker,)
         )
 
-    def _with(self, breakers: Mapping[str, BreakerRecord]) -> ProviderRecord:
-        return msgspec.structs.replace(self, breakers={**self.breakers, **breakers})
+    def _with(self, places: Mapping[str, PlaceRecord]) -> ProviderRecord:
+        return msgspec.structs.replace(self, places={**self.places, **places})
 
 
-def learned(before: BreakerRecord, seen: Sequence[Seen], config: BreakerConfig) -> BreakerRecord:
-    """A breaker after these calls. Those of an era that is over say nothing; a quota is believed whenever it is told.
+def learned(before: PlaceRecord, seen: Sequence[Seen], config: BreakerConfig, slots: int) -> PlaceRecord:
+    """A place's record after these calls. Those of an era that is over say nothing to the breaker.
 
     Calls of several daemons come in late: each is put where it belongs among the latest ones.
     """
     breaker = ProviderBreaker(config)
-    breaker.adopt(before)
+    breaker.adopt(before.breaker)
+    limits = before.limits
     for one in sorted(seen, key=lambda one: one.at):
-        if one.quota is not None:
-            breaker.park(one.at, one.quota, one.reason)
+        if one.hit is not None:
+            limits = struck(without_old(limits, one.at), one.hit, one.began, one.at, config)
             continue
-        if one.era != breaker.era:
-            continue
-        if breaker.state is BreakerState.OPEN:
-            # A call of this era began after the opening: whoever made it has seen the time alone end.
-            breaker.tick(max(one.at, before.until))
-        if one.failed:
-            breaker.saw_failure(one.at, one.reason)
-        else:
-            breaker.saw_success(one.at)
-    return breaker.record
+        if not one.failed:
+            limits = answered(limits, one.model, one.began, one.at, slots)
+        if one.era == breaker.era and not one.neutral:
+            _judge(breaker, one, before.breaker.until)
+    return PlaceRecord(breaker.record, limits)
 
 
-def _reset(before: BreakerRecord, config: BreakerConfig) -> BreakerRecord:
+def _judge(breaker: ProviderBreaker, one: Seen, until: int) -> None:
+    if breaker.state is BreakerState.OPEN:
+        # A call of this era began after the opening: whoever made it has seen the breaker become half-open.
+        breaker.tick(max(one.at, until))
+    if one.failed:
+        breaker.saw_failure(one.at, one.reason, one.caller)
+    else:
+        breaker.saw_success(one.at, one.caller)
+
+
+def _reset(before: PlaceRecord, config: BreakerConfig) -> PlaceRecord:
     breaker = ProviderBreaker(config)
-    breaker.adopt(before)
+    breaker.adopt(before.breaker)
     breaker.reset()
-    return breaker.record
+    return PlaceRecord(breaker.record)
 
 
-_WELL = BreakerRecord()
+_HEALTHY = PlaceRecord()
 
 encode_record = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(ProviderRecord).decode

@@ -1,4 +1,4 @@
-"""Keeps one record of each provider together with the other daemons of a store: writes what calls said, hears the rest.
+"""Keeps one record of each provider in the store, together with the other daemons where there are any.
 
 No request waits for the store here, and a provider that is well costs nothing. A failure is written at once, and the
 latest calls of every daemon with it; what else calls of a suspected provider say within LAZY. PACE keeps a storm of
@@ -16,8 +16,9 @@ import msgspec
 import structlog
 
 from ksi.clock import Clock, Moment
-from ksi.completion.provider_breaker import BreakerRecord, BreakerState
-from ksi.completion.provider_record import ProviderRecord, Seen, decode_record, encode_record, learned
+from ksi.completion.provider_breaker import BreakerState
+from ksi.completion.provider_limits import LimitCause
+from ksi.completion.provider_record import PlaceRecord, ProviderRecord, Seen, decode_record, encode_record, learned
 from ksi.config import BreakerConfig
 from ksi.errors import StoreError
 from ksi.store.provider_records import KeptRecord, KeptRecords, PutRecord
@@ -44,11 +45,19 @@ class RecordStore(Protocol):
         ...
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a provider is reached from, and how many calls it takes at once."""
+
+    name: str = ""
+    """Empty where all daemons reach the same provider, else this machine."""
+    slots: int = 1
+
+
 class View(msgspec.Struct, frozen=True):
-    """A provider's record as this daemon goes by it, in its own monotonic time."""
+    """A provider's record as this daemon goes by it, in its own wall time."""
 
     enabled: bool
-    breaker: BreakerRecord
+    place: PlaceRecord
     version: int
     """Of the record."""
 
@@ -64,9 +73,10 @@ def _nothing() -> None:
 class _Kept:
     """One provider: the record as it was last seen, and what calls said since it was written."""
 
-    def __init__(self, name: str, place: str, samples: int) -> None:
+    def __init__(self, name: str, place: Place, samples: int, *, alone: bool) -> None:
         self.name = name
-        self.place = place
+        self.where = place
+        self.alone = alone
         self.kept = KeptRecord()
         self.record = ProviderRecord()
         self.state = BreakerState.CLOSED
@@ -74,45 +84,46 @@ class _Kept:
         """Whether calls that succeed are to be written too."""
         self.calls: deque[Seen] = deque(maxlen=samples)
         """The latest ones; more are not judged."""
-        self.quota: Seen | None = None
+        self.hits: deque[Seen] = deque(maxlen=samples)
+        """Calls that ran into a limit."""
         self.failed = False
         """Whether one of `calls` failed."""
         self.writing: tuple[Seen, ...] = ()
         """What is on its way to the store."""
 
     @property
-    def breaker(self) -> BreakerRecord:
-        """Of this daemon's place."""
-        return self.record.breaker(self.place)
+    def place(self) -> PlaceRecord:
+        """The record of this daemon's place."""
+        return self.record.place(self.where.name)
 
     @property
     def matters(self) -> bool:
         """Whether the record would change by what is unwritten."""
-        return self.failed or self.quota is not None or (self.wary and bool(self.calls))
+        return self.failed or bool(self.hits) or (self.wary and bool(self.calls))
 
     def hold(self, kept: KeptRecord, record: ProviderRecord) -> None:
         """Go by this record."""
         self.kept, self.record = kept, record
-        self.state, self.wary = self.breaker.state, self.breaker.wary
+        self.state, self.wary = self.place.breaker.state, self.place.wary
 
     def note(self, seen: Seen) -> None:
         """Keep what a call said until it is written."""
-        if seen.quota is None:
+        if seen.hit is None and not (seen.neutral and not self.place.limits):
             self.calls.append(seen)
             self.failed = self.failed or seen.failed
-        elif self.quota is None or self.quota.quota is None or seen.quota > self.quota.quota:
-            self.quota = seen
+        elif seen.hit is not None:
+            self.hits.append(seen)
 
     @property
     def unwritten(self) -> tuple[Seen, ...]:
         """What calls said that is in no record yet."""
-        return (*self.writing, *self.calls, *(() if self.quota is None else (self.quota,)))
+        return (*self.writing, *self.calls, *self.hits)
 
     @property
     def decisive(self) -> list[Seen]:
         """Of that, what no other daemon's calls can outweigh: this one goes by it before it is written."""
-        trying = self.state is not BreakerState.CLOSED
-        return [one for one in self.unwritten if trying or one.quota is not None]
+        decisive = self.alone or self.state is not BreakerState.CLOSED or bool(self.place.limits)
+        return [one for one in self.unwritten if decisive or one.hit is not None]
 
     def take(self) -> tuple[Seen, ...]:
         """What is unwritten, which is on its way from now on."""
@@ -130,19 +141,29 @@ class _Kept:
     def forget(self) -> None:
         """Say no more of the calls until now."""
         self.calls.clear()
-        self.quota, self.failed = None, False
+        self.hits.clear()
+        self.failed = False
 
 
 class Team:
     """One task, `ksi-providers`. `on_view` is called with each record that changed, `on_change` when more may run."""
 
-    def __init__(self, store: RecordStore, places: Mapping[str, str], config: BreakerConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        places: Mapping[str, Place],
+        config: BreakerConfig,
+        clock: Clock,
+        *,
+        alone: bool = False,
+    ) -> None:
+        """`alone`: no other daemon writes these records."""
         self._store = store
         self._config = config
         self._clock = clock
-        self._providers = {name: _Kept(name, place, config.max_samples) for name, place in places.items()}
+        self._providers = {name: _Kept(name, place, config.max_samples, alone=alone) for name, place in places.items()}
         self._ahead = 0
-        """By how much the store's clock is ahead of this process's monotonic one."""
+        """By how much the store's wall clock is ahead of this machine's."""
         self._one = asyncio.Lock()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -166,10 +187,15 @@ class Team:
         self._task = asyncio.create_task(self._forever(), name="ksi-providers")
 
     async def stop(self) -> None:
-        """Write no more; what was not written is forgotten."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Write what is unwritten, and no more."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            await asyncio.wait_for(self.write(), FAULT_PAUSE)
+        except (StoreError, TimeoutError) as error:
+            self._log.warning("the latest calls of providers are forgotten", error=str(error))
 
     # -- what is told ---------------------------------------------------------------------------------------------
 
@@ -177,8 +203,10 @@ class Team:
         """A call ended; times are this process's."""
         kept = self._providers[name]
         kept.note(seen)
-        if seen.quota is not None or kept.state is not BreakerState.CLOSED:
+        trying = kept.state is not BreakerState.CLOSED or bool(kept.place.limits)
+        if seen.hit is not None or trying or (kept.alone and kept.matters):
             self._show(kept)
+        if seen.hit is not None or trying:
             self._prompt.set()
             self._hurry()
         elif seen.failed:
@@ -206,11 +234,18 @@ class Team:
             await self._change(self._providers[name], lambda record: record.switched(enabled))
 
     async def reset(self, name: str) -> None:
-        """An operator says that it is well. Raises as `switch`."""
+        """An operator says that it is healthy. Raises as `switch`."""
         kept = self._providers[name]
         async with self._one:
             kept.forget()
-            await self._change(kept, lambda record: record.reset(kept.place, self._config))
+            await self._change(kept, lambda record: record.reset(kept.where.name, self._config))
+
+    async def lift(self, name: str, cause: LimitCause) -> None:
+        """A limit's cause is over: the provider is probed at once. Raises as `switch`."""
+        kept = self._providers[name]
+        async with self._one:
+            at = self._clock.now().wall + self._ahead
+            await self._change(kept, lambda record: record.lifted(kept.where.name, cause, at))
 
     # -- the store ------------------------------------------------------------------------------------------------
 
@@ -222,7 +257,7 @@ class Team:
         """
         async with self._one:
             found = await self._store.provider_records(self._clock.now())
-            self._ahead = found.at - self._clock.now().mono
+            self._ahead = found.at - self._clock.now().wall
             for kept in self._providers.values():
                 self._take(kept, found.records.get(kept.name, KeptRecord()))
 
@@ -238,7 +273,9 @@ class Team:
             try:
                 await self._change(
                     kept,
-                    lambda record: record.learned(kept.place, [one.shifted(self._ahead) for one in seen], self._config),
+                    lambda record: record.learned(
+                        kept.where.name, [one.shifted(self._ahead) for one in seen], self._config, kept.where.slots
+                    ),
                 )
             finally:
                 kept.put_back()
@@ -251,7 +288,7 @@ class Team:
             put = await self._store.put_provider_record(
                 kept.name, kept.kept.version, encode_record(after), now, tell=tell
             )
-            self._ahead = put.at - self._clock.now().mono
+            self._ahead = put.at - self._clock.now().wall
             if put.written:
                 kept.writing = ()
             self._take(kept, put.kept)
@@ -273,11 +310,11 @@ class Team:
             self.on_change()
 
     def _show(self, kept: _Kept) -> None:
-        """Say by what to go: the record, and what is on its way into it."""
-        breaker = kept.breaker.shifted(-self._ahead)
+        """Publish the effective record: the stored one plus our unwritten calls."""
+        place = kept.place.shifted(-self._ahead)
         if decisive := kept.decisive:
-            breaker = learned(breaker, decisive, self._config)
-        self.on_view(kept.name, View(kept.record.enabled, breaker, kept.kept.version))
+            place = learned(place, decisive, self._config, kept.where.slots)
+        self.on_view(kept.name, View(kept.record.enabled, place, kept.kept.version))
 
     def _decoded(self, name: str, found: KeptRecord) -> ProviderRecord:
         if not found.version:

@@ -7,22 +7,20 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from ksi.clock import MICROSECONDS, Clock
+from ksi.clock import Clock, Moment
 from ksi.completion.announcer import Announcer
 from ksi.completion.completion_runner import CompletionRunner, Run, Stop
 from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.wakeup import TICK, Alarm
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
 from ksi.event_bus import EventBus
 from ksi.store.base import Store
-from ksi.store.values import Claimed, Expiry, Recovery
+from ksi.store.values import Claimed, Recovery
 
 CLAIMS = 64
 """Requests that one claim takes."""
-
-TICK = 0.25
-"""Seconds between looks at running requests' timeouts, and the longest sleep before a look at what is due."""
 
 GIVE_BACK = 5.0
 """Seconds, beside the grace, in which stopped requests must be back in the queue."""
@@ -53,16 +51,15 @@ class QueueManager:
         self._bus = bus
         self._config = config
         self._clock = clock
-        self._work = asyncio.Event()
-        self._due_changed = asyncio.Event()
+        self._alarm = Alarm(clock)
         self._runs: dict[str, Run] = {}
         self._live: set[Run] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._claiming = True
-        self._waits_for_provider = False
         self._log = structlog.get_logger("ksi.queue")
+        providers.on_change = self.on_work
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -73,9 +70,9 @@ class QueueManager:
         if recovery.requeued or recovery.ended:
             self._log.warning("recovered", requeued=len(recovery.requeued), ended=len(recovery.ended))
         self._providers.know(await self._store.waiting_by_route())
+        self.on_due()
         self._tasks = [
-            asyncio.create_task(self._forever(self._claim), name="ksi-claim"),
-            asyncio.create_task(self._forever(self._keep_time), name="ksi-time"),
+            asyncio.create_task(self._forever(self._look), name="ksi-claim"),
             asyncio.create_task(self._forever(self._watch_runs), name="ksi-watch"),
         ]
 
@@ -86,7 +83,7 @@ class QueueManager:
         for task in others:
             task.cancel()
         # Not cancelled: what a claim under way brings runs here, and must be given back by us.
-        self._work.set()
+        self.on_work()
         await asyncio.gather(claiming, *others, return_exceptions=True)
         if self._live and not await self._ends_within(grace):
             self._log.warning("giving back to the queue", requests=len(self._live))
@@ -128,11 +125,11 @@ class QueueManager:
 
     def on_work(self) -> None:
         """Something may have become ready, or a slot free."""
-        self._work.set()
+        self._alarm.work.ring()
 
     def on_due(self) -> None:
         """Something new has a time."""
-        self._due_changed.set()
+        self._alarm.time.ring()
 
     def launch(self, claim: Claimed) -> None:
         """Run a claimed request. Whatever its body holds, this does not fail: the run does."""
@@ -181,64 +178,63 @@ class QueueManager:
                 self._log.exception("step failed, trying again", step=step.__name__)
                 await self._clock.sleep(FAULT_PAUSE)
 
-    async def _claim(self) -> None:
-        """Start what may run, when something may."""
-        await self._work.wait()
-        self._work.clear()
-        now = self._clock.now()
+    async def _look(self) -> None:
+        """Wait until there is a reason, then do what time asks for and start what may run, all by one clock reading."""
+        now = await self._alarm.wait()
+        await self._unpark(now)
+        if self._alarm.time.due(now):
+            await self._expire(now)
+        if self._alarm.work.due(now):
+            await self._claim(now)
+
+    async def _unpark(self, now: Moment) -> None:
+        """Let what is parked be due where its provider is back before its time."""
+        for route in self._providers.take_lifted():
+            while await self._store.unpark(route, now):
+                self.on_due()
+
+    async def _expire(self, now: Moment) -> None:
+        """Queue what is due and end what is late."""
+        due = self._alarm.time
+        due.take()
         try:
-            claims = await self._store.claim(self._providers.offers(now), CLAIMS, now)
+            expiry = await self._store.expire(now)
         except BaseException:
-            self._work.set()
+            due.ring()
             raise
-        for claim in claims.started:
-            self.launch(claim)
-        for ended in claims.blocked:
-            await self._announcer.ended_unrun(ended)
-        if len(claims.started) + len(claims.blocked) >= CLAIMS:
-            self._work.set()
-        if claims.waits:
-            self._providers.waits(claims.waits, now)
-        if not self._waits_for_provider and self._providers.next_change(now) is not None:
-            # Time alone will let more run: a breaker, a quota or a rate limit.
-            self.on_due()
-
-    # -- time -----------------------------------------------------------------------------------------------------
-
-    async def _keep_time(self) -> None:
-        """Queue what is due and end what is late, at its moment."""
-        self._due_changed.clear()
-        if self._waits_for_provider:
+        due.at(wall=expiry.next_wall, mono=expiry.next_mono)
+        if expiry.more:
+            due.ring()
+        if expiry.woken:
             self.on_work()
-        expiry = await self._store.expire(self._clock.now())
         for ended in expiry.ended:
             await self._announcer.ended_unrun(ended)
         for lapsed in expiry.lapsed:
             self._locks.lapsed(lapsed)
-        if not expiry.more:
-            await self._sleep_until_due(expiry)
 
-    async def _sleep_until_due(self, expiry: Expiry) -> None:
-        """Until the next time is there, another one comes in, or, with a time set, the clock may have stepped."""
-        now = self._clock.now()
-        provider_back = self._providers.next_change(now)
-        self._waits_for_provider = provider_back is not None
-        spans = [
-            (at - here) / MICROSECONDS
-            for at, here in (
-                (expiry.next_wall, now.wall),
-                (expiry.next_mono, now.mono),
-                (provider_back, now.mono),
-            )
-            if at is not None
-        ]
-        changed = asyncio.ensure_future(self._due_changed.wait())
-        slept = asyncio.ensure_future(self._clock.sleep(min(*spans, TICK) if spans else 3600.0))
+    async def _claim(self, now: Moment) -> None:
+        """Start what may run, and note when time alone lets more run."""
+        work = self._alarm.work
+        work.take()
         try:
-            await asyncio.wait((changed, slept), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            changed.cancel()
-            slept.cancel()
+            claims = await self._store.claim(self._providers.offers(now), CLAIMS, now)
+        except BaseException:
+            work.ring()
+            raise
+        for claim in claims.started:
+            self.launch(claim)
+        if claims.waits:
+            self._providers.waits(claims.waits, now)
+        wait = self._providers.next_change(now)
+        if wait is not None:
+            later = now.after_us(wait)
+            work.at(wall=later.wall, mono=later.mono)
+        if len(claims.started) + len(claims.blocked) >= CLAIMS:
+            work.ring()
+        for ended in claims.blocked:
+            await self._announcer.ended_unrun(ended)
+
+    # -- time -----------------------------------------------------------------------------------------------------
 
     async def _watch_runs(self) -> None:
         """Stop what runs past its total timeout: one look at all, so that no request has a timer of its own."""

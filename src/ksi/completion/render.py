@@ -6,7 +6,7 @@ from ksi.clock import MICROSECONDS, to_seconds
 from ksi.completion.chain_render import reason_body
 from ksi.completion.prices import Prices
 from ksi.event_types import AttemptReply, ErrorBody, RequestReply, UsageReply
-from ksi.request import Attempt, Outcome, State, Usage, decode_body
+from ksi.request import CUT_SHORT, Attempt, Outcome, State, Usage, decode_body
 from ksi.store.values import RequestRow, RequestView
 
 
@@ -94,6 +94,8 @@ def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:
         usage=usage_reply(usage, unknown) if usage is not None else None,
         cost_usd=cost_usd,
         stop_reason=answer.stop_reason if answer is not None else None,
+        truncated=answer is not None and answer.stop_reason in CUT_SHORT,
+        note=answer.message if answer is not None else None,
         duration_ms=_span(_first_start(view), view.finished_at),
         queued_ms=_span(view.enqueued_at, _first_start(view)),
         enqueued_at=to_seconds(view.enqueued_at),

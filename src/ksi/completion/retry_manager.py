@@ -1,8 +1,12 @@
-"""What becomes of a failed attempt: another provider, a later try, a wait for a quota, or the end (F2, F4, F5).
+"""Decides what becomes of a failed attempt: another provider, a later attempt, a wait for the provider, or the end.
 
-quota spent, time of return named --> another provider, else parked until then; no attempt is used up
-fault of the provider ------------> another provider of the route, else again after a wait, else failed
-fault of the request -------------> failed
+tools with effects were used ------> failed: the turn is not run again by itself
+the provider is limited, away -----> another provider, else parked until it is back; no attempt is used up
+it was probing the provider -------> likewise: a probe is nobody's last attempt
+the provider failed ---------------> another provider of the route, else again after a backoff, else failed
+the model declined to answer ------> a fallback model, else failed
+no login, no money, no such model -> another provider, else failed
+the request is at fault -----------> failed
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ from __future__ import annotations
 import msgspec
 
 from ksi.clock import Chance, Moment
+from ksi.completion.provider_limits import LONGEST_TOLD, told_wait
 from ksi.config import Retry
 from ksi.errors import FailureClass, ProviderError
 from ksi.request import RetryBody
 
-LONGEST_WAIT = 31 * 86_400.0
-"""Seconds. A provider that names a later time of return is asked again all the same."""
+LONGEST_PARK = 60.0
+"""Seconds that a request is parked where no time of return is known. Then it waits in the queue."""
 
 _DOUBLINGS = 64
 """After so many, any configured maximum has been reached."""
+
+_ELSEWHERE = frozenset({FailureClass.AUTHENTICATION, FailureClass.BILLING, FailureClass.MODEL_NOT_FOUND})
+"""Failures that another provider may not have, though trying again does not help."""
 
 
 class FailOver(msgspec.Struct, frozen=True):
@@ -32,13 +40,13 @@ class RetryAt(msgspec.Struct, frozen=True):
 
 
 class ParkUntil(msgspec.Struct, frozen=True):
-    """Wait for the provider's quota, until this wall time in microseconds."""
+    """Wait for the provider, until this wall time in microseconds."""
 
     at: int
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Do not try again; `reason` is `not_retryable` or `attempts_used_up`."""
+    """Do not try again; `reason` is `not_retryable`, `tools_used` or `attempts_used_up`."""
 
     reason: str
 
@@ -46,19 +54,9 @@ class GiveUp(msgspec.Struct, frozen=True):
 Decision = FailOver | RetryAt | ParkUntil | GiveUp
 
 
-def told_wait(error: ProviderError) -> float:
-    """How long the provider asked to wait, in seconds, 0 where it did not; bounded by LONGEST_WAIT."""
-    return min(max(0.0, error.retry_after or 0.0), LONGEST_WAIT)
-
-
-def is_quota(error: ProviderError) -> bool:
-    """Whether a provider said that its quota is spent and when it returns."""
-    return error.failure is FailureClass.RATE_LIMITED and told_wait(error) > 0
-
-
 def is_providers_fault(error: ProviderError) -> bool:
-    """Whether another provider may do better with the same request."""
-    return error.retryable or error.failure is FailureClass.AUTHENTICATION
+    """Whether the failure says something about the provider, so that another one may do better."""
+    return (error.retryable and error.failure is not FailureClass.EMPTY_ANSWER) or error.failure in _ELSEWHERE
 
 
 def policy_of(policy: Retry, wish: RetryBody | None) -> Retry:
@@ -79,22 +77,40 @@ def decide(
     others: bool = False,
     route_length: int = 1,
     back: int | None = None,
+    away: bool = False,
+    probe: bool = False,
+    tools_used: bool = False,
 ) -> Decision:
     """What to do after `failures` counted failures, the last one with `error`.
 
-    `others` says that the route has another provider that was not tried since the last wait. Each provider of a route
-    is tried once, whatever `max_attempts` says. Waits have full jitter: a random time up to an exponentially growing
-    bound; the provider's own Retry-After is the floor. `back` is the wall time at which the first provider of the route
-    can be asked again, where that is known: a parked request does not wait for the last one.
+    `others` says that the route has another provider that was not tried since the last wait; after a refusal, one that
+    asks another model. Each provider of a route is tried once, whatever `max_attempts` says. `away` says that the
+    provider is limited or cannot be reached, and `probe` that the attempt was sent to find out whether it is healthy
+    again. `tools_used` says that the turn has used tools with effects. Retries use exponential backoff with full
+    jitter; the provider's own Retry-After is the floor. `back` is the wall time at which the first provider of the
+    route can be asked again: a parked request does not wait for the last.
     """
-    if is_quota(error):
-        until = now.after(told_wait(error)).wall
-        return FailOver() if others else ParkUntil(until if back is None else min(until, max(back, now.wall)))
-    if others and is_providers_fault(error) and failures < max(policy.max_attempts, route_length):
+    if tools_used:
+        return GiveUp("tools_used")
+    if error.failure is FailureClass.REFUSED:
+        return FailOver() if others else GiveUp("not_retryable")
+    if away:
+        return FailOver() if others else ParkUntil(_park(error, now, back))
+    within = failures < max(policy.max_attempts, route_length)
+    if others and (is_providers_fault(error) or error.retryable) and within:
         return FailOver()
     if not error.retryable:
         return GiveUp("not_retryable")
-    if failures >= policy.max_attempts:
+    if failures >= policy.max_attempts and not probe:
         return GiveUp("attempts_used_up")
-    bound = min(policy.max_delay, policy.initial_delay * 2.0 ** min(failures - 1, _DOUBLINGS))
-    return RetryAt(now.after(max(chance.uniform(0.0, bound), told_wait(error))).wall)
+    bound = min(policy.max_delay, policy.initial_delay * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS))
+    at = now.after(max(chance.uniform(0.0, bound), told_wait(error) or 0.0)).wall
+    return ParkUntil(max(at, _park(error, now, back))) if probe else RetryAt(at)
+
+
+def _park(error: ProviderError, now: Moment, back: int | None) -> int:
+    """Until when a request waits for its provider."""
+    told = told_wait(error)
+    if back is None:
+        return now.after(LONGEST_PARK if told is None else told).wall
+    return max(now.wall, min(back, now.after(LONGEST_PARK if told is None else LONGEST_TOLD).wall))

@@ -53,6 +53,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     text: str | None = None
     """Its answer."""
+    truncated: bool = False
+    """Whether the answer was cut at a limit of tokens."""
     error: str | None = None
     """A FailureClass word, where there is no answer."""
     message: str | None = None
@@ -248,6 +250,7 @@ class _Delivery:
             age_seconds=max(0, self.now - figures.spending.started_at) // 1_000_000,
             time_window_seconds=figures.limits.time_window // 1_000_000,
             result=(ended.text or "") if notice_of is None else "",
+            truncated=ended.truncated and notice_of is None,
             error_code=reason.code if reason is not None else ended.error,
             error_message=reason.message if reason is not None else ended.message,
             guidance=self.config.follow_up_guidance if notice_of is None else None,

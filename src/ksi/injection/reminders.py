@@ -63,6 +63,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     age_seconds: int
     time_window_seconds: int
     result: str = ""
+    truncated: bool = False
+    """Whether the result was cut at a limit of tokens."""
     error_code: str | None = None
     error_message: str | None = None
     guidance: str | None = None

@@ -60,7 +60,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StopReason(StrEnum):
-    """Why a model ended its answer (A3). `max_tokens` and `context_window` cut it."""
+    """Why a model ended its answer. `max_tokens` and `context_window` cut it."""
 
     END_TURN = "end_turn"
     STOP_SEQUENCE = "stop_sequence"

@@ -67,7 +67,7 @@ class ClaudeProvider:
         )
         self._setting = setting
         self._options = options
-        self._idle_timeout = options.idle_timeout or setting.idle_timeout
+        self._idle_timeout = setting.idle_timeout
         run = setting.home / "var" / "run" / setting.name
         self._files = run / "files"
         self._registry = ProcessRegistry(run / "processes")

@@ -68,9 +68,6 @@ class Options(Wishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Mebibytes of all that are kept, at most; pages that they share are counted for each."""
     start_timeout: float = 60.0
     """Until a new process takes up its turn."""
-    idle_timeout: float | None = None
-    """Silence in a turn until its process counts as hung; without it, that of `[limits]`. Tools that work for long say
-    nothing."""
     context_tokens: int = 200_000
 
 

@@ -50,8 +50,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Of an answer whose request sets no limit."""
     start_timeout: float = 60.0
     """Seconds for loading."""
-    idle_timeout: float = 120.0
-    """Seconds without a byte in a call until the process counts as hung; reading a long prompt is silent."""
     unload_after: int = 900
     """Seconds without a call until the model's memory is given back; the next call loads it again. 0: never."""
     preload: bool = False
@@ -69,14 +67,23 @@ class LocalProvider:
     """See the module. Calls beyond the number of slots wait here, so that silence in a call means a fault."""
 
     def __init__(
-        self, name: str, *, clock: Clock, log_path: Path, options: Options | None = None, home: Path | None = None
+        self,
+        name: str,
+        *,
+        clock: Clock,
+        log_path: Path,
+        options: Options | None = None,
+        home: Path | None = None,
+        idle_timeout: float = 120.0,
     ) -> None:
-        """`log_path` gets what the process prints; `home` is where a relative `model_path` begins."""
+        """`log_path` gets what the process prints; `home` is where a relative `model_path` begins. After
+        `idle_timeout` seconds without a byte in a call the process counts as hung; reading a long prompt is silent."""
         self.name = name
         self._options = options or Options()
         self._clock = clock
         self._log_path = log_path
         self._home = home or Path()
+        self._idle_timeout = idle_timeout
         self._parallel = self._options.parallel or 2
         self._slots = asyncio.Semaphore(self._parallel)
         self._running: _Running | None = None
@@ -179,7 +186,7 @@ class LocalProvider:
             f"{running.child.address}/v1",
             clock=self._clock,
             headers={"Authorization": f"Bearer {running.key}"},
-            timeouts=Timeouts(total=_NO_LIMIT, idle=self._options.idle_timeout),
+            timeouts=Timeouts(total=_NO_LIMIT, idle=self._idle_timeout),
         )
 
     def _settings(self, model: Path, key: str) -> ModelSettings:
@@ -240,4 +247,5 @@ def build(setting: Setting, options: Options) -> LocalProvider:
         log_path=setting.log_dir / f"{setting.name}.log",
         options=options,
         home=setting.home,
+        idle_timeout=setting.idle_timeout,
     )

@@ -264,10 +264,7 @@ class Store(Protocol):
     # -- providers ------------------------------------------------------------------------------------------------
 
     async def provider_records(self, now: Moment) -> KeptRecords:
-        """What the daemons of this store know of their providers together (D1).
-
-        A store that one daemon has for itself need not keep it beyond its close.
-        """
+        """What the daemons of this store know of their providers together; it outlives them."""
         ...
 
     async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:

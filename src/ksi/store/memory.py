@@ -42,7 +42,7 @@ from ksi.store.memory_reads import MemoryReads
 from ksi.store.memory_save import save
 from ksi.store.memory_terms import TermsKeeper
 from ksi.store.memory_upkeep import Upkeep
-from ksi.store.provider_records import KeptRecords, PutRecord, RecordKeeper
+from ksi.store.provider_records import HeldRecords, KeptRecords, PutRecord
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.values import (
     Acquired,
@@ -94,7 +94,7 @@ class MemoryStore(MemoryReads):
         self._upkeep = Upkeep(rules, self._data, self._lines, self._chains)
         self._locks = Locks(rules, self._data, self._lines, self._conversations)
         self._injections = Injections(rules, self._data, self._lines, self._chains, self._conversations)
-        self._keeper = RecordKeeper()
+        self._keeper = HeldRecords()
         self._terms = TermsKeeper(self._data)
 
     # -- life and time ------------------------------------------------------------------------------------------------
@@ -313,11 +313,11 @@ class MemoryStore(MemoryReads):
 
     async def provider_records(self, now: Moment) -> KeptRecords:
         """See the protocol."""
-        return self._keeper.all(now)
+        return await self._keeper.provider_records(now)
 
     async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
         """See the protocol."""
-        return self._keeper.put(name, version, value, now)
+        return await self._keeper.put_provider_record(name, version, value, now, tell=tell)
 
     # -- chains -------------------------------------------------------------------------------------------------------
 

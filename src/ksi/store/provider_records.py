@@ -21,7 +21,7 @@ class KeptRecords(msgspec.Struct, frozen=True):
     """All records."""
 
     at: int
-    """The store's time, which all daemons share, in microseconds."""
+    """The store's wall time, which all daemons share, in microseconds."""
     records: Mapping[str, KeptRecord] = {}
 
 
@@ -29,30 +29,30 @@ class PutRecord(msgspec.Struct, frozen=True):
     """What became of a change."""
 
     at: int
-    """The store's time."""
+    """The store's wall time in microseconds."""
     written: bool
     kept: KeptRecord
     """The record as it is now: the new one, or another daemon's."""
 
 
-class RecordKeeper:
-    """Keeps records for daemons of one process, as long as it lives."""
+class HeldRecords:
+    """Keeps records as long as the process lives, for a daemon without a store that lasts."""
 
     def __init__(self) -> None:
         self._records: dict[str, KeptRecord] = {}
 
-    def all(self, now: Moment) -> KeptRecords:
-        """See `ksi.store.base.Store.provider_records`."""
-        return KeptRecords(now.mono, dict(self._records))
+    async def provider_records(self, now: Moment) -> KeptRecords:
+        """See `ksi.store.base.Store`."""
+        return KeptRecords(now.wall, dict(self._records))
 
     def version(self, name: str) -> int:
         """Of the record that is kept now."""
         return self._records.get(name, KeptRecord()).version
 
-    def put(self, name: str, version: int, value: bytes, now: Moment) -> PutRecord:
-        """See `ksi.store.base.Store.put_provider_record`."""
+    async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
+        """See `ksi.store.base.Store`."""
         kept = self._records.get(name, KeptRecord())
         written = kept.version == version
         if written:
             kept = self._records[name] = KeptRecord(version + 1, value)
-        return PutRecord(now.mono, written, kept)
+        return PutRecord(now.wall, written, kept)

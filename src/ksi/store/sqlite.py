@@ -25,7 +25,7 @@ from ksi.store.chains import (
     MemberRow,
     Trail,
 )
-from ksi.store.provider_records import KeptRecords, PutRecord, RecordKeeper
+from ksi.store.provider_records import KeptRecord, KeptRecords, PutRecord
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.sqlite_chain_reads import ChainReads
 from ksi.store.sqlite_chains import Chains
@@ -71,7 +71,7 @@ from ksi.store.values import (
     Verdict,
 )
 
-LAYOUT = 3
+LAYOUT = 4
 """The layout's version, kept in `user_version`."""
 
 APPLICATION = 0x4B534931
@@ -98,7 +98,6 @@ class SqliteStore:
         self._rules = rules
         self._chance = chance
         self._durability = durability
-        self._keeper = RecordKeeper()
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """See `Store.open`."""
@@ -212,12 +211,24 @@ class SqliteStore:
         return await self._committer.submit(lambda: self._chains.reset(name, now))
 
     async def provider_records(self, now: Moment) -> KeptRecords:
-        """See `Store.provider_records`: kept while this daemon lives, as it alone has the database."""
-        return self._keeper.all(now)
+        """See `Store.provider_records`."""
+        return KeptRecords(now.wall, await self._committer.submit(self._provider_records))
+
+    def _provider_records(self) -> dict[str, KeptRecord]:
+        rows = self._ledger.all("provider_records")
+        return {name: KeptRecord(version, value) for name, version, value in rows}
 
     async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
-        """See `Store.put_provider_record`."""
-        return self._keeper.put(name, version, value, now)
+        """See `Store.put_provider_record`. Nobody else writes here, so there is nobody to tell."""
+        written, kept = await self._committer.submit(lambda: self._put_provider_record(name, version, value))
+        return PutRecord(now.wall, written, kept)
+
+    def _put_provider_record(self, name: str, version: int, value: bytes) -> tuple[bool, KeptRecord]:
+        kept = self._provider_records().get(name, KeptRecord())
+        if kept.version != version:
+            return False, kept
+        self._ledger.run("put_provider_record", name, version + 1, value)
+        return True, KeptRecord(version + 1, value)
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
         """See `Store.cancel`."""

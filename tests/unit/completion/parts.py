@@ -17,6 +17,7 @@ from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.prices import Prices
 from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.provider_team import Place, Team
 from ksi.completion.queue_manager import QueueManager
 from ksi.completion.render import Teller
 from ksi.completion.routes import Router
@@ -196,7 +197,9 @@ class Parts:
         self.injection_events = InjectionEvents(self.bus)
         self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events)
         router = Router(configured, {})
-        self.providers = ProviderManager(self.config, self.players, router, self.bus, self.clock)
+        places = {name: Place(slots=configured[name].max_concurrency) for name in self.players}
+        self.team = Team(self.store, places, self.config.breaker, self.clock, alone=True)
+        self.providers = ProviderManager(self.config, self.players, router, self.bus, self.clock, self.team)
         self.sessions = SessionManager(self.store, self.config.session, node)
         breaker = ChainBreaker(self.config.chain, self.config.patterns)
         templates = Templates()

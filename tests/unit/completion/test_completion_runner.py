@@ -156,7 +156,7 @@ async def test_a_fault_of_the_request_ends_it_with_its_class(parts: Parts, word:
 
 @pytest.mark.promise("F2")
 async def test_a_fault_of_the_provider_is_tried_again_until_the_attempts_are_used_up(parts: Parts) -> None:
-    parts.player.play([failure("overloaded")])
+    parts.player.play([failure("provider_error")])
     claim = await parts.claim()
     for number in (1, 2):
         settled = await execute(parts, claim)
@@ -174,7 +174,7 @@ async def test_a_fault_of_the_provider_is_tried_again_until_the_attempts_are_use
 
 @pytest.mark.promise("F2")
 async def test_a_request_s_own_word_on_retries_wins(parts: Parts) -> None:
-    parts.player.play([failure("overloaded")])
+    parts.player.play([failure("provider_error")])
     settled = await execute(parts, await parts.claim(retry=RetryBody(max_attempts=1)))
     assert settled.state is State.FAILED
 
@@ -184,7 +184,7 @@ async def test_the_next_provider_takes_over_at_once_and_after_a_wait_the_first_i
     one, two = Player("one"), Player("two")
     retry = Retry(max_attempts=3, initial_delay=1.0, max_delay=1.0)
     parts = Parts(one, two, retry=retry)
-    one.play([failure("overloaded")])
+    one.play([failure("provider_error")])
     two.play([failure("timeout")], [whole()])
     settled = await execute(parts, await parts.claim())
     assert (settled.state, settled.due) == (State.RETRYING, parts.clock.now().wall)
@@ -344,13 +344,13 @@ async def test_a_failure_that_a_client_saw_counts_as_the_provider_s(parts: Parts
     parts.player.play([asyncio.Event()])
     run, task = begin(parts, await parts.claim())
     await settle_down()
-    run.fail(failure("overloaded"))
+    run.fail(failure("provider_error"))
     run.fail(failure("timeout"))
     run.stop(Stop.CANCEL)
     settled = await asyncio.wait_for(task, 10)
     assert settled is not None
     assert settled.state is State.RETRYING
-    assert (await parts.view("r1")).attempts[0].error == "overloaded"
+    assert (await parts.view("r1")).attempts[0].error == "provider_error"
 
 
 @pytest.mark.promise("F8", "T1")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ksi.clock import microseconds
-from ksi.completion.provider_breaker import SHORTEST_PARK, BreakerState, Change, ProviderBreaker
+from ksi.completion.provider_breaker import BreakerState, Change, ProviderBreaker
 from ksi.config import BreakerConfig
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
@@ -48,7 +48,7 @@ class Watched:
 
     @property
     def limit(self) -> int:
-        return self.breaker.limit(self.now, SLOTS)
+        return self.breaker.limit(SLOTS)
 
     def half_open(self) -> Watched:
         self.fail(self.breaker._config.failures)
@@ -65,7 +65,7 @@ def test_enough_failures_open_it_and_nothing_goes_out() -> None:
     change = watched.fail()
     assert change == Change(CLOSED, OPEN, "3 of 3 calls failed, the last: HTTP 500")
     assert watched.limit == 0
-    assert watched.breaker.next_change(watched.now) == watched.now + at(10)
+    assert watched.breaker.open_until == watched.now + at(10)
 
 
 @pytest.mark.promise("F3")
@@ -102,8 +102,8 @@ def test_after_its_time_alone_it_is_tried_with_as_many_probes_as_configured() ->
     assert watched.limit == 0
     assert watched.later(0.000001) == Change(OPEN, HALF_OPEN, "its time alone is over")
     assert watched.limit == 2
-    assert watched.breaker.limit(watched.now, 1) == 1
-    assert watched.breaker.next_change(watched.now) is None
+    assert watched.breaker.limit(1) == 1
+    assert watched.breaker.open_until is None
 
 
 @pytest.mark.promise("F3")
@@ -124,14 +124,14 @@ def test_a_failed_probe_opens_it_for_twice_as_long_up_to_the_longest() -> None:
         change = watched.fail()
         assert change is not None
         assert change.reason == "a probe failed: HTTP 500"
-        until = watched.breaker.next_change(watched.now)
+        until = watched.breaker.open_until
         assert until is not None
         alone.append((until - watched.now) / 1e6)
         watched.later(alone[-1])
     assert alone == [20.0, 35.0, 35.0, 35.0]
     watched.succeed(2)
     watched.fail(3)
-    assert watched.breaker.next_change(watched.now) == watched.now + at(10), "after closing it begins anew"
+    assert watched.breaker.open_until == watched.now + at(10), "after closing it begins anew"
 
 
 @pytest.mark.promise("F3")
@@ -166,7 +166,7 @@ def test_two_probes_that_fail_together_are_one_reopening() -> None:
     first, second = watched.breaker.began(), watched.breaker.began()
     assert watched.breaker.failed(watched.now, first, "HTTP 500") is not None
     assert watched.breaker.failed(watched.now, second, "HTTP 500") is None
-    assert watched.breaker.next_change(watched.now) == watched.now + at(20)
+    assert watched.breaker.open_until == watched.now + at(20)
 
 
 @pytest.mark.promise("F3")
@@ -183,50 +183,27 @@ def test_what_says_nothing_of_the_provider_changes_nothing() -> None:
     assert watched.limit == 1
 
 
-@pytest.mark.promise("F5")
-def test_a_parked_provider_is_not_asked_before_its_time_whatever_its_state() -> None:
+@pytest.mark.promise("F3")
+def test_failures_of_one_caller_open_nothing_while_others_are_answered() -> None:
     watched = Watched()
-    assert watched.breaker.park(watched.now, watched.now + at(30))
-    assert watched.limit == 0
+    for _ in range(10):
+        watched.breaker.succeeded(watched.now, watched.breaker.began(), caller=1)
+        assert watched.breaker.failed(watched.now, watched.breaker.began(), "HTTP 500", caller=2) is None
     assert watched.breaker.state is CLOSED
-    assert watched.breaker.next_change(watched.now) == watched.now + at(30)
-    assert not watched.breaker.park(watched.now, watched.now + at(20)), "it was parked already"
-    watched.later(29.999999)
-    assert watched.limit == 0
-    watched.later(0.000001)
-    assert watched.limit == SLOTS
-    assert watched.breaker.parked_until(watched.now) is None
+    change = watched.breaker.failed(watched.now, watched.breaker.began(), "HTTP 500", caller=3)
+    assert change is not None, "a second caller meets it, too"
 
 
-@pytest.mark.promise("F5")
-def test_an_open_and_parked_provider_waits_for_the_later_of_both() -> None:
+@pytest.mark.promise("F3")
+def test_failures_of_one_caller_open_it_where_nobody_else_is_answered() -> None:
     watched = Watched()
-    watched.fail(3)
-    watched.breaker.park(watched.now, watched.now + at(30))
-    assert watched.breaker.next_change(watched.now) == watched.now + at(30)
-    assert watched.later(10) is not None
-    assert watched.limit == 0
-    watched.later(20)
-    assert watched.limit == 1
+    watched.breaker.succeeded(watched.now, watched.breaker.began(), caller=2)
+    for _ in range(2):
+        assert watched.breaker.failed(watched.now, watched.breaker.began(), "HTTP 500", caller=2) is None
+    assert watched.breaker.failed(watched.now, watched.breaker.began(), "HTTP 500", caller=2) is not None
 
 
-@pytest.mark.promise("F5")
-def test_one_that_is_back_in_a_moment_again_and_again_is_asked_less_and_less() -> None:
-    watched = Watched()
-    waits = []
-    for _ in range(9):
-        watched.breaker.park(watched.now, watched.now + 1)
-        until = watched.breaker.parked_until(watched.now)
-        assert until is not None
-        waits.append((until - watched.now) / 1e6)
-        watched.now = until
-    assert waits == pytest.approx([min(SHORTEST_PARK * 2**n, 10.0) for n in range(9)])
-    watched.succeed()
-    watched.breaker.park(watched.now, watched.now + 1)
-    assert watched.breaker.parked_until(watched.now) == watched.now + at(SHORTEST_PARK)
-
-
-@pytest.mark.promise("F3", "F5")
+@pytest.mark.promise("F3")
 def test_an_operator_s_reset_forgets_all_of_it() -> None:
     watched = Watched()
     assert watched.breaker.reset() is None
@@ -234,10 +211,9 @@ def test_an_operator_s_reset_forgets_all_of_it() -> None:
     watched.breaker.reset()
     assert watched.fail(2) is None
     watched.fail()
-    watched.breaker.park(watched.now, watched.now + at(500))
     assert watched.breaker.reset() == Change(OPEN, CLOSED, "reset by an operator")
     assert watched.limit == SLOTS
-    assert watched.breaker.next_change(watched.now) is None
+    assert watched.breaker.open_until is None
 
 
 class PlainBreaker:
@@ -252,14 +228,10 @@ class PlainBreaker:
         self.good_probes = 0
         self.bad_probes = 0
         self.until = 0
-        self.parked = 0
-        self.parks = 0
 
     def end(self, call: int, now: int, good: bool) -> None:
         if call < self.since:
             return
-        if good:
-            self.parks = 0
         if self.state is HALF_OPEN and good:
             self.good_probes += 1
             if self.good_probes == self.config.probes_to_close:
@@ -313,7 +285,7 @@ class Machine(RuleBasedStateMachine):
         if self.plain.since == 10**9:
             self.plain.since = self.number
 
-    @precondition(lambda self: len(self.calls) < self.breaker.limit(self.now, SLOTS))
+    @precondition(lambda self: len(self.calls) < self.breaker.limit(SLOTS))
     @rule()
     def call(self) -> None:
         self.calls[self.number] = self.breaker.began()
@@ -343,16 +315,6 @@ class Machine(RuleBasedStateMachine):
             self.plain.state = HALF_OPEN
         self.compare(self.breaker.tick(self.now), before)
 
-    @rule(seconds=st.sampled_from([0.0, 3.0, 30.0]))
-    def park(self, seconds: float) -> None:
-        away = self.plain.parked > self.now
-        until = self.now + at(seconds)
-        if not away:
-            until = max(until, self.now + at(min(SHORTEST_PARK * 2**self.plain.parks, self.config.open_for)))
-            self.plain.parks += 1
-        self.plain.parked = max(self.plain.parked, until)
-        assert self.breaker.park(self.now, self.now + at(seconds)) is not away
-
     @rule()
     def reset(self) -> None:
         before = self.plain.state
@@ -363,16 +325,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         assert self.breaker.state is self.plain.state
-        parked = self.plain.parked if self.plain.parked > self.now else None
-        assert self.breaker.parked_until(self.now) == parked
-        times = [time for time in (parked, self.plain.until if self.plain.state is OPEN else None) if time is not None]
-        assert self.breaker.next_change(self.now) == max(times, default=None)
+        assert self.breaker.open_until == (self.plain.until if self.plain.state is OPEN else None)
 
     @invariant()
     def as_many_run_as_may(self) -> None:
         fresh = sum(number >= self.plain.since for number in self.calls)
-        limit = self.breaker.limit(self.now, SLOTS)
-        if self.plain.parked > self.now or self.plain.state is OPEN:
+        limit = self.breaker.limit(SLOTS)
+        if self.plain.state is OPEN:
             assert limit == 0
         elif self.plain.state is HALF_OPEN:
             assert fresh <= self.config.probes, "more probes than are allowed"
@@ -381,6 +340,6 @@ class Machine(RuleBasedStateMachine):
             assert limit == SLOTS
 
 
-TestMachine = pytest.mark.promise("F3", "F5")(
+TestMachine = pytest.mark.promise("F3")(
     type("TestMachine", (Machine.TestCase,), {"settings": settings(max_examples=150, stateful_step_count=60)})
 )

@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from ksi.clock import Moment, microseconds
-from ksi.completion.provider_manager import ProviderManager, build_providers
+from ksi.completion.provider_kinds import build_providers
+from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.provider_team import Place, Team
 from ksi.completion.routes import Router
 from ksi.config import BreakerConfig, Config, ModelConfig, ProviderConfig
 from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
 from ksi.event_bus import EventBus, News
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
 from ksi.request import Attempt, Outcome, Priority, Usage
+from ksi.store.provider_records import HeldRecords
 from ksi.store.values import Claimed, Offer
 from ksi.testing import SimulatedClock
 
@@ -81,7 +84,9 @@ class House:
         self.ear = Ear()
         bus.subscribe(self.ear, ["provider:*"])
         self.providers = {name: Idle(name, self.log) for name in configs}
-        self.manager = ProviderManager(config, self.providers, Router(configs, config.models), bus, self.clock)
+        places = {name: Place(slots=4) for name in configs}
+        team = Team(HeldRecords(), places, breaker, self.clock, alone=True)
+        self.manager = ProviderManager(config, self.providers, Router(configs, config.models), bus, self.clock, team)
         self.route = self.manager.route("m/x")
         self._fence = 0
 
@@ -94,12 +99,13 @@ class House:
         wanted = self.route if route is None else route
         return [(offer.provider, offer.limit) for offer in self.manager.offers(self.now) if offer.route == wanted]
 
-    def begin(self, provider: str, body: bytes = b"{}") -> Claimed:
+    def begin(self, provider: str, body: bytes = b"{}", model: str = "m/x", agent: str | None = None) -> Claimed:
         self._fence += 1
         claim = Claimed(
             key=self._fence,
             request_id=f"r{self._fence}",
-            conversation="talk",
+            conversation=f"talk {self._fence}",
+            agent_id=agent,
             body=body,
             route=self.route,
             provider=provider,
@@ -111,7 +117,7 @@ class House:
             enqueued_at=self.now.wall,
             head=None,
         )
-        self.manager.began(claim)
+        self.manager.began(claim, model)
         return claim
 
     def end(
@@ -129,7 +135,7 @@ class House:
         )
         self.manager.ended(claim, attempt, error, self.now)
 
-    def fail(self, provider: str, times: int = 2, failure: FailureClass = FailureClass.OVERLOADED) -> None:
+    def fail(self, provider: str, times: int = 2, failure: FailureClass = FailureClass.PROVIDER_ERROR) -> None:
         for _ in range(times):
             self.end(self.begin(provider), failure)
 
@@ -166,16 +172,16 @@ async def test_one_that_is_being_tried_is_offered_with_its_probes_before_the_nex
 @pytest.mark.promise("F4")
 async def test_what_failed_stands_behind_and_is_offered_only_when_nobody_else_is_left() -> None:
     house = House()
-    rest = house.manager.others("a,b,c", "a", house.now)
+    rest = house.manager.others("a,b,c", "a", "m/x", house.now)
     assert rest == "b,c,~a"
     assert house.offers(rest) == [("b", 4)]
     for name in ("b", "c"):
         await house.manager.set_enabled(name, enabled=False)
     assert house.offers(rest) == [("a", 4)]
-    assert house.manager.others(rest, "b", house.now) is None
+    assert house.manager.others(rest, "b", "m/x", house.now) is None
     await house.manager.set_enabled("c", enabled=True)
-    assert house.manager.others(rest, "b", house.now) == "c,~a,~b"
-    assert house.manager.others("c,~a,~b", "c", house.now) is None
+    assert house.manager.others(rest, "b", "m/x", house.now) == "c,~a,~b"
+    assert house.manager.others("c,~a,~b", "c", "m/x", house.now) is None
 
 
 @pytest.mark.promise("F4")
@@ -193,15 +199,15 @@ async def test_a_route_is_back_with_the_first_of_its_providers() -> None:
     house = House()
     later = microseconds(30)
     house.end(house.begin("a"), FailureClass.RATE_LIMITED, 30.0)
-    assert house.manager.back("a", house.now) == house.now.wall + later
-    assert house.manager.back("a,b", house.now) == house.now.wall
+    assert house.manager.back("a", "m/x", house.now) == house.now.wall + later
+    assert house.manager.back("a,b", "m/x", house.now) == house.now.wall
     house.fail("b")
-    assert house.manager.back("a,b", house.now) == house.now.wall + microseconds(10)
+    assert house.manager.back("a,b", "m/x", house.now) == house.now.wall + microseconds(10)
     await house.manager.set_enabled("b", enabled=False)
-    assert house.manager.back("a,b", house.now) == house.now.wall + later
+    assert house.manager.back("a,b", "m/x", house.now) == house.now.wall + later
     await house.manager.set_enabled("a", enabled=False)
-    assert house.manager.back("a,b", house.now) is None
-    assert house.manager.back("stranger", house.now) is None
+    assert house.manager.back("a,b", "m/x", house.now) is None
+    assert house.manager.back("stranger", "m/x", house.now) is None
 
 
 @pytest.mark.promise("F5")
@@ -211,9 +217,13 @@ async def test_a_quota_is_told_once_however_many_calls_meet_it_and_its_return_to
     for number, claim in enumerate(claims):
         house.end(claim, FailureClass.RATE_LIMITED, 30.0 + number)
     assert house.ear.steps() == [("a", "closed", "parked")]
-    assert house.manager.next_change(house.now) == house.now.mono + microseconds(32)
+    assert house.manager.next_change(house.now) == microseconds(32)
     assert any("quota is spent" in problem for problem in house.manager.problems())
     await house.clock.advance(32)
+    assert house.offers() == [("a", 1), ("b", 4)], "one call finds out whether it is back"
+    probe = house.begin("a")
+    await house.clock.advance(1)
+    house.end(probe)
     assert house.offers() == [("a", 4)]
     assert house.ear.steps() == [("a", "parked", "closed")]
     assert house.manager.problems() == []
@@ -245,7 +255,7 @@ async def test_requests_per_minute_leave_what_runs_and_let_so_many_more_go() -> 
     for claim in (*running, third):
         house.end(claim)
     assert house.offers() == [("a", 0)]
-    assert house.manager.next_change(house.now) == pytest.approx(house.now.mono + microseconds(20), abs=2)
+    assert house.manager.next_change(house.now) == pytest.approx(microseconds(20), abs=2)
     await house.clock.advance(20.001)
     assert house.offers() == [("a", 1)]
 
@@ -266,7 +276,7 @@ async def test_tokens_are_guessed_before_and_put_right_after() -> None:
 @pytest.mark.promise("F3")
 def test_a_fault_of_the_request_and_a_stop_say_nothing_of_the_provider() -> None:
     house = House()
-    for failure in (FailureClass.INVALID_REQUEST, FailureClass.CONTEXT_TOO_LONG, FailureClass.RATE_LIMITED):
+    for failure in (FailureClass.INVALID_REQUEST, FailureClass.CONTEXT_TOO_LONG, FailureClass.REFUSED):
         house.fail("a", 10, failure)
     assert house.offers() == [("a", 4)]
     house.fail("a", 2, FailureClass.AUTHENTICATION)
@@ -293,7 +303,8 @@ async def test_an_unknown_provider_is_told_and_one_that_the_configuration_switch
     config = Config(home=Path("/nowhere"), providers=configs)
     enabled = {"here": configs["here"]}
     here = {"here": Idle("here", [])}
-    manager = ProviderManager(config, here, Router(enabled, {}), EventBus(house.clock), house.clock)
+    team = Team(HeldRecords(), {"here": Place()}, config.breaker, house.clock)
+    manager = ProviderManager(config, here, Router(enabled, {}), EventBus(house.clock), house.clock, team)
     for ask in (manager.reset, lambda name: manager.set_enabled(name, True)):
         with pytest.raises(NotFound, match="enabled = false"):
             await ask("away")

@@ -10,8 +10,16 @@ import pytest
 
 from ksi.clock import Chance, Moment, microseconds
 from ksi.completion.provider_breaker import BreakerRecord, BreakerState
-from ksi.completion.provider_record import ProviderRecord, Seen, decode_record, encode_record, learned
-from ksi.completion.provider_team import LAZY, PACE, Team, View
+from ksi.completion.provider_limits import Hit, Limit, LimitCause
+from ksi.completion.provider_record import (
+    PlaceRecord,
+    ProviderRecord,
+    Seen,
+    decode_record,
+    encode_record,
+    learned,
+)
+from ksi.completion.provider_team import LAZY, PACE, Place, Team, View
 from ksi.config import BreakerConfig
 from ksi.errors import StoreUnavailable
 from ksi.store.memory import MemoryStore
@@ -34,7 +42,7 @@ class Board(MemoryStore):
         self.teams: list[Team] = []
 
     def shifted(self, now: Moment) -> Moment:
-        return Moment(now.wall, now.mono + self.ahead)
+        return Moment(now.wall + self.ahead, now.mono)
 
     def check(self) -> None:
         if self.down:
@@ -59,7 +67,7 @@ class House:
     def __init__(self, *, ahead: float = 0.0) -> None:
         self.clock = SimulatedClock()
         self.store = Board(ahead)
-        self.teams = [Team(self.store, {"p": ""}, CONFIG, self.clock) for _ in range(2)]
+        self.teams = [Team(self.store, {"p": Place()}, CONFIG, self.clock) for _ in range(2)]
         self.views: list[list[View]] = [[], []]
         self.changes = [0, 0]
         for number, team in enumerate(self.teams):
@@ -86,9 +94,10 @@ class House:
     def saw(self, number: int, failed: bool = False, times: int = 1, era: int = 0, quota: float | None = None) -> None:
         """Calls of a daemon end."""
         now = self.clock.now()
-        until = None if quota is None else now.after(quota).mono
+        hit = None if quota is None else Hit(LimitCause.QUOTA, "spent", until=now.after(quota).wall)
         for _ in range(times):
-            self.teams[number].saw("p", Seen(now.mono, era, failed, "it broke" if failed else "", until))
+            seen = Seen(now.wall, era, now.wall, failed=failed, reason="it broke" if failed else "", hit=hit)
+            self.teams[number].saw("p", seen)
 
     async def pass_by(self, seconds: float = 4 * PACE) -> None:
         """Let words go round."""
@@ -102,7 +111,7 @@ class House:
 
     def state(self, number: int) -> BreakerState:
         """As a daemon sees it."""
-        return self.views[number][-1].breaker.state if self.views[number] else CLOSED
+        return self.views[number][-1].place.breaker.state if self.views[number] else CLOSED
 
 
 @pytest.mark.promise("D1", "F3")
@@ -123,9 +132,9 @@ async def test_a_failure_is_written_at_once_with_the_calls_before_it_and_the_oth
         await house.pass_by(1.0)
         house.saw(0, failed=True)
         await house.pass_by()
-        samples = (await house.kept()).breaker("").samples
-        assert [failed for _, failed in samples] == [False] * 5 + [True]
-        assert [views[-1].breaker.wary for views in house.views] == [True, True]
+        samples = (await house.kept()).place("").breaker.samples
+        assert [failed for _, failed, _ in samples] == [False] * 5 + [True]
+        assert [views[-1].place.wary for views in house.views] == [True, True]
 
 
 @pytest.mark.promise("D1", "F3")
@@ -134,7 +143,7 @@ async def test_what_two_write_at_once_counts_together() -> None:
         house.saw(0, failed=True, times=2)
         house.saw(1, failed=True)
         await house.pass_by()
-        assert (await house.kept()).breaker("").state is OPEN
+        assert (await house.kept()).place("").breaker.state is OPEN
         assert [house.state(number) for number in (0, 1)] == [OPEN, OPEN]
         assert min(house.changes) > 0
 
@@ -146,12 +155,12 @@ async def test_who_was_slower_takes_its_step_from_what_the_other_wrote() -> None
         house.saw(number, failed=True)
     for team in house.teams:
         await team.write()
-    assert (await house.kept()).breaker("").samples == ((house.clock.now().mono, True),) * 2
+    assert (await house.kept()).place("").breaker.samples == ((house.clock.now().wall, True, 0),) * 2
     await house.teams[1].switch("p", enabled=False)
     house.saw(0, failed=True)
     await house.teams[0].write()
     kept = await house.kept()
-    assert (kept.enabled, kept.breaker("").state) == (False, OPEN)
+    assert (kept.enabled, kept.place("").breaker.state) == (False, OPEN)
 
 
 @pytest.mark.promise("D1", "D3", "F3")
@@ -178,7 +187,7 @@ async def test_answers_of_a_suspected_provider_are_written_in_batches() -> None:
         assert house.store.puts == puts
         await house.pass_by(LAZY)
         assert house.store.puts == puts + 1
-        assert (await house.kept()).breaker("").samples[-1][1] is False
+        assert (await house.kept()).place("").breaker.samples[-1][1] is False
 
 
 @pytest.mark.promise("D1", "F3")
@@ -201,14 +210,14 @@ async def test_a_storm_of_failures_takes_few_writes() -> None:
 @pytest.mark.promise("D1", "F5")
 async def test_a_quota_is_told_whatever_was_answered_after_it() -> None:
     async with House(ahead=1_000_000.0) as house:
-        back = house.clock.now().after(30.0).mono
+        back = house.clock.now().after(30.0).wall
         house.saw(0, quota=20.0)
         house.saw(0, quota=30.0)
         house.saw(0, quota=25.0)
         house.saw(0, times=20)
         await house.pass_by()
-        assert [views[-1].breaker.parked_until for views in house.views] == [back, back]
-        assert (await house.kept()).breaker("").parked_until == back + microseconds(1_000_000)
+        assert [views[-1].place.limits[0].until for views in house.views] == [back, back]
+        assert (await house.kept()).place("").limits[0].until == back + microseconds(1_000_000)
 
 
 @pytest.mark.promise("D1", "D3", "F3")
@@ -222,7 +231,7 @@ async def test_what_cannot_be_written_is_written_when_the_store_is_back() -> Non
         house.store.down = False
         await house.pass_by(1.0)
         assert [house.state(number) for number in (0, 1)] == [OPEN, OPEN]
-        assert house.views[1][-1].breaker.parked_until > house.clock.now().mono
+        assert house.views[1][-1].place.limits[0].until > house.clock.now().wall
 
 
 @pytest.mark.promise("D1", "F3")
@@ -238,7 +247,7 @@ async def test_an_operator_s_word_holds_for_all_or_is_refused() -> None:
         await house.pass_by()
         assert [views[-1].enabled for views in house.views] == [False, False]
         # Who has not heard of it yet does not undo it.
-        late = Team(house.store, {"p": ""}, CONFIG, house.clock)
+        late = Team(house.store, {"p": Place()}, CONFIG, house.clock)
         await late.reset("p")
         assert (await house.kept()).enabled is False
 
@@ -277,34 +286,48 @@ async def test_a_record_that_cannot_be_read_or_is_gone_begins_anew() -> None:
 
 
 def test_a_record_says_the_same_after_a_journey() -> None:
-    breaker = BreakerRecord(
-        state=HALF_OPEN, reason="why", era=3, until=7, parked_until=9, samples=((5, True), (6, False))
-    )
-    record = ProviderRecord(enabled=False, breakers={"here": breaker})
+    breaker = BreakerRecord(state=HALF_OPEN, reason="why", era=3, until=7, samples=((5, True, 1), (6, False, 2)))
+    limit = Limit(LimitCause.QUOTA, since=1, struck_at=2, until=9, reason="spent", told=True)
+    place = PlaceRecord(breaker, (limit,))
+    record = ProviderRecord(enabled=False, places={"here": place})
     assert decode_record(encode_record(record)) == record
-    assert breaker.shifted(10).shifted(-10) == breaker
-    assert breaker.shifted(10).samples == ((15, True), (16, False))
-    assert record.breaker("there") == BreakerRecord()
+    assert place.shifted(10).shifted(-10) == place
+    assert place.shifted(10).breaker.samples == ((15, True, 1), (16, False, 2))
+    assert place.shifted(10).limits[0].until == 19
+    assert record.place("there") == PlaceRecord()
+
+
+def judged(record: PlaceRecord, *seen: Seen) -> PlaceRecord:
+    """A record after these calls."""
+    return learned(record, seen, CONFIG, 4)
 
 
 @pytest.mark.promise("F3")
 def test_late_calls_stand_where_they_belong_among_the_latest() -> None:
-    record = learned(BreakerRecord(), [Seen(at, 0) for at in (10, 20, 30, 40)], CONFIG)
-    record = learned(record, [Seen(25, 0, failed=True), Seen(5, 0, failed=True), Seen(15, 0)], CONFIG)
-    assert record.samples == ((10, False), (15, False), (20, False), (25, True), (30, False), (40, False))
-    assert record.state is CLOSED
+    record = judged(PlaceRecord(), *(Seen(at, 0) for at in (10, 20, 30, 40)))
+    record = judged(record, Seen(25, 0, failed=True), Seen(5, 0, failed=True), Seen(15, 0))
+    assert [sample[:2] for sample in record.breaker.samples] == [
+        (10, False),
+        (15, False),
+        (20, False),
+        (25, True),
+        (30, False),
+        (40, False),
+    ]
+    assert record.breaker.state is CLOSED
 
 
 @pytest.mark.promise("F3")
-def test_a_call_of_the_present_era_shows_that_the_time_alone_is_over() -> None:
-    opened = learned(BreakerRecord(), [Seen(at, 0, failed=True, reason="it broke") for at in (1, 2, 3)], CONFIG)
-    assert (opened.state, opened.era, opened.until) == (OPEN, 1, 3 + microseconds(10.0))
+def test_a_call_of_the_present_era_shows_that_the_breaker_is_half_open() -> None:
+    opened = judged(PlaceRecord(), *(Seen(at, 0, failed=True, reason="it broke") for at in (1, 2, 3)))
+    until = opened.breaker.until
+    assert (opened.breaker.state, opened.breaker.era, until) == (OPEN, 1, 3 + microseconds(10.0))
     # By a clock that is a little behind.
-    probed = learned(opened, [Seen(opened.until - 5, 1)], CONFIG)
-    assert (probed.state, probed.probes_passed) == (HALF_OPEN, 1)
-    assert learned(probed, [Seen(opened.until + 1, 0, failed=True)], CONFIG) == probed
-    again = learned(probed, [Seen(opened.until + 2, 1, failed=True)], CONFIG)
+    probed = judged(opened, Seen(until - 5, 1))
+    assert (probed.breaker.state, probed.breaker.probes_passed) == (HALF_OPEN, 1)
+    assert judged(probed, Seen(until + 1, 0, failed=True)) == probed
+    again = judged(probed, Seen(until + 2, 1, failed=True)).breaker
     assert (again.state, again.era, again.reopens) == (OPEN, 2, 1)
-    closed = learned(probed, [Seen(opened.until + 2, 1)], CONFIG)
+    closed = judged(probed, Seen(until + 2, 1)).breaker
     assert (closed.state, closed.era) == (CLOSED, 1)
     assert msgspec.structs.replace(closed, samples=()) == closed

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from ksi.completion import queue_manager
 from ksi.completion.completion_runner import Stop
-from ksi.completion.queue_manager import CLAIMS, FAULT_PAUSE, TICK
+from ksi.completion.queue_manager import CLAIMS, FAULT_PAUSE
+from ksi.completion.wakeup import TICK
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
 from ksi.event_bus import RESULT
 from ksi.request import Outcome, RetryBody, State
@@ -102,7 +103,7 @@ async def test_what_was_claimed_with_its_enqueue_is_launched_by_the_caller(parts
 
 @pytest.mark.promise("R2")
 async def test_an_answer_is_streamed_where_somebody_reads_it_or_may_come_back_to(parts: Parts) -> None:
-    parts.player.play([ProviderError(FailureClass.OVERLOADED, "busy")], [whole()])
+    parts.player.play([ProviderError(FailureClass.PROVIDER_ERROR, "busy")], [whole()])
     await parts.open()
     parts.bus.follow(Ear(), "r2", chunks=True)
     for _ in range(2):
@@ -244,7 +245,7 @@ async def test_an_outside_lock_lapses_by_the_monotonic_clock_and_the_next_reques
 
 @pytest.mark.promise("F2")
 async def test_a_retry_runs_when_its_wait_is_over(parts: Parts) -> None:
-    parts.player.play([ProviderError(FailureClass.OVERLOADED, "busy", retry_after=None)], [whole()])
+    parts.player.play([ProviderError(FailureClass.PROVIDER_ERROR, "busy", retry_after=None)], [whole()])
     await parts.open()
     await parts.enqueue()
     await settle_down()
@@ -304,7 +305,7 @@ async def test_a_claim_that_failed_is_tried_again_after_a_pause(parts: Parts, fa
         await parts.clock.advance(FAULT_PAUSE)
     assert await state(parts, "r1") is State.COMPLETED
     assert [entry["log_level"] for entry in logs] == ["error"]
-    assert parts.queue.tasks_alive() == {"ksi-claim": True, "ksi-time": True, "ksi-watch": True}
+    assert parts.queue.tasks_alive() == {"ksi-claim": True, "ksi-watch": True}
     await parts.queue.stop(0)
 
 
@@ -451,7 +452,7 @@ async def test_a_later_attempt_that_began_while_the_earlier_one_was_told_stays_k
 
     monkeypatch.setattr(parts.announcer, "settled", slow)
     go_on = asyncio.Event()
-    parts.player.play([ProviderError(FailureClass.OVERLOADED, "busy")], [go_on, whole()])
+    parts.player.play([ProviderError(FailureClass.PROVIDER_ERROR, "busy")], [go_on, whole()])
     await parts.open()
     await parts.enqueue()
     await settle_down()

@@ -9,16 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment, microseconds
+from ksi.completion.provider_limits import LONGEST_TOLD
 from ksi.completion.retry_manager import (
-    LONGEST_WAIT,
+    LONGEST_PARK,
     Decision,
     FailOver,
     GiveUp,
     ParkUntil,
     RetryAt,
     decide,
-    is_providers_fault,
-    is_quota,
     policy_of,
 )
 from ksi.config import Retry
@@ -29,6 +28,8 @@ NOW = Moment(1_700_000_000_000_000, 5_000_000)
 POLICY = Retry(max_attempts=3, initial_delay=1.0, max_delay=60.0)
 RETRYABLE = [failure for failure in FailureClass if failure.retryable]
 FINAL = [failure for failure in FailureClass if not failure.retryable]
+ELSEWHERE = [FailureClass.AUTHENTICATION, FailureClass.BILLING, FailureClass.MODEL_NOT_FOUND]
+"""Another provider may do better, though trying again does not help."""
 
 
 class Loaded(Chance):
@@ -85,54 +86,78 @@ def test_any_number_of_attempts_has_a_wait() -> None:
 
 
 @pytest.mark.promise("F2")
-@pytest.mark.parametrize("failure", [f for f in RETRYABLE if f is not FailureClass.RATE_LIMITED])
+@pytest.mark.parametrize("failure", RETRYABLE)
 def test_the_provider_s_own_word_is_the_floor(failure: FailureClass) -> None:
     assert wait(judge(failure, 1, retry_after=17.0)) == 17.0
     assert wait(judge(failure, 1, retry_after=0.2, share=1.0)) == 1.0
     assert judge(failure, 3, retry_after=17.0) == GiveUp("attempts_used_up")
 
 
-@pytest.mark.promise("F5")
-def test_a_spent_quota_parks_whatever_was_tried_before() -> None:
-    for failures in (0, 3, 50):
-        decision = judge(FailureClass.RATE_LIMITED, failures, retry_after=90.0)
-        assert decision == ParkUntil(NOW.wall + microseconds(90.0))
+@pytest.mark.promise("F2")
+@pytest.mark.parametrize("retry_after", [1e12, 1e300, float("inf")])
+def test_a_time_of_return_beyond_all_bounds_is_not_believed(retry_after: float) -> None:
+    assert wait(judge(FailureClass.TIMEOUT, retry_after=retry_after)) == 1.0
 
 
 @pytest.mark.promise("F5")
-def test_a_spent_quota_sends_the_request_to_another_provider_first() -> None:
-    assert judge(FailureClass.RATE_LIMITED, 3, retry_after=90.0, others=True) == FailOver()
+@pytest.mark.parametrize("failures", [0, 3, 50])
+def test_a_request_whose_provider_is_away_is_parked_whatever_was_tried_before(failures: int) -> None:
+    decision = judge(FailureClass.RATE_LIMITED, failures, away=True, retry_after=90.0)
+    assert decision == ParkUntil(NOW.wall + microseconds(90.0))
+    assert judge(FailureClass.RATE_LIMITED, failures, away=True, retry_after=90.0, others=True) == FailOver()
+
+
+@pytest.mark.promise("F5")
+def test_one_attempt_is_enough_to_wait_for_a_provider_that_is_away() -> None:
+    once = Retry(max_attempts=1)
+    assert isinstance(judge(FailureClass.OVERLOADED, 0, once, away=True), ParkUntil)
 
 
 @pytest.mark.promise("F5")
 def test_a_parked_request_waits_for_the_first_provider_that_is_back() -> None:
-    assert wait(judge(FailureClass.RATE_LIMITED, retry_after=3600.0, back=NOW.wall + microseconds(10))) == 10.0
-    assert wait(judge(FailureClass.RATE_LIMITED, retry_after=5.0, back=NOW.wall + microseconds(10))) == 5.0
-    assert wait(judge(FailureClass.RATE_LIMITED, retry_after=5.0, back=NOW.wall - microseconds(10))) == 0.0
+    later = NOW.wall + microseconds(10)
+    assert wait(judge(FailureClass.RATE_LIMITED, away=True, retry_after=3600.0, back=later)) == 10.0
+    assert wait(judge(FailureClass.RATE_LIMITED, away=True, back=later)) == 10.0
+    assert wait(judge(FailureClass.RATE_LIMITED, away=True, back=NOW.wall - microseconds(10))) == 0.0
 
 
-@pytest.mark.promise("F2", "F5")
-@pytest.mark.parametrize("retry_after", [None, 0.0, -1.0])
-def test_a_rate_limit_without_a_time_of_return_is_a_failure_like_others(retry_after: float | None) -> None:
-    assert isinstance(judge(FailureClass.RATE_LIMITED, 1, retry_after=retry_after), RetryAt)
-    assert judge(FailureClass.RATE_LIMITED, 3, retry_after=retry_after) == GiveUp("attempts_used_up")
+@pytest.mark.promise("F11")
+def test_a_request_that_waits_for_a_login_is_parked_for_a_while_and_then_waits_in_the_queue() -> None:
+    never = NOW.wall + 2**62
+    assert wait(judge(FailureClass.AUTHENTICATION, away=True, back=never)) == LONGEST_PARK
+    assert wait(judge(FailureClass.AUTHENTICATION, away=True)) == LONGEST_PARK
 
 
-@pytest.mark.promise("F2", "F5")
-@pytest.mark.parametrize("failure", [FailureClass.RATE_LIMITED, FailureClass.OVERLOADED])
-@pytest.mark.parametrize("retry_after", [1e12, 1e300, float("inf")])
-def test_a_time_of_return_beyond_all_bounds_is_bounded(failure: FailureClass, retry_after: float) -> None:
-    assert wait(judge(failure, retry_after=retry_after)) == LONGEST_WAIT
+@pytest.mark.promise("F3")
+def test_a_probe_is_nobody_s_last_attempt() -> None:
+    once = Retry(max_attempts=1)
+    back = NOW.wall + microseconds(30)
+    assert wait(judge(FailureClass.PROVIDER_ERROR, 5, once, probe=True, back=back)) == 30.0
+    assert judge(FailureClass.PROVIDER_ERROR, 0, once, probe=True, others=True) == FailOver()
+    assert judge(FailureClass.INVALID_REQUEST, 1, once, probe=True) == GiveUp("not_retryable")
+
+
+@pytest.mark.promise("F13")
+@pytest.mark.parametrize("failure", FailureClass)
+def test_a_turn_that_has_used_tools_is_not_run_again(failure: FailureClass) -> None:
+    for more in ({}, {"others": True}, {"away": True, "retry_after": 5.0}, {"probe": True}):
+        assert judge(failure, 1, tools_used=True, **more) == GiveUp("tools_used")
+
+
+@pytest.mark.promise("A4")
+def test_after_a_refusal_only_another_model_is_asked() -> None:
+    assert judge(FailureClass.REFUSED, 1) == GiveUp("not_retryable")
+    assert judge(FailureClass.REFUSED, 1, Retry(max_attempts=1), others=True) == FailOver()
 
 
 @pytest.mark.promise("F4")
-@pytest.mark.parametrize("failure", [*RETRYABLE, FailureClass.AUTHENTICATION])
+@pytest.mark.parametrize("failure", [*RETRYABLE, *ELSEWHERE])
 def test_a_fault_of_the_provider_goes_to_the_next_one_at_once(failure: FailureClass) -> None:
     assert judge(failure, 1, others=True) == FailOver()
 
 
 @pytest.mark.promise("F4")
-@pytest.mark.parametrize("failure", [f for f in FINAL if f is not FailureClass.AUTHENTICATION])
+@pytest.mark.parametrize("failure", [f for f in FINAL if f not in {*ELSEWHERE, FailureClass.REFUSED}])
 def test_a_fault_of_the_request_goes_nowhere(failure: FailureClass) -> None:
     assert judge(failure, 1, others=True) == GiveUp("not_retryable")
 
@@ -170,6 +195,8 @@ def test_a_request_says_what_it_wants_and_the_configuration_the_rest() -> None:
     others=st.booleans(),
     route_length=st.integers(1, 5),
     back=st.none() | st.integers(NOW.wall - 10**12, NOW.wall + 10**15),
+    away=st.booleans(),
+    probe=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 def test_every_decision_keeps_the_rules(
@@ -180,26 +207,38 @@ def test_every_decision_keeps_the_rules(
     others: bool,
     route_length: int,
     back: int | None,
+    away: bool,
+    probe: bool,
     seed: int,
 ) -> None:
     error = ProviderError(failure, "it failed", retry_after=retry_after)
     chance = Chance(random.Random(seed))
-    decision = decide(error, failures, policy, NOW, chance, others=others, route_length=route_length, back=back)
-    told = retry_after is not None and retry_after > 0
+    decision = decide(
+        error,
+        failures,
+        policy,
+        NOW,
+        chance,
+        others=others,
+        route_length=route_length,
+        back=back,
+        away=away,
+        probe=probe,
+    )
+    believed = retry_after is not None and 0 < retry_after <= LONGEST_TOLD
     match decision:
         case FailOver():
             assert others
-            assert is_providers_fault(error)
-            assert is_quota(error) or failures < max(policy.max_attempts, route_length)
         case ParkUntil():
-            assert is_quota(error) and not others
-            assert 0 <= wait(decision) <= LONGEST_WAIT
+            assert away or probe
+            assert not (away and others)
+            assert 0 <= wait(decision) <= max(LONGEST_TOLD, policy.max_delay)
         case RetryAt():
-            assert failure.retryable and not is_quota(error)
+            assert failure.retryable and not away and not probe
             assert failures < policy.max_attempts
-            floor = min(retry_after or 0.0, LONGEST_WAIT) if told else 0.0
+            floor = (retry_after or 0.0) if believed else 0.0
             assert floor - 1e-6 <= wait(decision) <= max(policy.max_delay, floor) + 1e-6
         case GiveUp(reason):
-            assert not is_quota(error)
+            assert not away or failure is FailureClass.REFUSED
             assert reason == ("attempts_used_up" if failure.retryable else "not_retryable")
             assert not failure.retryable or failures >= policy.max_attempts

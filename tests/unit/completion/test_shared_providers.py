@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from ksi.clock import Chance, Moment, microseconds
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_team import Team
+from ksi.completion.provider_team import Place, Team
 from ksi.completion.routes import Router
 from ksi.config import BreakerConfig, Config, ProviderConfig
 from ksi.errors import FailureClass, ProviderError
@@ -43,12 +44,13 @@ class Office:
         self.clock = clock
         providers = {"p": ProviderConfig(kind="player", models=("m/*",), max_concurrency=4, **keys)}
         config = Config(home=Path("/nowhere"), providers=providers, breaker=BREAKER)
-        self.team = Team(store, {"p": place}, BREAKER, clock)
+        self.team = Team(store, {"p": Place(place, 4)}, BREAKER, clock)
         bus = EventBus(clock)
         self.ear = Ear()
         bus.subscribe(self.ear, ["provider:*"])
         players = {"p": Player("p", process=bool(place))}
-        self.manager = ProviderManager(config, players, Router(providers, {}), bus, clock, self.team)
+        router = Router(providers, {})
+        self.manager = ProviderManager(config, players, router, bus, clock, self.team, shared=True)
         self.route = self.manager.route("m/x")
         self._fence = 0
 
@@ -61,8 +63,8 @@ class Office:
         now = self.clock.now()
         claim = Claimed(
             key=self._fence,
-            request_id="r",
-            conversation="talk",
+            request_id=f"r{self._fence}",
+            conversation=f"talk {self._fence}",
             body=b"{}",
             route=self.route,
             provider="p",
@@ -82,12 +84,12 @@ class Office:
             started_at=now.wall,
             finished_at=now.wall,
         )
-        self.manager.began(claim)
+        self.manager.began(claim, "m/x")
         self.manager.ended(claim, attempt, error, now)
 
     async def fail(self, times: int = 2) -> None:
         for _ in range(times):
-            self.call(FailureClass.OVERLOADED)
+            self.call(FailureClass.PROVIDER_ERROR)
         await self.team.write()
 
     def told(self) -> list[tuple[str, str, str]]:
@@ -163,8 +165,11 @@ async def test_a_quota_is_told_by_each_daemon_and_so_is_its_return_by_reset() ->
     here.call(FailureClass.RATE_LIMITED, retry_after=30.0)
     await here.team.write()
     await there.team.refresh()
-    assert there.told() == here.told() == [("closed", "parked", "it broke")]
-    assert there.manager.next_change(there.clock.now()) == there.clock.now().after(30.0).mono
+    told = here.told()
+    assert there.told() == told
+    assert [line[:2] for line in told] == [("closed", "parked")]
+    assert re.match(r"its quota is spent since .*; it is asked again at .*: it broke", told[0][2])
+    assert there.manager.next_change(there.clock.now()) == microseconds(30.0)
     await there.manager.reset("p")
     await here.team.refresh()
     assert there.told() == here.told() == [("parked", "closed", "reset by an operator")]
@@ -175,9 +180,9 @@ async def test_what_cannot_be_outweighed_holds_before_it_is_written() -> None:
     here, there, _ = two()
     here.call(FailureClass.RATE_LIMITED, retry_after=30.0)
     assert (here.offers(), len(there.offers())) == ([], 1)
-    assert here.manager.back("p", here.clock.now()) == here.clock.now().after(30.0).wall
+    assert here.manager.back("p", "m/x", here.clock.now()) == here.clock.now().after(30.0).wall
     await here.team.write()
-    assert here.told() == [("closed", "parked", "it broke")]
+    assert [line[:2] for line in here.told()] == [("closed", "parked")]
     await here.manager.reset("p")
     await there.team.refresh()
     await there.fail()
@@ -185,7 +190,7 @@ async def test_what_cannot_be_outweighed_holds_before_it_is_written() -> None:
     await here.clock.advance(10.0)
     assert len(here.offers()) == 1
     here.told()
-    here.call(FailureClass.OVERLOADED)
+    here.call(FailureClass.PROVIDER_ERROR)
     assert here.offers() == []
     await here.team.write()
     assert here.told() == [("half_open", "open", "a probe failed: it broke")]
@@ -206,11 +211,11 @@ async def test_a_failure_that_others_may_outweigh_is_judged_when_it_is_written()
     for _ in range(3):
         there.call()
     await here.clock.advance(1.0)
-    here.call(FailureClass.OVERLOADED)
+    here.call(FailureClass.PROVIDER_ERROR)
     await here.team.write()
     await there.team.refresh()
     await there.team.write()
-    here.call(FailureClass.OVERLOADED)
+    here.call(FailureClass.PROVIDER_ERROR)
     assert len(here.offers()) == 1
     await here.team.write()
     assert here.told() == [("closed", "open", "2 of 4 calls failed, the last: it broke")]
@@ -224,7 +229,7 @@ async def test_limits_per_minute_go_with_the_offer_and_the_store_says_when_they_
     now = here.clock.now()
     assert here.manager.next_change(now) is None
     here.manager.waits({"p": microseconds(20.0)}, now)
-    assert here.manager.next_change(now) == now.after(20.0).mono
+    assert here.manager.next_change(now) == microseconds(20.0)
     await here.clock.advance(20.0)
     assert here.manager.next_change(here.clock.now()) is None
     await here.fail()

@@ -212,3 +212,9 @@ CREATE INDEX injections_in ON injection (state, id);
 CREATE INDEX reminders_for ON injection (conversation, id) WHERE conversation IS NOT NULL;
 CREATE INDEX reminders_in ON injection (carrier, id) WHERE state = 1;
 CREATE INDEX injections_ended ON injection (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE provider_record (
+    name    TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,               -- grows with each change
+    value   BLOB NOT NULL                   -- see ksi.completion.provider_record
+) WITHOUT ROWID;

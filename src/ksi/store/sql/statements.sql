@@ -321,3 +321,9 @@ SELECT a.id, r.request_id, c.name, b.agent, a.number, a.provider, a.outcome, a.s
 FROM attempt a JOIN request r ON r.key = a.request JOIN body b ON b.request = a.request
     JOIN conversation c ON c.id = a.conversation
 WHERE a.id > ?1 AND a.outcome = 'completed' ORDER BY a.id LIMIT ?2;
+
+-- name: provider_records
+SELECT name, version, value FROM provider_record;
+-- name: put_provider_record
+INSERT INTO provider_record (name, version, value) VALUES (?1, ?2, ?3)
+ON CONFLICT (name) DO UPDATE SET version = ?2, value = ?3;
