@@ -42,7 +42,7 @@ models = ["team/*"]
 max_concurrency = 12
 """
 STUB = 'kind = "stub"\nrecord = "../record.tsv"\n'
-BROKEN = Answer(status=529)
+BROKEN = Answer(status=500)
 AWAY = Answer(status=429, headers={"Retry-After": "60"})
 
 

@@ -259,7 +259,7 @@ class ProviderManager:
                 self._team.saw(name, msgspec.structs.replace(seen, hit=msgspec.structs.replace(hit, reason=reason)))
             elif not is_providers_fault(error):
                 self._team.saw(name, msgspec.structs.replace(seen, neutral=True))
-            elif not own_limit and not member.failed_before(claim.request_id):
+            elif not own_limit and (not member.failed_before(claim.request_id) or call.probe):
                 self._team.saw(name, msgspec.structs.replace(seen, failed=True, reason=reason))
         away = hit is not None and hit.cause is not LimitCause.MODEL_GONE
         return CallEnd(away, call.probe and not away and error is not None and _in_vain(error))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ksi.clock import Chance, Moment
+from ksi.clock import Chance, Moment, microseconds
 from ksi.completion.provider_limits import LONGEST_TOLD, told_wait
 from ksi.config import Retry
 from ksi.errors import FailureClass, ProviderError
@@ -104,8 +104,11 @@ def decide(
     if failures >= policy.max_attempts and not probe:
         return GiveUp("attempts_used_up")
     bound = min(policy.max_delay, policy.initial_delay * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS))
-    at = now.after(max(chance.uniform(0.0, bound), told_wait(error) or 0.0)).wall
-    return ParkUntil(max(at, _park(error, now, back))) if probe else RetryAt(at)
+    backoff = chance.uniform(0.0, bound)
+    if probe:
+        # Behind those that wait in the queue: the next probe is to be another request.
+        return ParkUntil(_park(error, now, back) + microseconds(backoff))
+    return RetryAt(now.after(max(backoff, told_wait(error) or 0.0)).wall)
 
 
 def _park(error: ProviderError, now: Moment, back: int | None) -> int:

@@ -176,18 +176,28 @@ class Parts:
         rules: StoreRules | None = None,
         store: FaultyStore | None = None,
         node: str | None = None,
+        clock: SimulatedClock | None = None,
+        shared: bool = False,
+        per_minute: int | None = None,
         **sections: Any,
     ) -> None:
-        """`store` is one that other parts use too, and `node` the machine that these are on."""
+        """`store` is one that other parts use too, `node` the machine that these are on, and `shared` says that other
+        daemons ask the same providers. The first provider takes so many calls `per_minute`."""
         self.players = {player.name: player for player in players or (Player(),)}
         configured = {
-            name: ProviderConfig(kind="player", models=("m/*",), priority=number, max_concurrency=2)
+            name: ProviderConfig(
+                kind="player",
+                models=("m/*",),
+                priority=number,
+                max_concurrency=2,
+                requests_per_minute=None if number else per_minute,
+            )
             for number, name in enumerate(self.players)
         }
         defaults = Config(home=Path("/nowhere"), providers=configured)
         service = msgspec.structs.replace(defaults.service, default_model="m/echo")
         self.config = msgspec.structs.replace(defaults, **({"service": service} | sections))
-        self.clock = SimulatedClock(wall=1_800_000_000.0)
+        self.clock = clock or SimulatedClock(wall=1_800_000_000.0)
         self.chance = Chance(random.Random(1))
         self.store = store or FaultyStore(rules or StoreRules())
         self.bus = EventBus(self.clock)
@@ -198,8 +208,10 @@ class Parts:
         self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events)
         router = Router(configured, {})
         places = {name: Place(slots=configured[name].max_concurrency) for name in self.players}
-        self.team = Team(self.store, places, self.config.breaker, self.clock, alone=True)
-        self.providers = ProviderManager(self.config, self.players, router, self.bus, self.clock, self.team)
+        self.team = Team(self.store, places, self.config.breaker, self.clock, alone=not shared)
+        self.providers = ProviderManager(
+            self.config, self.players, router, self.bus, self.clock, self.team, shared=shared
+        )
         self.sessions = SessionManager(self.store, self.config.session, node)
         breaker = ChainBreaker(self.config.chain, self.config.patterns)
         templates = Templates()
