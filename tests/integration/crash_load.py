@@ -85,7 +85,7 @@ class Load:
         if dice.random() < 0.05:
             data["ttl"] = round(dice.uniform(0.01, 0.2), 3)
         if dice.random() < 0.1:
-            script.update(fail="overloaded", fail_attempts=1)
+            script.update(fail="provider_error", fail_attempts=1)
         if dice.random() < 0.03:
             script.update(fail="invalid_request")
         if dice.random() < 0.05:

@@ -406,7 +406,7 @@ async def test_a_delivery_whose_request_fails_is_a_dead_letter(tmp_path: Path) -
 
 @pytest.mark.promise("C3", "L3")
 async def test_who_interrupts_a_waiting_carrier_tells_that_its_delivery_failed(tmp_path: Path) -> None:
-    providers = {"stub": {"kind": "stub"}, "other": {"kind": "stub", "fail": "overloaded"}}
+    providers = {"stub": {"kind": "stub"}, "other": {"kind": "stub", "fail": "provider_error"}}
     retry = {"initial_delay": 600.0, "max_delay": 600.0}
     async with daemon_and_wire(tmp_path, providers=providers, retry=retry) as (_, wire):
         await wire.ask("monitor:subscribe", patterns=["injection:failed"])

@@ -20,11 +20,11 @@ failures = 2
 
 [providers.sick]
 kind = "stub"
-fail = "overloaded"
+fail = "provider_error"
 
 [providers.later]
 kind = "stub"
-fail = "overloaded"
+fail = "provider_error"
 retry_after = 500
 
 [providers.spent]
@@ -61,7 +61,7 @@ def test_providers_shows_who_is_well_left_alone_and_parked(home: Path) -> None:
     assert re.search(r"stub +well +0/8 +\d+ +100\.0%", states["stub"])
     assert re.search(r"left alone until \d\d:\d\d:\d\d +0/4 +2 +0\.0%", states["sick"])
     assert "parked until" in states["spent"]
-    assert states["sick"].endswith("overloaded")
+    assert states["sick"].endswith("provider_error")
     (reply,) = rows(ksi(home, "providers", "--json"))
     assert reply["providers"]["sick"]["breaker"] == "open"
 
@@ -100,7 +100,9 @@ def test_retries_shows_what_waits_and_why_since_when_and_until_when(home: Path) 
     ]
     clock = r"\d\d:\d\d:\d\d"
     by_id = {line.split()[0]: line for line in lines}
-    assert re.search(rf"later-1 +retrying +talk +later/x +1 +{clock} +{clock} +overloaded +scripted", by_id["later-1"])
+    assert re.search(
+        rf"later-1 +retrying +talk +later/x +1 +{clock} +{clock} +provider_error +scripted", by_id["later-1"]
+    )
     assert re.search(rf"spent-1 +parked .+ {clock} +{clock} +rate_limited", by_id["spent-1"])
     told = {row["request_id"]: row for row in rows(ksi(home, "retries", "--json"))}
     assert 499 < told["later-1"]["due_at"] - told["later-1"]["failed_at"] < 501

@@ -123,7 +123,7 @@ async def test_an_interruption_ends_the_holder_and_takes_the_head_of_the_line(wi
 
 @pytest.mark.promise("L3", "L8")
 async def test_an_interruption_ends_a_holder_that_waits_for_its_retry(wire: Wire) -> None:
-    script = {"fail": "overloaded", "retry_after": 600}
+    script = {"fail": "provider_error", "retry_after": 600}
     await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", provider_options=script)
     await in_state(wire, "r", "retrying")
     await wire.ask("completion:async", prompt="x", request_id="i", session_id="c", on_busy="interrupt")
@@ -148,7 +148,7 @@ async def test_an_interruption_spares_outside_holders_and_higher_priorities(wire
 @pytest.mark.promise("L8", "Q2")
 async def test_a_request_that_waits_for_its_retry_is_not_overtaken() -> None:
     async with daemon_and_wire(retry={"initial_delay": 0.001, "max_delay": 0.002}) as (_, wire):
-        script = {"fail": "overloaded", "fail_attempts": 1, "retry_after": 0.05}
+        script = {"fail": "provider_error", "fail_attempts": 1, "retry_after": 0.05}
         await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", provider_options=script)
         await wire.ask("completion:async", prompt="x", request_id="w", session_id="c", priority="critical")
         ended = [(await wire.pushed("completion:result"))["request_id"] for _ in range(2)]
@@ -157,7 +157,7 @@ async def test_a_request_that_waits_for_its_retry_is_not_overtaken() -> None:
 
 @pytest.mark.promise("L8")
 async def test_a_request_that_lets_others_pass_on_its_retry_is_overtaken(wire: Wire) -> None:
-    script = {"fail": "overloaded", "retry_after": 600}
+    script = {"fail": "provider_error", "retry_after": 600}
     await wire.ask(
         "completion:async",
         prompt="x",

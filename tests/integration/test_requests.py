@@ -199,7 +199,7 @@ async def brought_into(wire: Wire, state: str) -> Json:
     elif state in ("running", "cancelled"):
         data["provider_options"] = LONG
     elif state == "retrying":
-        data["provider_options"] = {"fail": "overloaded", "retry_after": 600}
+        data["provider_options"] = {"fail": "provider_error", "retry_after": 600}
     elif state == "failed":
         data["provider_options"] = {"fail": "invalid_request"}
     elif state == "expired":
@@ -482,7 +482,7 @@ async def test_a_reply_says_who_answered_and_what_it_used(wire: Wire) -> None:
 @pytest.mark.promise("T1")
 async def test_an_attempt_without_a_report_is_unknown_and_others_are_summed() -> None:
     async with daemon_and_wire(retry=QUICK_RETRY) as (_, wire):
-        script = {"fail": "overloaded", "fail_attempts": 2}
+        script = {"fail": "provider_error", "fail_attempts": 2}
         reply = await wire.ask("completion:request", prompt="one two", provider_options=script)
         assert [attempt["outcome"] for attempt in reply["attempts"]] == ["failed", "failed", "completed"]
         assert [attempt["usage"] for attempt in reply["attempts"][:2]] == ["unknown", "unknown"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ksi.clock import Moment
+from ksi.completion.retry_manager import LONGEST_PARK
 from ksi.completion.wakeup import TICK
 from ksi.config import BreakerConfig, Retry
 from ksi.errors import FailureClass, ProviderError
@@ -34,7 +35,7 @@ BREAKER = BreakerConfig(
 )
 RETRY = Retry(max_attempts=3, initial_delay=0.5, max_delay=2.0)
 PER_MINUTE = 30
-LONGEST = 30.0
+LONGEST = LONGEST_PARK + 10.0
 """Seconds: more than any limit, breaker or backoff here can last."""
 
 WEATHER = {
@@ -215,15 +216,25 @@ class Machine(RuleBasedStateMachine):
             self.run(self._nobody_sleeps())
 
     async def _nobody_sleeps(self) -> None:
-        # By this time everyone has read the clock again.
+        before = await self._asleep()
+        calls = {name: len(player.calls) for name, player in self.players.items()}
+        # By then everyone has read the clock again.
         await self.clock.advance(2 * TICK)
+        still = {one for one in before & await self._asleep() if len(self.players[one[1]].calls) == calls[one[1]]}
+        assert not still, f"these wait although there is room, and nothing happens: {sorted(still)}"
+
+    async def _asleep(self) -> set[tuple[str, str]]:
+        """What is ready, with each provider that has room for it."""
         now = self.clock.now()
-        ready = [row.request_id for row in (await self.store.requests(Listing.READY, 100)).items]
-        if not ready:
-            return
-        for daemon in self.parts:
-            for offer in daemon.providers.offers(now):
-                assert not self._free(daemon, offer), f"{ready} wait although {offer} has room"
+        rows = (await self.store.requests(Listing.READY, 100)).items
+        ready = [await self.parts[0].view(row.request_id) for row in rows]
+        offers = [(daemon, offer) for daemon in self.parts for offer in daemon.providers.offers(now)]
+        return {
+            (view.request_id, offer.provider)
+            for view in ready
+            for daemon, offer in offers
+            if offer.route == view.route and self._free(daemon, offer)
+        }
 
     def _free(self, daemon: Parts, offer: Offer) -> bool:
         running = sum(run.claim.provider == offer.provider for one in self.parts for run in one.queue.runs.values())

@@ -19,6 +19,9 @@ from ksi.store.values import Claimed, Terms
 KEPT_FAILURES = 10_000
 """Requests that failed here and are remembered, so that their next failure is known to be their own."""
 
+PROBE_PAUSE = 1.0
+"""Seconds after which a request looks again whether the probe of its model came back."""
+
 BYTES_PER_TOKEN = 3.5
 """For the rate limit's first guess, which is corrected when the call is over."""
 
@@ -148,9 +151,12 @@ class Member:
         return max(waits, default=None)
 
     def back(self, model: str, now: Moment) -> int:
-        """The wall time at which it can be asked for a model again."""
-        away = until((limit for limit in self.limits if limit.covers(model)), now.wall)
-        return max(away or now.wall, self.breaker.open_until or 0)
+        """The wall time at which it can be asked for a model again. One that is gone may be asked for at any time: what
+        nobody else serves is asked for where it was."""
+        limits = [one for one in self.limits if one.covers(model) and one.cause is not LimitCause.MODEL_GONE]
+        probed = any(one.models and not one.active(now.wall) and self._probed(one) for one in limits)
+        soonest = now.after(PROBE_PAUSE if probed else 0.0).wall
+        return max(until(limits, now.wall) or 0, self.breaker.open_until or 0, soonest)
 
     # -- calls ----------------------------------------------------------------------------------------------------
 

@@ -97,8 +97,9 @@ class ProviderRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def told(self) -> Any:
         """What other daemons must hear of at once when it changes; the rest they learn in time."""
+        # While a limit is probed everyone needs the very version that is kept: the store takes no other one's probes.
         return self.enabled, sorted(
-            (place, b.state, b.era, b.until, b.probes_passed, b.wary, one.limits)
+            (place, b.state, b.era, b.until, b.probes_passed, b.wary, one.limits, b.samples if one.limits else ())
             for place, one in self.places.items()
             for b in (one.breaker,)
         )
