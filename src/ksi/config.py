@@ -229,6 +229,8 @@ class PriceConfig(_Section, frozen=True, kw_only=True):
     """Input that came from a cache; without it as `input`."""
     cache_write: Price | None = None
     """Input that was written to one; without it as `input`."""
+    cache_write_hour: Price | None = None
+    """Input that was written to a cache that keeps it for an hour; without it twice `input`."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

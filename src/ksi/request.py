@@ -115,8 +115,16 @@ class OnBusy(StrEnum):
     INTERRUPT = "interrupt"
 
 
+UNPRICED = -1e-300
+"""`Usage.cost_usd` of a call that no price fits, such as one in another service tier than the lists are for. Its cost
+is unknown, and stays so whatever price is configured later. It is too small to change a sum."""
+
+
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Tokens as the provider reported them (promise T1); cost in US dollars, None where unknown."""
+    """Tokens as the provider reported them (promise T1).
+
+    `cost_usd` is the cost in US dollars as the provider told it, or UNPRICED. With None it follows from the tokens.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -131,15 +139,19 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     def plus(self, other: Usage) -> Usage:
-        """The sum of two reports; a cost is known only where both are."""
-        known = self.cost_usd is not None and other.cost_usd is not None
+        """The sum of two reports; a cost is told only where both are, and UNPRICED where one of them is."""
+        cost = None
+        if self.cost_usd is not None and other.cost_usd is not None:
+            cost = self.cost_usd + other.cost_usd
+        if UNPRICED in (self.cost_usd, other.cost_usd):
+            cost = UNPRICED
         return Usage(
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
             cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
             reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-            cost_usd=(self.cost_usd or 0.0) + (other.cost_usd or 0.0) if known else None,
+            cost_usd=cost,
         )
 
 

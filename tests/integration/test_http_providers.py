@@ -16,7 +16,8 @@ from ksi.clock import SystemClock
 from ksi.errors import ConfigError, FailureClass, ProviderError
 from ksi.providers.anthropic import AnthropicProvider, MessagesSettings
 from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.http import Endpoint, Streaming, Timeouts
+from ksi.providers.http import Endpoint, Streaming
+from ksi.providers.http_checks import Timeouts
 from ksi.providers.openai import ChatSettings, OpenAIProvider, chat, chat_body
 from ksi.request import Usage
 from tests.endpoint import Answer, ScriptedEndpoint, chat_answer, message_answer

@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import structlog
 
 from ksi.config import PriceConfig
 from ksi.providers.base import Capabilities, bare_model
-from ksi.request import Attempt
-from ksi.store.usage import PRICE_SLICE, Rates, Tariff, rates_for
+from ksi.request import UNPRICED, Attempt, Usage
+from ksi.store.usage import MILLION, PRICE_SLICE, Rates, Tariff, rates_for
 
 if TYPE_CHECKING:
     from ksi.completion.price_library import PriceLibrary
@@ -28,6 +29,16 @@ KEPT_TARIFFS = 10_000
 
 UNKNOWN: Tariff = ()
 FREE: Tariff = (Rates(input=0.0, output=0.0, cache_read=0.0, cache_write=0.0, reasoning=0.0),)
+
+HOUR_FACTOR = 2.0
+"""The price of a token that is written to a cache for an hour, in input tokens, where no price says it."""
+
+
+class ConfiguredRates(Rates, frozen=True, kw_only=True):
+    """Rates of the configuration; they alone can say what an hour's cache costs."""
+
+    cache_write_hour: float
+
 
 _Call = tuple[str, str | None, str | None]
 """Provider, model that answered, model that was asked for."""
@@ -120,13 +131,30 @@ class Prices:
         """What an attempt cost, in US dollars: as its provider said, else by price; None where that is unknown."""
         usage = attempt.usage
         if usage is None or usage.cost_usd is not None:
-            return None if usage is None else usage.cost_usd
-        begin = attempt.finished_at // PRICE_SLICE * PRICE_SLICE
-        tariff = self.tariff(attempt.provider, attempt.model, attempt.asked, begin)
-        if tariff is FREE:
-            return 0.0
-        rates = rates_for(tariff, usage)
+            return None if usage is None or usage.cost_usd == UNPRICED else usage.cost_usd
+        rates = self._rates(attempt.provider, attempt.model, attempt.asked, usage, attempt.finished_at)
         return None if rates is None else rates.cost(usage)
+
+    def with_hour_cache(
+        self, provider: str, model: str | None, asked: str | None, usage: Usage, hour_tokens: int, at: int
+    ) -> Usage:
+        """The usage of a call that ends now, with its cost, where `hour_tokens` of its cache writes stay for an hour.
+
+        Only the sum of all cache writes is kept, so this cost can be known at the call's end (`at`, in microseconds)
+        and never again.
+        """
+        if not hour_tokens:
+            return usage
+        plain = msgspec.structs.replace(usage, cost_usd=None)
+        rates = self._rates(provider, model, asked, plain, at)
+        if rates is None:
+            return usage
+        hour = rates.cache_write_hour if isinstance(rates, ConfiguredRates) else HOUR_FACTOR * rates.input
+        cost = rates.cost(plain) + hour_tokens * (hour - rates.cache_write) / MILLION
+        return msgspec.structs.replace(plain, cost_usd=cost)
+
+    def _rates(self, provider: str, model: str | None, asked: str | None, usage: Usage, at: int) -> Rates | None:
+        return rates_for(self.tariff(provider, model, asked, at // PRICE_SLICE * PRICE_SLICE), usage)
 
 
 def _keep(cache: dict[K, V], key: K, value: V) -> None:
@@ -135,11 +163,12 @@ def _keep(cache: dict[K, V], key: K, value: V) -> None:
     cache[key] = value
 
 
-def _configured_rates(price: PriceConfig) -> Rates:
-    return Rates(
+def _configured_rates(price: PriceConfig) -> ConfiguredRates:
+    return ConfiguredRates(
         input=price.input,
         output=price.output,
         cache_read=price.input if price.cache_read is None else price.cache_read,
         cache_write=price.input if price.cache_write is None else price.cache_write,
+        cache_write_hour=HOUR_FACTOR * price.input if price.cache_write_hour is None else price.cache_write_hour,
         reasoning=price.output,
     )

@@ -172,7 +172,8 @@ def _fields(sums: UsageSums) -> dict[str, Any]:
 
 
 def _dollars(amount: float | None) -> float | None:
-    return None if amount is None else round(amount, DIGITS)
+    """For the wire. A sum is below zero only where no call in it has a known cost (`ksi.request.UNPRICED`)."""
+    return None if amount is None or amount < 0 else round(amount, DIGITS)
 
 
 # -- time ---------------------------------------------------------------------------------------------------------

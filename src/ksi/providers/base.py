@@ -86,6 +86,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """The model that answered, as the provider names it."""
     usage: Usage | None = None
     """None where the provider reported none."""
+    cache_write_hour_tokens: int = 0
+    """How many of `usage.cache_write_tokens` stay in the cache for an hour. Where there are such, and no cost is told,
+    `usage.cost_usd` is UNPRICED until somebody who knows the prices has worked it out (`Prices.with_hour_cache`)."""
     stop_reason: str | None = None
     """Why it ended, as one of `StopReason`'s words whatever the provider calls it; its own word where we know none."""
     note: str | None = None

@@ -1,61 +1,37 @@
-"""What a model endpoint's refusal means: its status, headers and error body read as a failure class (F1). Pure."""
+"""Refusals of model endpoints, read as failure classes: status, headers and error body of any shape in use. Pure."""
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from ksi.errors import FailureClass, ProviderError
+from ksi.providers.fault_words import CODES, SENTENCES, STATUSES
+from ksi.providers.json_text import decode_json, repaired
+from ksi.providers.time_of_return import retry_after
 
-_CONTEXT = re.compile(
-    r"context.{0,12}(length|window|size|limit)|prompt is too long|maximum prompt length|"
-    r"input (is )?too long|input token count.{0,40}exceeds|must have less than \d+ tokens|"
-    r"too large for model with \d+|tokens \+ `?max_new_tokens|reduce the length of the messages",
-    re.IGNORECASE | re.DOTALL,
+_CODE_KEYS = ("code", "type", "status", "error_code", "errorCode", "status_code")
+_SENTENCE_KEYS = ("message", "msg", "detail", "error_msg", "error_message", "status_msg", "error_description", "text")
+_ANY = msgspec.json.Decoder()
+_TAGS = re.compile(r"<(script|style)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_LOADING = re.compile(
+    r"\b(loading|being loaded|still load|starting up|warming up|not (yet )?(ready|loaded))\b", re.IGNORECASE
 )
-_ACCOUNT = re.compile(r"credit balance is too low|api key not valid|incorrect api key|invalid api key", re.IGNORECASE)
-
-_WORDS: dict[str, FailureClass] = {
-    "context_length_exceeded": FailureClass.CONTEXT_TOO_LONG,
-    "exceed_context_size_error": FailureClass.CONTEXT_TOO_LONG,
-    "string_above_max_length": FailureClass.CONTEXT_TOO_LONG,
-    "request_too_large": FailureClass.CONTEXT_TOO_LONG,
-    "authentication_error": FailureClass.AUTHENTICATION,
-    "permission_error": FailureClass.AUTHENTICATION,
-    "billing_error": FailureClass.AUTHENTICATION,
-    "invalid_api_key": FailureClass.AUTHENTICATION,
-    "rate_limit_error": FailureClass.RATE_LIMITED,
-    "rate_limit_exceeded": FailureClass.RATE_LIMITED,
-    "insufficient_quota": FailureClass.RATE_LIMITED,
-    "overloaded_error": FailureClass.OVERLOADED,
-    "unavailable_error": FailureClass.OVERLOADED,
-    "timeout_error": FailureClass.TIMEOUT,
-    "api_error": FailureClass.PROVIDER_ERROR,
-    "server_error": FailureClass.PROVIDER_ERROR,
-    "invalid_request_error": FailureClass.INVALID_REQUEST,
-    "not_found_error": FailureClass.INVALID_REQUEST,
-    "model_not_found": FailureClass.INVALID_REQUEST,
-}
-
-_STATUSES: dict[int, FailureClass] = {
-    401: FailureClass.AUTHENTICATION,
-    402: FailureClass.AUTHENTICATION,
-    403: FailureClass.AUTHENTICATION,
-    408: FailureClass.TIMEOUT,
-    409: FailureClass.PROVIDER_ERROR,
-    413: FailureClass.CONTEXT_TOO_LONG,
-    425: FailureClass.PROVIDER_ERROR,
-    429: FailureClass.RATE_LIMITED,
-    503: FailureClass.OVERLOADED,
-    504: FailureClass.TIMEOUT,
-    529: FailureClass.OVERLOADED,
-}
-
+_THIS_MODEL = re.compile(
+    r"\b(?:on|for) this model\b|\bfor (?:model )?[`'\"]?[\w.:/-]+[`'\"]? (?:in|on) (?:organization|project)\b", re.I
+)
+_MODEL_CLAIM = re.compile(r"seven_day_(\w+)")
+_OPEN_TO_WORDS = frozenset({400, 401, 402, 403, 404, 410, 413, 422, 424, 429, None})
+"""Statuses (None: no status) behind which a code or a sentence can mean something more exact."""
+_EXACT = (
+    FailureClass.BILLING,
+    FailureClass.MODEL_NOT_FOUND,
+    FailureClass.REFUSED,
+)
 _SPECIFIC = frozenset(
     {
         FailureClass.CONTEXT_TOO_LONG,
@@ -65,80 +41,190 @@ _SPECIFIC = frozenset(
         FailureClass.TIMEOUT,
     }
 )
-"""Classes that an error body may give to a status that says less (400, 500 and what has no entry of its own)."""
+"""Classes that an error body may give to a status that says less (400, 500 and those without an entry of their own)."""
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What an error body says: its type and code words, and its sentence. Empty where it says nothing we can read."""
+    """An error body: its code words, its sentence, and the whole of it as it was decoded. Empty where it says nothing
+    that can be read."""
 
     words: tuple[str, ...] = ()
     message: str = ""
+    value: Any = None
+
+
+class ReportedError(Exception):
+    """An error body came in the place of an answer, or in its middle; `body` is it."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("the endpoint reported an error")
+        self.body = body
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_report(body: bytes) -> Report:
-    """An error body of any shape that is in use: `{"error": {...} | "..."}`, a flat object, a list of one, `detail`,
-    or plain text."""
+    """An error body of any shape that is in use: `{"error": {...} | "..."}`, `{"errors": [...]}`, a flat object, a list
+    of one, `detail`, `base_resp`, an HTML page, or plain text."""
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Report(message=body.decode("utf-8", "replace").strip())
-    return _report_of(value)
+        value, _ = decode_json(body, _ANY)
+    except msgspec.DecodeError:
+        text = body.decode("utf-8", "replace").strip()
+        if text.startswith("<"):
+            text = "an HTML page: " + " ".join(_TAGS.sub(" ", text).split())
+        return Report(message=text)
+    words, message = _read(value)
+    return Report(words, repaired(message.strip()), value)
 
 
-def _report_of(value: Any) -> Report:
+def is_error(value: Any) -> bool:
+    """Whether a JSON object is an error, though nothing but its shape says so."""
+    if not isinstance(value, Mapping):
+        return False
+    code = value.get("code")
+    return bool(
+        value.get("error")
+        or value.get("error_code")
+        or value.get("errors")
+        or value.get("detail")
+        or "error" in (value.get("object"), value.get("type"))
+        or value.get("success") is False
+        or (isinstance(code, int) and code >= 400)
+        or _base_resp(value)
+    )
+
+
+def _base_resp(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """MiniMax' second status, where it is not that of a success."""
+    status = value.get("base_resp")
+    return status if isinstance(status, Mapping) and status.get("status_code") else None
+
+
+def _read(value: Any) -> tuple[tuple[str, ...], str]:
+    """Code words and sentence."""
     if isinstance(value, list) and value:
         value = value[0]
-    if isinstance(value, dict) and "error" in value:
-        value = value["error"]
     if isinstance(value, str):
-        return Report(message=value.strip())
-    if not isinstance(value, dict):
-        return Report()
-    words = tuple(str(value[key]) for key in ("code", "type", "status") if isinstance(value.get(key), str | int))
-    sentence = next((value[key] for key in ("message", "detail") if value.get(key)), "")
-    if not isinstance(sentence, str):
-        sentence = msgspec.json.encode(sentence).decode()
-    return Report(words, sentence.strip())
+        return (), value
+    if not isinstance(value, Mapping):
+        return (), ""
+    status = _base_resp(value)
+    if status is not None:
+        return (f"base_resp {status['status_code']}",), str(status.get("status_msg") or "")
+    inner = value.get("error") or value.get("errors")
+    if isinstance(inner, Mapping | list):
+        words, message = _read(inner)
+        return words or _words(value), message or _sentence(value)
+    if isinstance(inner, str):
+        beside = _sentence(value)
+        return ((*_words(value), inner), f"{inner}: {beside}") if beside else (_words(value), inner)
+    return _words(value), _sentence(value)
+
+
+def _words(value: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        str(value[key])
+        for key in _CODE_KEYS
+        if isinstance(value.get(key), str | int) and not isinstance(value[key], bool)
+    )
+
+
+def _sentence(value: Mapping[str, Any]) -> str:
+    """The endpoint's words, and behind them those of the endpoint that it asked itself."""
+    said = next((value[key] for key in _SENTENCE_KEYS if value.get(key)), "")
+    if not isinstance(said, str):
+        said = msgspec.json.encode(said).decode()
+    metadata = value.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    return f"{said}: {raw}" if isinstance(raw, str) and raw else said
+
+
+# -- judging ----------------------------------------------------------------------------------------------------------
 
 
 def failure_class(status: int | None, report: Report) -> FailureClass:
-    """The class of a refusal; `status` None for an error that came in the middle of an answer.
+    """The class of a refusal; `status` None for an error that came in an answer's place or in its middle.
 
-    A status with a meaning of its own decides. Behind 400, 500 and their like the body's words and sentence do.
+    Money, a model that is not there and a declined request are known by codes and sentences behind many statuses.
+    Then a status with a meaning of its own decides. Behind 400, 500 and their like the body does.
     """
     if status is None:
-        status = next((int(word) for word in report.words if word.isdecimal() and len(word) == 3), None)
-    if status in _STATUSES:
-        return _STATUSES[status]
-    named = [_WORDS[word] for word in report.words if word in _WORDS]
-    for found in named:
-        if found in _SPECIFIC:
-            return found
-    if _CONTEXT.search(report.message):
-        return FailureClass.CONTEXT_TOO_LONG
-    if _ACCOUNT.search(report.message):
-        return FailureClass.AUTHENTICATION
+        status = next((found for word in report.words if (found := _as_status(word)) is not None), None)
+    named = [CODES[word] for word in report.words if word in CODES]
+    if status in _OPEN_TO_WORDS:
+        for failure in _EXACT:
+            if failure in named or SENTENCES[failure].search(report.message):
+                return failure
+        if status == 429 and SENTENCES[FailureClass.CONTEXT_TOO_LONG].match(report.message):
+            return FailureClass.CONTEXT_TOO_LONG
+    if status in STATUSES:
+        return STATUSES[status]
+    for failure in named:
+        if failure in _SPECIFIC:
+            return failure
+    for failure in (FailureClass.CONTEXT_TOO_LONG, FailureClass.AUTHENTICATION):
+        if SENTENCES[failure].search(report.message):
+            return failure
     if status is not None:
         return FailureClass.INVALID_REQUEST if 300 <= status < 500 else FailureClass.PROVIDER_ERROR
     return named[0] if named else FailureClass.PROVIDER_ERROR
 
 
-def refusal(status: int, reason: str | None, headers: Mapping[str, str], body: bytes, *, now: float) -> ProviderError:
-    """An answer that is not 200, as an error. `headers` take any case of names (CIMultiDict); `now` in Unix seconds."""
+def _as_status(word: str) -> int | None:
+    """An HTTP status: three digits, or the first three of FastChat's five."""
+    if word in CODES or not word.isascii() or not word.isdecimal() or len(word) not in (3, 5):
+        return None
+    return int(word[:3]) if 400 <= int(word[:3]) < 600 else None
+
+
+def refusal(
+    status: int, reason: str | None, headers: Mapping[str, str], body: bytes, *, now: float, model: str = ""
+) -> ProviderError:
+    """An answer whose status is no success, as an error.
+
+    `headers` take any case of names (CIMultiDict); `now` in Unix seconds; `model` is the one that was asked for.
+    """
     report = read_report(body)
     failure = failure_class(status, report)
-    wait = retry_after(headers, now=now) if failure.retryable else None
     said = report.message or reason or "it gave no reason"
     if 300 <= status < 400:
         said = f"it redirects to {headers.get('Location', 'another place')}; set base_url to where the endpoint is"
-    return ProviderError(failure, f"HTTP {status}{_named(report)}: {said}", retry_after=wait, status=status)
+    elif status == 404 and failure is FailureClass.INVALID_REQUEST:
+        said = f"{said}; base_url may be wrong: check that the endpoint is there"
+    return _error(failure, f"HTTP {status}{_named(report)}: {said}", report, headers, now, model, status)
 
 
-def reported(body: bytes) -> ProviderError:
-    """An error body that came in the place of an answer, or in its middle."""
+def reported(body: bytes, headers: Mapping[str, str], *, now: float, model: str = "") -> ProviderError:
+    """An error body that came in the place of an answer, or in its middle. The arguments are those of `refusal`."""
     report = read_report(body)
     said = report.message or "it gave no reason"
-    return ProviderError(failure_class(None, report), f"the endpoint broke off with an error{_named(report)}: {said}")
+    message = f"the endpoint broke off with an error{_named(report)}: {said}"
+    return _error(failure_class(None, report), message, report, headers, now, model, None)
+
+
+def _error(
+    failure: FailureClass,
+    message: str,
+    report: Report,
+    headers: Mapping[str, str],
+    now: float,
+    model: str,
+    status: int | None,
+) -> ProviderError:
+    if failure is FailureClass.MODEL_NOT_FOUND and model:
+        message = f"the endpoint does not have the model {model!r}: {message}"
+    limited = failure is FailureClass.RATE_LIMITED
+    window = headers.get("anthropic-ratelimit-unified-representative-claim") if limited else None
+    return ProviderError(
+        failure,
+        message,
+        retry_after=retry_after(headers, report.value, report.message, now=now) if failure.retryable else None,
+        status=status,
+        limited_models=_limited_models(report, window, model) if limited else "",
+        limit_window=window,
+        unserved=failure is FailureClass.OVERLOADED and _LOADING.search(report.message) is not None,
+    )
 
 
 def _named(report: Report) -> str:
@@ -146,81 +232,30 @@ def _named(report: Report) -> str:
     return f" ({words[0]})" if words else ""
 
 
-def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """When to come back, in seconds from now, as the endpoint says it; None where it does not.
-
-    `retry-after-ms`, then `Retry-After` (seconds, or a date, read against the endpoint's own `Date` so that its clock
-    need not agree with ours), then the latest reset among the limits that are spent: `anthropic-ratelimit-*` (dates)
-    and `x-ratelimit-*` (durations such as 6m0s).
-    """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    told = headers.get("Retry-After")
-    if told is not None:
-        seconds = _number(told)
-        if seconds is not None:
-            return seconds
-        at = _http_date(told)
-        if at is not None:
-            here = _http_date(headers.get("Date"))
-            return max(0.0, at - (now if here is None else here))
-    return _reset(headers, now)
+# -- the scope of a limit ---------------------------------------------------------------------------------------------
 
 
-def _reset(headers: Mapping[str, str], now: float) -> float | None:
-    waits: list[float] = []
-    for name in ("requests", "tokens", "input-tokens", "output-tokens"):
-        prefix = f"anthropic-ratelimit-{name}"
-        if headers.get(f"{prefix}-remaining") == "0":
-            waits.extend(_until(headers.get(f"{prefix}-reset"), now))
-        if headers.get(f"x-ratelimit-remaining-{name}") == "0":
-            waits.extend(_duration(headers.get(f"x-ratelimit-reset-{name}")))
-    if headers.get("anthropic-ratelimit-unified-status") == "rejected":
-        waits.extend(_until(headers.get("anthropic-ratelimit-unified-reset"), now))
-    return max(waits, default=None)
+def _limited_models(report: Report, window: str | None, model: str) -> str:
+    """A pattern for the models that a limit holds for, where it names one model; empty where it holds for all."""
+    family = _MODEL_CLAIM.fullmatch(window or "")
+    if family is not None:
+        return f"*{family[1]}*"
+    if not model:
+        return ""
+    named = re.search(rf"(?<![\w./-]){re.escape(model)}(?![\w/-]|\.\w)", report.message) if len(model) > 2 else None
+    if named or _THIS_MODEL.search(report.message) or model in _named_models(report.value):
+        return glob.escape(model)
+    return ""
 
 
-def _number(text: str | None) -> float | None:
-    """A finite number that is not negative, written in digits."""
-    if text is None or not re.fullmatch(r"\d{1,12}(\.\d+)?", text.strip()):
-        return None
-    return float(text)
-
-
-def _http_date(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return _unix(moment)
-
-
-def _until(text: str | None, now: float) -> list[float]:
-    """Seconds until an RFC 3339 date, or until Unix seconds."""
-    if text is None:
-        return []
-    at = _number(text)
-    if at is None:
-        try:
-            at = _unix(datetime.fromisoformat(text))
-        except ValueError:
-            return []
-    return [max(0.0, at - now)]
-
-
-def _unix(moment: datetime) -> float:
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
-
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-
-
-def _duration(text: str | None) -> list[float]:
-    """Seconds of a duration such as 1s, 20ms or 6m0s."""
-    if text is None or not re.fullmatch(r"(\d{1,9}(\.\d+)?(ms|s|m|h|d))+", text.strip()):
-        return []
-    parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", text)
-    return [sum(float(amount) * _UNITS[unit] for amount, unit in parts)]
+def _named_models(value: Any, depth: int = 6) -> Iterator[str]:
+    """All that an error body calls a model."""
+    if depth and isinstance(value, Mapping):
+        for name, item in value.items():
+            if name in ("model", "model_name", "modelName") and isinstance(item, str):
+                yield item.removeprefix("models/")
+            else:
+                yield from _named_models(item, depth - 1)
+    elif depth and isinstance(value, list):
+        for item in value:
+            yield from _named_models(item, depth - 1)

@@ -1,12 +1,14 @@
-"""One HTTP endpoint of a model: its session, its time limits, and each fault on the way turned into a ProviderError."""
+"""One HTTP endpoint of a model: its session, its calls, and each fault on the way turned into a ProviderError."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from enum import StrEnum
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import aiohttp
@@ -14,35 +16,40 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from ksi.clock import Clock
+from ksi.clock import Clock, microseconds
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Chunk, Completion
-from ksi.providers.faults import refusal
-from ksi.providers.http_checks import Credential, base_url, check_headers, proxy_url, secrets
+from ksi.providers.faults import ReportedError, refusal, reported
+from ksi.providers.http_checks import Credential, Timeouts, base_url, check_headers, secrets
+from ksi.providers.http_environment import Access, keepalive_socket
+from ksi.providers.http_faults import broken_way, idle
+from ksi.providers.json_text import is_json
 from ksi.providers.sse import SseEvent, SseParser, SseTooLong
 
 _LARGE_BODY = 512 * 1024
 """Request bodies over this are handed to the socket in pieces, so that one prompt does not hold the loop."""
+_LAST_WORDS = 3.0
+"""Seconds that a stream gets behind the end of its answer, for the counts and its own end."""
 _DRAIN = 0.25
 """Seconds that an endpoint gets to close its stream properly after the last event, so that the connection can be used
 again; one that keeps it open loses the connection, and nothing else."""
 _ERROR_BODY = 5.0
 """Seconds that an error body may take; after that the status alone has to do."""
-_MOST_TOKENS = 2**53
+_STALE = 5.0
+"""Seconds within which a reused connection that the endpoint had closed shows it. An endpoint that breaks off later has
+perhaps worked on the call."""
+_LOGIN_CHECK = 10.0
+"""Seconds that the check of a login may take."""
+_LONGEST_HEADER = 64 * 1024
+"""Bytes of one header of an answer; gateways add policies, traces and cookies."""
+_MOST_HEADERS = 1_000
 _LONGEST_MESSAGE = 600
 """Characters of an endpoint's own words that an error message repeats."""
+_EVENTS = re.compile(rb"(?:data|event|id|retry)?:")
+"""How a stream of events begins."""
 
-
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Time limits of a call, in seconds (F7).
-
-    `connect` until the connection stands, `idle` between two pieces of a streamed answer and before its first, `total`
-    for the whole call. An answer in one piece is silent until it is whole, so only `connect` and `total` bind it.
-    """
-
-    total: float = 600.0
-    idle: float = 120.0
-    connect: float = 10.0
+_TOLD = (ProviderError, ReportedError)
+"""Errors that the endpoint told, or that its answer is; all others are of the way to it."""
 
 
 class Streaming(StrEnum):
@@ -60,25 +67,38 @@ class Streaming(StrEnum):
         return self is Streaming.ALWAYS or (asked and self is Streaming.ASKED)
 
 
+class Continuation(msgspec.Struct, frozen=True):
+    """The answer is not whole: it goes on in another call with this body. `text` is this part of it."""
+
+    body: Mapping[str, Any]
+    text: str
+
+
 class Reply(Protocol):
-    """An answer that arrives in pieces, being put together. Raises ProviderError for what is no answer."""
+    """An answer that arrives in pieces, being put together. Raises ProviderError or ReportedError for what is none."""
 
     done: bool
     """Whether the last event was seen."""
+    ended: bool
+    """Whether the answer has ended, so that only counts can still come."""
 
-    def feed(self, event: SseEvent) -> str:
-        """Take an event in, give the text that it brought."""
+    def feed(self, event: SseEvent) -> str | None:
+        """Take an event in, give the text that it brought; None for an event that is no part of the answer."""
         ...
 
-    def finish(self) -> Completion:
+    def rest(self) -> str:
+        """The text that was held back, when no more events come."""
+        ...
+
+    def finish(self) -> Completion | Continuation:
         """The whole, when no more events come."""
         ...
 
 
 class Dialect(Protocol):
-    """How one API writes its answers. Raises ProviderError for what is no answer."""
+    """How one API writes the answers of one call. Raises ProviderError or ReportedError for what is no answer."""
 
-    def whole(self, body: bytes) -> Completion:
+    def whole(self, body: bytes) -> Completion | Continuation:
         """An answer in one piece."""
         ...
 
@@ -90,31 +110,32 @@ class Dialect(Protocol):
 class Endpoint:
     """A base URL with one session for all calls to it.
 
-    A call is one POST: no redirects, no cookies, no second try (F2). No message of it contains the API key or the value
-    of a header (S3).
+    A call is one POST: no redirects, no cookies, no second try. There are two exceptions: an answer that goes on in
+    another call, and a kept connection that turns out to be closed, so that the call never arrived. No message holds
+    the API key or the value of a header.
     """
 
     def __init__(
         self,
         provider: str,
-        url: str,
+        url: str | URL,
         *,
         clock: Clock,
         credential: Credential | None = None,
         own_headers: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
-        proxy: str | None = None,
+        access: Access | None = None,
         body_limit: int = 64 * 1024 * 1024,
     ) -> None:
         """`provider` names it in errors. `own_headers` are the API's; `headers` are the user's, win over the API's, and
         are secrets as the key is. `body_limit` is the largest answer, in bytes.
 
         Raises:
-            ConfigError: the URL, the proxy or a header cannot be used.
+            ConfigError: the URL or a header cannot be used.
         """
         self.provider = provider
-        self._base = base_url(provider, url)
+        self._base = base_url(provider, str(url))
         self._clock = clock
         self._credential = credential or Credential()
         check_headers(provider, headers or {})
@@ -122,35 +143,55 @@ class Endpoint:
         self._headers.update(own_headers or {})
         self._headers.update(headers or {})
         self._timeouts = timeouts or Timeouts()
-        self._proxy = proxy_url(provider, proxy)
+        self._access = access or Access()
         self._body_limit = body_limit
-        self._secrets = secrets(self._credential, (headers or {}).values(), self._base, self._proxy)
+        self._secrets = secrets(self._credential, (headers or {}).values(), self._base, self._access.proxy)
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._account_problem: str | None = None
+        self._fresh: aiohttp.ClientSession | None = None
+        self._last_problem: str | None = None
         limits = self._timeouts
         self._whole_timeout = aiohttp.ClientTimeout(total=limits.total, connect=limits.connect)
         self._stream_timeout = aiohttp.ClientTimeout(total=limits.total, connect=limits.connect, sock_read=limits.idle)
 
     async def start(self) -> None:
         """Make the session. How many calls run at once is the queue's decision, so the pool has no limit."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+        self._session = self._new_session(keep=True)
+        self._fresh = self._new_session(keep=False)
+
+    def _new_session(self, *, keep: bool) -> aiohttp.ClientSession:
+        """`keep`: with connections that are kept for the next call."""
+        noting = aiohttp.TraceConfig()
+        noting.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                ttl_dns_cache=60,
+                force_close=not keep,
+                ssl=self._access.tls,
+                socket_factory=keepalive_socket,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             timeout=self._whole_timeout,
-            proxy=self._proxy,
+            proxy=self._access.proxy,
+            trace_configs=[noting],
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
+            max_headers=_MOST_HEADERS,
         )
 
     async def stop(self) -> None:
         """Close all connections; calls still running end with `network_error`."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        sessions, self._session, self._fresh = (self._session, self._fresh), None, None
+        for session in sessions:
+            if session is not None:
+                await session.close()
 
     def problem(self) -> str | None:
-        """A missing key, or what the endpoint last said about the account, until a call succeeds."""
-        return self._credential.problem or self._account_problem
+        """A missing key, an environment that cannot be used, or what the endpoint last said about the account, until a
+        call succeeds."""
+        return self._credential.problem or self._access.problem or self._last_problem
 
     @property
     def host(self) -> str | None:
@@ -169,6 +210,8 @@ class Endpoint:
             url = self._urls[path] = self._base.joinpath(*path.split("/")).with_query(self._base.query)
         return url
 
+    # -- calls --------------------------------------------------------------------------------------------------------
+
     async def complete(
         self, url: URL, body: Mapping[str, Any], dialect: Dialect, *, pieces: bool
     ) -> AsyncGenerator[Chunk | Completion, None]:
@@ -179,52 +222,81 @@ class Endpoint:
         Raises:
             ProviderError: with its class.
         """
+        following: Mapping[str, Any] | None = body
+        while following is not None:
+            async with aclosing(self._exchange(url, following, dialect, pieces=pieces)) as items:
+                following = None
+                async for item in items:
+                    if isinstance(item, Continuation):
+                        following = item.body
+                    else:
+                        yield item
+
+    async def _exchange(
+        self, url: URL, body: Mapping[str, Any], dialect: Dialect, *, pieces: bool
+    ) -> AsyncGenerator[Chunk | Completion | Continuation, None]:
+        """One POST and its answer."""
         response: aiohttp.ClientResponse | None = None
         try:
             response = await self._post(url, body)
-            if response.status != 200:
-                raise await self._refused(response)
-            if _is_stream(response, asked=bool(body.get("stream"))):
+            arrivals = _Arrivals(response.content)
+            if not 200 <= response.status < 300:
+                raise await self._refused(response, arrivals, body)
+            asked = bool(body.get("stream"))
+            if is_stream(await self._opening(arrivals, asked=asked), response.content_type, asked=asked):
                 reply = dialect.reply()
-                async with aclosing(self._chunks(response.content, reply)) as chunks:
+                async with aclosing(self._chunks(arrivals, reply)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                completion = reply.finish()
-                await _drain(response)
+                ended = reply.finish()
+                await _drain(response, at_end=reply.done)
             else:
-                completion = dialect.whole(await self._read(response))
-                if pieces and completion.text:
-                    yield Chunk(completion.text)
-            self._account_problem = None
-            yield completion
+                ended = await self._whole(arrivals, dialect.whole)
+                if pieces and ended.text:
+                    yield Chunk(ended.text)
+            self._last_problem = None
+            yield ended
+        except ReportedError as report:
+            headers = response.headers if response is not None else {}
+            model = str(body.get("model", ""))
+            raise self._told(reported(report.body, headers, now=self._clock.now().unix, model=model)) from None
         except ProviderError as error:
             raise self._told(error) from None
         except (aiohttp.ClientError, OSError, SseTooLong) as fault:
-            raise self._told(self._fault(fault, url)) from None
+            raise self._told(broken_way(fault, url, self._timeouts)) from None
         finally:
             if response is not None:
                 response.close()
 
-    async def _chunks(self, content: aiohttp.StreamReader, reply: Reply) -> AsyncGenerator[Chunk, None]:
-        """A stream's text as it comes, up to its last event, its end, or its fault."""
-        parser, size = SseParser(self._body_limit), 0
-        while not reply.done:
-            data, fault = await _arriving(content)
-            text, error = _take(reply, parser.feed(data))
-            if text:
-                self._allow(size := size + len(text))
-                yield Chunk(text)
-            if error is not None:
-                raise error
-            if fault is not None and not reply.done:
-                raise fault
-            if not data:
-                return
+    async def login_works(self, path: str) -> bool | None:
+        """Whether the endpoint takes the key, asked with a GET of `path`, which costs nothing; None where that cannot
+        be told."""
+        if self._session is None or self._access.problem is not None:
+            return None
+        if self._credential.problem is not None:
+            return False
+        try:
+            async with self._session.get(
+                self.url(path), timeout=aiohttp.ClientTimeout(total=_LOGIN_CHECK), allow_redirects=False
+            ) as response:
+                status = response.status
+        except (aiohttp.ClientError, OSError):
+            return None
+        if status == 200:
+            self._last_problem = None
+            return True
+        return False if status in (401, 403) else None
+
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     async def _post(self, url: URL, body: Mapping[str, Any]) -> aiohttp.ClientResponse:
+        """Send a call. On a kept connection that the endpoint had closed meanwhile it goes out once more, on a new one:
+        nothing of an answer came, so it did not arrive."""
         if self._credential.problem is not None:
             raise ProviderError(FailureClass.AUTHENTICATION, self._credential.problem)
-        if self._session is None:
+        if self._access.problem is not None:
+            raise ProviderError(FailureClass.INVALID_REQUEST, self._access.problem)
+        if self._session is None or self._fresh is None:
             raise ProviderError(FailureClass.PROVIDER_ERROR, "it was not started, or is stopped already")
         try:
             data = msgspec.json.encode(body)
@@ -232,78 +304,162 @@ class Endpoint:
             raise ProviderError(
                 FailureClass.INVALID_REQUEST, f"the request cannot be written as JSON: {fault}"
             ) from None
-        return await self._session.post(
-            url,
-            data=data if len(data) <= _LARGE_BODY else io.BytesIO(data),
-            timeout=self._stream_timeout if body.get("stream") else self._whole_timeout,
-            allow_redirects=False,
-        )
+        timeout = self._stream_timeout if body.get("stream") else self._whole_timeout
+        use = _Use()
+        began = self._clock.now().mono
+        try:
+            return await _send(self._session, url, data, timeout, use)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as fault:
+            late = self._clock.now().mono - began > microseconds(_STALE)
+            if late or not use.reused or not _came_to_nothing(fault):
+                raise
+        return await _send(self._fresh, url, data, timeout, use)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        """The whole body, untouched."""
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _opening(self, arrivals: _Arrivals, *, asked: bool) -> bytes:
+        """The first bytes of a body that are more than blanks; nothing is taken from it."""
+        try:
+            async with asyncio.timeout(self._timeouts.idle if asked else None):
+                return await arrivals.opening()
+        except TimeoutError:
+            raise idle(self._timeouts) from None
+
+    async def _chunks(self, arrivals: _Arrivals, reply: Reply) -> AsyncGenerator[Chunk, None]:
+        """A stream's text as it comes, up to its last event, its end, or its fault.
+
+        Behind the end of the answer the stream gets a moment for its counts. A fault then takes nothing away, and an
+        error takes away no text.
+        """
+        parser, size, more = SseParser(self._body_limit), 0, True
+        while more and not reply.done:
+            try:
+                async with asyncio.timeout(_LAST_WORDS if reply.ended else self._timeouts.idle):
+                    text, error, more = await _progress(arrivals, parser, reply)
+            except TimeoutError:
+                text, error, more = "", None if reply.ended else idle(self._timeouts), False
+            if not more:
+                text += reply.rest()
+            if text:
+                self._allow(size := size + len(text))
+                yield Chunk(text)
+            if error is not None and not (reply.ended and (size or not isinstance(error, _TOLD))):
+                raise error
+
+    async def _whole(
+        self, arrivals: _Arrivals, read: Callable[[bytes], Completion | Continuation]
+    ) -> Completion | Continuation:
+        """An answer in one piece. One that is whole stands, also where its framing promised more."""
+        body, fault = await self._read(arrivals)
+        if fault is not None and not is_json(body):
+            raise fault
+        return read(body)
+
+    async def _read(self, arrivals: _Arrivals) -> tuple[bytes, Exception | None]:
+        """The whole body, untouched, and the fault that it broke with."""
         parts: list[bytes] = []
         size = 0
-        while part := await response.content.readany():
+        while True:
+            part, fault = await arrivals.next()
             parts.append(part)
             self._allow(size := size + len(part))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            if fault is not None or not part:
+                return b"".join(parts), fault
 
     def _allow(self, size: int) -> None:
         if size > self._body_limit:
             raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is larger than {self._body_limit} bytes")
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> ProviderError:
+    async def _refused(
+        self, response: aiohttp.ClientResponse, arrivals: _Arrivals, asked: Mapping[str, Any]
+    ) -> ProviderError:
+        body = b""
         try:
             async with asyncio.timeout(_ERROR_BODY):
-                body = await self._read(response)
-        except (aiohttp.ClientError, OSError):
-            body = b""
-        now = self._clock.now().unix
-        return refusal(response.status, response.reason, response.headers, body, now=now)
-
-    def _fault(self, fault: Exception, url: URL) -> ProviderError:
-        """What went wrong on the way, as F1 sees it."""
-        limits = self._timeouts
-        place = f"{url.scheme}://{url.host}:{url.port}"
-        match fault:
-            case aiohttp.ConnectionTimeoutError():
-                return _timeout(f"no connection to {place} within {limits.connect:g} s")
-            case aiohttp.SocketTimeoutError():
-                return _timeout(f"nothing came for {limits.idle:g} s; the endpoint or the way to it hangs")
-            case TimeoutError():
-                return _timeout(f"the answer was not whole after {limits.total:g} s")
-            case aiohttp.ClientHttpProxyError():
-                return _network(f"the proxy refused: {fault.status} {fault.message}")
-            case aiohttp.ClientResponseError() | SseTooLong():
-                said = fault.message if isinstance(fault, aiohttp.ClientResponseError) else str(fault)
-                return ProviderError(FailureClass.PROVIDER_ERROR, f"what {place} answered cannot be read: {said}")
-            case aiohttp.ClientPayloadError():
-                return _network("the connection broke in the middle of the answer")
-            case aiohttp.ClientConnectorCertificateError():
-                return _network(f"the certificate of {place} is not trusted: {fault.certificate_error}")
-            case aiohttp.ClientConnectorError():
-                return _network(f"no connection to {place}: {fault.os_error.strerror or fault.os_error}")
-            case aiohttp.ServerDisconnectedError():
-                return _network(f"{place} closed the connection before it answered")
-            case _:
-                return _network(f"the connection to {place} broke: {fault}")
+                body, _ = await self._read(arrivals)
+        except TimeoutError:
+            pass  # the status speaks
+        return refusal(
+            response.status,
+            response.reason,
+            response.headers,
+            body,
+            now=self._clock.now().unix,
+            model=str(asked.get("model", "")),
+        )
 
     def _told(self, error: ProviderError) -> ProviderError:
-        """The error with the provider's name, without its secrets, and noted where it concerns the account."""
+        """The error with the provider's name, without its secrets, and noted where only its owner can mend it."""
         message = " ".join(error.message.split())
         for secret in self._secrets:
             message = message.replace(secret, "***")
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + " ..."
-        if error.failure is FailureClass.AUTHENTICATION or "(insufficient_quota)" in message:
-            self._account_problem = message
+        if error.failure in (FailureClass.AUTHENTICATION, FailureClass.BILLING):
+            self._last_problem = message
         return ProviderError(
             error.failure,
             f"{self.provider}: {message}",
             retry_after=error.retry_after,
-            status=getattr(error, "status", None),
+            status=error.facts.get("status"),
             provider=self.provider,
+            limited_models=error.limited_models,
+            limit_window=error.limit_window,
+            unserved=error.unserved,
         )
+
+
+class _Use:
+    """What became of one sending."""
+
+    reused = False
+    """Whether it went out on a connection that had carried calls before."""
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
+    context.trace_request_ctx.reused = True
+
+
+async def _send(
+    session: aiohttp.ClientSession, url: URL, data: bytes, timeout: aiohttp.ClientTimeout, use: _Use
+) -> aiohttp.ClientResponse:
+    return await session.post(
+        url,
+        data=data if len(data) <= _LARGE_BODY else io.BytesIO(data),
+        timeout=timeout,
+        allow_redirects=False,
+        trace_request_ctx=use,
+    )
+
+
+def _came_to_nothing(fault: aiohttp.ServerDisconnectedError | aiohttp.ClientOSError) -> bool:
+    """Whether not a byte of an answer came: then the fault holds no part of a head."""
+    return not isinstance(fault, aiohttp.ServerDisconnectedError) or isinstance(fault.message, str)
+
+
+class _Arrivals:
+    """A body's bytes as they come."""
+
+    def __init__(self, content: aiohttp.StreamReader) -> None:
+        self._content = content
+        self._seen: tuple[bytes, Exception | None] | None = None
+
+    async def next(self) -> tuple[bytes, Exception | None]:
+        """The next bytes, empty at the end, and the fault that the body broke with behind them."""
+        if self._seen is not None:
+            seen, self._seen = self._seen, None
+            return seen
+        return await _arriving(self._content)
+
+    async def opening(self) -> bytes:
+        """The first bytes that are more than blanks, which stay to be taken."""
+        data, fault, more = b"", None, True
+        while more and not data.strip():
+            part, fault = await _arriving(self._content)
+            data += part
+            more = bool(part) and fault is None
+        self._seen = (data, fault)
+        return data
 
 
 async def _arriving(content: aiohttp.StreamReader) -> tuple[bytes, Exception | None]:
@@ -318,22 +474,39 @@ async def _arriving(content: aiohttp.StreamReader) -> tuple[bytes, Exception | N
         return rest, fault
 
 
-def _take(reply: Reply, events: Sequence[SseEvent]) -> tuple[str, ProviderError | None]:
-    """The text that events brought, and the error behind it."""
+async def _progress(arrivals: _Arrivals, parser: SseParser, reply: Reply) -> tuple[str, Exception | None, bool]:
+    """Read until something of the answer comes: its text, the error behind it, and whether there can be more.
+
+    Comments and pings are no progress, however many come.
+    """
+    while True:
+        data, fault = await arrivals.next()
+        text, error, moved = _take(reply, parser.feed(data))
+        more = bool(data) and fault is None
+        if moved or error is not None or not more:
+            return text, error or fault, more and error is None
+
+
+def _take(reply: Reply, events: Sequence[SseEvent]) -> tuple[str, Exception | None, bool]:
+    """The text that events brought, the error behind it, and whether they were a part of the answer."""
     texts: list[str] = []
+    moved = False
     for event in events:
         try:
-            texts.append(reply.feed(event))
-        except ProviderError as error:
-            return "".join(texts), error
+            text = reply.feed(event)
+        except _TOLD as error:
+            return "".join(texts), error, True
+        if text is not None:
+            texts.append(text)
+            moved = True
         if reply.done:
             break
-    return "".join(texts), None
+    return "".join(texts), None, moved
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _drain(response: aiohttp.ClientResponse, *, at_end: bool) -> None:
     """Read to the end of a stream whose last event was seen. What fails here takes nothing from the answer."""
-    if response.content.at_eof():
+    if response.content.at_eof() or not at_end:
         return
     try:
         async with asyncio.timeout(_DRAIN):
@@ -343,20 +516,12 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
         response.close()
 
 
-def _is_stream(response: aiohttp.ClientResponse, asked: bool) -> bool:
-    """Whether the answer comes as events: it says so, or events were asked for and it says nothing else."""
-    kind = response.content_type
-    return kind == "text/event-stream" or (asked and kind not in ("application/json", "text/html"))
-
-
-def _timeout(message: str) -> ProviderError:
-    return ProviderError(FailureClass.TIMEOUT, message)
-
-
-def _network(message: str) -> ProviderError:
-    return ProviderError(FailureClass.NETWORK_ERROR, message)
-
-
-def counts(*tokens: int) -> bool:
-    """Whether all of these can be numbers of tokens; a usage report that fails this is none (T1)."""
-    return all(0 <= number < _MOST_TOKENS for number in tokens)
+def is_stream(opening: bytes, content_type: str, *, asked: bool) -> bool:
+    """Whether a body holds events. Its first bytes say so, whatever its type is called; a type decides where they leave
+    it open: events were asked for, and it says nothing else."""
+    start = opening.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith((b"{", b"[", b"<")):
+        return False
+    if _EVENTS.match(start):
+        return True
+    return content_type == "text/event-stream" or (asked and content_type not in ("application/json", "text/html"))

@@ -14,6 +14,18 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SHORTEST_SECRET = 8
 
 
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """Time limits of a call, in seconds.
+
+    `connect` until the connection stands, `idle` between two pieces of a streamed answer and before its first, `total`
+    for the whole call. An answer in one piece is silent until it is whole, so only `connect` and `total` bind it.
+    """
+
+    total: float = 600.0
+    idle: float = 120.0
+    connect: float = 10.0
+
+
 class Credential(msgspec.Struct, frozen=True):
     """An API key, and in `problem` why it cannot be used: None where it can, or where none is needed."""
 
@@ -32,13 +44,13 @@ class Credential(msgspec.Struct, frozen=True):
         return cls(key=key)
 
 
-def base_url(provider: str, text: str) -> URL:
-    """A provider's base URL.
+def base_url(provider: str, text: str, own_path: str = "") -> URL:
+    """A provider's base URL. Blanks around it and the API's `own_path` at its end are taken off: people copy both.
 
     Raises:
         ConfigError: it is no http or https URL, or holds a password, which would show wherever the URL does.
     """
-    url = _http_url(text)
+    url = http_url(text)
     place = f"providers.{provider}.base_url"
     if url is None:
         raise ConfigError(f"base_url of provider {provider} is no http or https URL", place=place)
@@ -47,6 +59,9 @@ def base_url(provider: str, text: str) -> URL:
             f"base_url of provider {provider} holds a user or password: send an Authorization header instead",
             place=place,
         )
+    path = url.path.rstrip("/")
+    if own_path and path.endswith(f"/{own_path}"):
+        url = url.with_path(path.removesuffix(f"/{own_path}"), keep_query=True)
     return url.with_fragment(None)
 
 
@@ -58,15 +73,16 @@ def proxy_url(provider: str, text: str | None) -> URL | None:
     """
     if text is None:
         return None
-    url = _http_url(text)
+    url = http_url(text)
     if url is None:
         raise ConfigError(f"proxy of provider {provider} is no http or https URL", place=f"providers.{provider}.proxy")
     return url
 
 
-def _http_url(text: str) -> URL | None:
+def http_url(text: str) -> URL | None:
+    """An http or https URL with a host; None for anything else."""
     try:
-        url = URL(text)
+        url = URL(text.strip())
         return url if url.scheme in ("http", "https") and url.host and url.port is not None else None
     except ValueError:
         return None

@@ -19,7 +19,8 @@ import msgspec
 from ksi.clock import Clock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
-from ksi.providers.http import Endpoint, Streaming, Timeouts
+from ksi.providers.http import Endpoint, Streaming
+from ksi.providers.http_checks import Timeouts
 from ksi.providers.local_child import Child, ChildFailedError, ModelSettings
 from ksi.providers.openai import ChatSettings, chat
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message, Setting
-from ksi.providers.faults import reported
-from ksi.providers.http import Endpoint, Streaming, Timeouts, counts
-from ksi.providers.http_checks import Credential
-from ksi.providers.sse import SseEvent
-from ksi.request import Usage
+from ksi.providers.answers import Answer, as_object, completed, model_of, read_object, stop_reason
+from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message, Setting, StopReason
+from ksi.providers.faults import ReportedError, is_error, read_report
+from ksi.providers.http import Endpoint, Streaming
+from ksi.providers.http_checks import Credential, Timeouts
+from ksi.providers.http_checks import base_url as checked_base_url
+from ksi.providers.http_environment import access
+from ksi.providers.http_provider import HttpProvider, path_at
+from ksi.providers.json_text import TextJoiner, encode_clean, repaired
+from ksi.providers.sse import DONE, HEARTBEATS, SseEvent
+from ksi.providers.usage_counts import chat_usage, later_report
+
+OWN_PATH = "chat/completions"
+
+_NO_INDEX = object()
+_LOGIN_PATHS = {"openrouter.ai": "key"}
+"""Where an endpoint shows its models to everybody, so that another path has to tell whether a key is good."""
 
 
 class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +53,7 @@ def chat(
     """
     settings = settings or ChatSettings()
     body = chat_body(call, settings, openai=endpoint.host == "api.openai.com")
-    return endpoint.complete(endpoint.url("chat/completions"), body, _Chat(call.model), pieces=call.stream)
+    return endpoint.complete(endpoint.url(OWN_PATH), body, _Chat(call.model), pieces=call.stream)
 
 
 def chat_body(call: Call, settings: ChatSettings, *, openai: bool = False) -> dict[str, Any]:
@@ -69,151 +81,194 @@ def chat_body(call: Call, settings: ChatSettings, *, openai: bool = False) -> di
     return body
 
 
-class _Part(msgspec.Struct):
-    type: str = ""
-    text: str = ""
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-class _Text(msgspec.Struct):
-    content: str | list[_Part] | None = None
-
-    def words(self) -> str:
-        content = self.content
-        if isinstance(content, list):
-            return "".join(part.text for part in content if part.type == "text")
-        return content or ""
+def _text(content: Any, kind: str = "text") -> str:
+    """The text of a message's content; with `kind` refusal, what of it declines."""
+    if isinstance(content, str):
+        return content if kind == "text" else ""
+    parts = (part.get(kind) for part in _objects(content) if part.get("type", "text") in (kind, f"output_{kind}"))
+    return "".join(part for part in parts if isinstance(part, str))
 
 
-class _Choice(msgspec.Struct):
-    index: int = 0
-    message: _Text | None = None
-    delta: _Text | None = None
-    finish_reason: str | None = None
+def _refusal(said: dict[str, Any]) -> str:
+    refusal = said.get("refusal")
+    return refusal if isinstance(refusal, str) and refusal else _text(said.get("content"), "refusal")
 
 
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+def _reasons(said: dict[str, Any]) -> bool:
+    """Whether a message or a piece of one holds reasoning, under any of the names for it."""
+    return any(said.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "thinking")) or any(
+        part.get("type") in ("thinking", "reasoning") for part in _objects(said.get("content"))
+    )
 
 
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+def _tools(said: dict[str, Any]) -> dict[Any, str]:
+    """The names of the tools that a message or a piece of one calls, by their index."""
+    named: dict[Any, str] = {}
+    for place, call in enumerate(_objects(said.get("tool_calls"))):
+        name = (as_object(call.get("function")) or as_object(call.get("custom"))).get("name") or call.get("name")
+        if name:
+            named[str(call.get("index", place))] = str(name)
+    if name := as_object(said.get("function_call")).get("name"):
+        named["function_call"] = str(name)
+    return named
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-    def report(self) -> Usage | None:
-        """As KSI counts; None where the counts are missing (T1)."""
-        prompt, completion = self.prompt_tokens, self.completion_tokens
-        cached = (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
-        reasoning = (self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens) or 0
-        if prompt is None or completion is None or not counts(prompt, completion, cached, reasoning):
-            return None
-        return Usage(
-            input_tokens=max(0, prompt - cached),
-            output_tokens=completion,
-            cache_read_tokens=cached,
-            reasoning_tokens=reasoning,
-        )
+def _stop_reason(choice: dict[str, Any]) -> str | None:
+    """Why a choice ended. A gateway can hide a refusal behind a plain end, and name it beside that."""
+    native = stop_reason(choice.get("native_finish_reason"))
+    if native in (StopReason.REFUSAL, StopReason.CONTENT_FILTER):
+        return native
+    return stop_reason(choice.get("finish_reason") or choice.get("finishReason"))
 
 
-class _Body(msgspec.Struct):
-    """A whole answer, or one event of a streamed one."""
-
-    choices: list[_Choice] | None = None
-    model: str | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_BODY = msgspec.json.Decoder(_Body, strict=False)
-
-
-def _decode(data: bytes) -> _Body:
-    try:
-        body = _BODY.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is no chat completion: {fault}") from None
-    if body.error:
-        raise reported(data)
-    return body
+def _check(choice: dict[str, Any]) -> None:
+    """Raise the error that a gateway put into a choice."""
+    if isinstance(choice.get("error"), dict):
+        raise ReportedError(encode_clean({"error": choice["error"]}))
 
 
 class _Chat:
-    """The dialect of one call."""
+    """The dialect of one call. Only what an answer needs is looked at; all else in it may be anything."""
 
     def __init__(self, model: str) -> None:
-        self._model = model
+        self._asked = model
 
     def whole(self, data: bytes) -> Completion:
         """See Dialect."""
-        body = _decode(data)
-        choice = next((c for c in body.choices or () if c.index == 0), None)
-        if choice is None or choice.message is None:
-            raise ProviderError(FailureClass.PROVIDER_ERROR, "the answer is no chat completion: it has no message")
-        return Completion(
-            text=choice.message.words(),
-            model=body.model or self._model,
-            usage=body.usage.report() if body.usage is not None else None,
-            stop_reason=choice.finish_reason,
-            raw=data,
+        value, clean = read_object(data, "chat completion")
+        choices = _objects(value.get("choices"))
+        first = choices[0] if choices else {}
+        choice = next((c for c in choices if c.get("index") in (0, None)), first)
+        _check(choice)
+        if value.get("error") or not (isinstance(choice.get("message"), dict) or choice.get("finish_reason")):
+            if is_error(value):
+                raise ReportedError(data)
+            words = read_report(data).message or "it has no message"
+            raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is no chat completion: {words}")
+        said = as_object(choice.get("message"))
+        return completed(
+            Answer(
+                text=repaired(_text(said.get("content"))),
+                model=model_of(value, self._asked),
+                usage=chat_usage(value.get("usage"), value.get("service_tier")),
+                stop_reason=_stop_reason(choice),
+                refusal=repaired(_refusal(said)),
+                tools=tuple(_tools(said).values()),
+                reasoned=_reasons(said),
+                raw=data if clean else encode_clean(value),
+            )
         )
 
     def reply(self) -> _ChatReply:
         """See Dialect."""
-        return _ChatReply(self._model)
+        return _ChatReply(self._asked)
 
 
 class _ChatReply:
-    """A streamed answer. It is whole when `[DONE]` came, or when the body ended in order after a finish reason."""
+    """A streamed answer. It is whole when `[DONE]` came, or some time after a finish reason, or when the body ended in
+    order behind one.
+
+    Some endpoints give a finish reason with every piece: where text comes behind one, it is no end.
+    """
 
     def __init__(self, model: str) -> None:
         self.done = False
+        self.ended = False
         self._model = model
+        self._index: Any = _NO_INDEX
+        self._joiner = TextJoiner()
         self._texts: list[str] = []
-        self._usage: _Usage | None = None
+        self._refusals: list[str] = []
+        self._tools: dict[Any, str] = {}
+        self._reasoned = False
+        self._in_deltas = False
+        self._ends_often = False
         self._stop_reason: str | None = None
+        self._usage: Any = None
+        self._tier: Any = None
+        self._odd = ""
 
-    def feed(self, event: SseEvent) -> str:
+    def feed(self, event: SseEvent) -> str | None:
         """See Reply."""
-        if event.data == b"[DONE]":
+        data = event.data.strip()
+        if data == DONE:
             self.done = True
-            return ""
+            return self.rest()
         if event.event == "error":
-            raise reported(event.data)
-        body = _decode(event.data)
-        self._model = body.model or self._model
-        self._usage = body.usage or self._usage
-        text = ""
-        for choice in body.choices or ():
-            if choice.index == 0:
-                self._stop_reason = choice.finish_reason or self._stop_reason
-                if choice.delta is not None:
-                    text += choice.delta.words()
+            raise ReportedError(event.data)
+        if event.event in HEARTBEATS or not data.startswith(b"{"):
+            self._odd = self._odd or data.decode("utf-8", "replace")
+            return None
+        value, _ = read_object(event.data, "chat completion")
+        choices = _objects(value.get("choices"))
+        if value.get("error") or (not choices and is_error(value)):
+            raise ReportedError(event.data)
+        self._model = model_of(value, self._model)
+        self._tier = value.get("service_tier") or self._tier
+        self._usage = later_report(self._usage, value.get("usage"))
+        text = "".join(self._choice(choice) for choice in choices if self._is_ours(choice))
+        if text and self.ended:
+            self._ends_often = True
+        self.ended = self._stop_reason is not None and not self._ends_often
+        text = self._joiner.add(text)
+        self._texts.append(text)
+        return text if choices or value.get("usage") else None
+
+    def _is_ours(self, choice: dict[str, Any]) -> bool:
+        """Of several choices the first that comes is taken."""
+        index = choice.get("index")
+        if self._index is _NO_INDEX:
+            self._index = index
+        return index is None or self._index in (None, index)
+
+    def _choice(self, choice: dict[str, Any]) -> str:
+        """Take a piece of the answer in, and give its text. Some endpoints call it a message, and some send the whole
+        message once more at the end."""
+        _check(choice)
+        delta = choice.get("delta")
+        self._in_deltas = self._in_deltas or bool(delta)
+        said = as_object(delta) if self._in_deltas else as_object(choice.get("message"))
+        self._stop_reason = _stop_reason(choice) or self._stop_reason
+        self._refusals.append(_refusal(said))
+        self._tools.update(_tools(said))
+        self._reasoned = self._reasoned or _reasons(said)
+        return _text(said.get("content"))
+
+    def rest(self) -> str:
+        """See Reply."""
+        text = self._joiner.rest()
         self._texts.append(text)
         return text
 
     def finish(self) -> Completion:
         """See Reply."""
         if not self.done and self._stop_reason is None:
+            if self._index is _NO_INDEX and self._odd:
+                raise ProviderError(FailureClass.PROVIDER_ERROR, f"the stream holds no chat completion: {self._odd}")
             raise ProviderError(FailureClass.NETWORK_ERROR, "the stream ended in the middle of the answer")
-        return Completion(
-            text="".join(self._texts),
-            model=self._model,
-            usage=self._usage.report() if self._usage is not None else None,
-            stop_reason=self._stop_reason,
+        return completed(
+            Answer(
+                text="".join(self._texts),
+                model=self._model,
+                usage=chat_usage(self._usage, self._tier),
+                stop_reason=self._stop_reason,
+                refusal=repaired("".join(self._refusals)),
+                tools=tuple(self._tools.values()),
+                reasoned=self._reasoned,
+            )
         )
 
 
-class OpenAIProvider:
+class OpenAIProvider(HttpProvider):
     """Chat completions at any compatible endpoint: OpenAI, vLLM, llama.cpp, Ollama, OpenRouter and others.
 
-    Usage (T1): this API counts cached tokens within `prompt_tokens`; here `input_tokens` leaves them out, as all
-    providers of KSI do, so that input and cache can be added. `reasoning_tokens` are a part of `output_tokens`.
-    Of an answer with several choices the first is taken; tool calls are not text and stay in `raw`.
+    This API counts cached tokens within `prompt_tokens`; here `input_tokens` leaves them out, as all providers of KSI
+    do, so that input and cache can be added. `reasoning_tokens` are a part of `output_tokens`. Of an answer with
+    several choices the first is taken.
     """
 
     def __init__(
@@ -229,44 +284,36 @@ class OpenAIProvider:
         context_tokens: int = 128_000,
         settings: ChatSettings | None = None,
         proxy: str | None = None,
+        ca_file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         """`api_key_env` names the variable that `api_key` was read from; with the name and no key, calls are refused
-        before they leave. `headers` are added to each call and win over those made here.
+        before they leave. `headers` are added to each call and win over those made here. `proxy`, `ca_file` and
+        `environ` are those of `ksi.providers.http_environment.access`.
 
         Raises:
-            ConfigError: `base_url` is no URL.
+            ConfigError: `base_url`, `proxy`, `ca_file` or a header cannot be used.
         """
-        self.name = name
         self._settings = settings or ChatSettings()
         credential = Credential.read(api_key, api_key_env)
-        self._endpoint = Endpoint(
+        base = checked_base_url(name, base_url, OWN_PATH)
+        endpoint = Endpoint(
             name,
-            base_url,
+            base,
             clock=clock,
             credential=credential,
             own_headers={"Authorization": f"Bearer {credential.key}"} if credential.key else {},
             headers=headers,
             timeouts=timeouts,
-            proxy=proxy,
+            access=access(name, base, proxy=proxy, ca_file=ca_file, environ=environ),
         )
+        super().__init__(name, endpoint, login_path=_LOGIN_PATHS.get(base.host or "", "models"))
         streams = self._settings.streaming is not Streaming.NEVER
-        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=base_url)
-
-    async def start(self) -> None:
-        """Make the session; nothing is sent."""
-        await self._endpoint.start()
-
-    async def stop(self) -> None:
-        """Close the session and what runs on it."""
-        await self._endpoint.stop()
+        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=str(base))
 
     def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
         """See the protocol."""
         return chat(self._endpoint, call, self._settings)
-
-    def problem(self) -> str | None:
-        """A missing key, or what the endpoint last said about it."""
-        return self._endpoint.problem()
 
 
 class Options(ChatSettings, frozen=True, kw_only=True):
@@ -280,6 +327,9 @@ class Options(ChatSettings, frozen=True, kw_only=True):
     connect_timeout: float = 10.0
     context_tokens: int = 128_000
     proxy: str | None = None
+    """A proxy's URL; without it the one that the environment names. Empty: none."""
+    ca_file: str | None = None
+    """Certificates in PEM form that are trusted for this endpoint, in place of the system's."""
 
 
 def build(setting: Setting, options: Options) -> OpenAIProvider:
@@ -298,4 +348,6 @@ def build(setting: Setting, options: Options) -> OpenAIProvider:
         context_tokens=options.context_tokens,
         settings=options,
         proxy=options.proxy,
+        ca_file=path_at(setting.home, options.ca_file),
+        environ=setting.environ,
     )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+DONE = b"[DONE]"
+"""The data of an event that ends a stream, in OpenAI's dialect and in others that borrowed it."""
+HEARTBEATS = frozenset({"ping", "heartbeat", "keepalive", "keep-alive"})
+"""Names of events that keep a connection alive and mean nothing else."""
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
