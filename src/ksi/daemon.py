@@ -23,6 +23,7 @@ from ksi.completion.announcer import Announcer
 from ksi.completion.chain_service import ChainService
 from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.cleaner import Cleaner
+from ksi.completion.clock_keeper import ClockKeeper, clock_problem, clock_report, start_clock
 from ksi.completion.completion_runner import CompletionRunner
 from ksi.completion.completion_service import CompletionService
 from ksi.completion.injection_events import InjectionEvents
@@ -79,7 +80,7 @@ class _Served:
 
     config: Config
     socket: UnixSocket
-    _clock: Clock
+    _clock: SystemClock
     _version: str
     _started: Moment | None
     _built: Mapping[str, Provider]
@@ -114,6 +115,8 @@ class _Served:
         }
 
     def _health(self, problems: list[str]) -> dict[str, Any]:
+        leapt = clock_problem(self._clock, self.config.clock_path)
+        problems = problems if leapt is None else [*problems, leapt]
         return {
             "status": "degraded" if problems else "healthy",
             "problems": problems,
@@ -123,6 +126,7 @@ class _Served:
             "store": {"url": self.config.store.shown_url, "durability": self.config.store.durability},
             "connections": self.socket.connections,
             "memory_bytes": _resident_bytes(),
+            "clock": clock_report(self._clock),
             "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
         }
 
@@ -131,7 +135,7 @@ class Daemon(_Served):
     """All parts, wired. `start` and `stop` take them up and down in order."""
 
     def __init__(
-        self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str], store: Store | None = None
+        self, config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str], store: Store | None = None
     ) -> None:
         self.config = config
         self._clock = clock
@@ -193,6 +197,7 @@ class Daemon(_Served):
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
+        self._clock_keeper = ClockKeeper(clock, config.clock_path)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
@@ -220,6 +225,8 @@ class Daemon(_Served):
             # Taken first: what cannot be served must not cost a single call to a provider.
             self.socket.bind()
             undo.push_async_callback(self.socket.stop)
+            self._clock_keeper.start()
+            undo.push_async_callback(self._clock_keeper.stop)
             recovery = await self.store.open(self._clock.now(), self.queue.on_work)
             undo.push_async_callback(self.store.close)
             await self._responses.start()
@@ -256,6 +263,7 @@ class Daemon(_Served):
         await self.providers.stop()
         await self._responses.stop()
         await self.store.close()
+        await self._clock_keeper.stop()
         self._log.info("stopped")
 
     async def _work_came(self) -> None:
@@ -281,6 +289,7 @@ class Daemon(_Served):
         return {
             **self.queue.tasks_alive(),
             "ksi-cleaner": self._cleaner.alive,
+            "ksi-clock": self._clock_keeper.alive,
             "ksi-responses": self._responses.alive,
             "ksi-injections": self._injections.alive,
             **self.providers.tasks_alive(),
@@ -310,7 +319,7 @@ class Daemon(_Served):
 class DirectDaemon(_Served):
     """Service version 1: providers and the door, and nothing between them that keeps or holds anything."""
 
-    def __init__(self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> None:
+    def __init__(self, config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str]) -> None:
         self.config = config
         self._clock = clock
         self._log = structlog.get_logger("ksi.daemon")
@@ -382,7 +391,9 @@ class DirectDaemon(_Served):
         }
 
 
-def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> Daemon | DirectDaemon:
+def build_daemon(
+    config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str]
+) -> Daemon | DirectDaemon:
     """The daemon of the configured service version."""
     kind = DirectDaemon if config.service.version == 1 else Daemon
     return kind(config, clock, chance, environ)
@@ -526,7 +537,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
-    daemon = build_daemon(config, SystemClock(), Chance(), dict(os.environ))
+    daemon = build_daemon(config, start_clock(config.clock_path), Chance(), dict(os.environ))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, daemon.stopping.set)
