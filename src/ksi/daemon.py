@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -51,7 +50,9 @@ from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.logs import open_log
 from ksi.pid_file import PidFile
+from ksi.platforms import raise_file_limit
 from ksi.providers.base import Provider
+from ksi.providers.process import memory_of
 from ksi.request import HeadStarts
 from ksi.store.base import Store
 from ksi.store.chains import ChainLimits
@@ -125,7 +126,7 @@ class _Served:
             "home": str(self.config.home),
             "store": {"url": self.config.store.shown_url, "durability": self.config.store.durability},
             "connections": self.socket.connections,
-            "memory_bytes": _resident_bytes(),
+            "memory_bytes": memory_of(os.getpid()),
             "clock": clock_report(self._clock),
             "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
         }
@@ -525,7 +526,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
     except KsiError as error:
         print(f"ksi: {error.message}", file=sys.stderr)
         return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
-    _raise_file_limit()
+    raise_file_limit()
     try:
         return uvloop.run(_serve(config, say))
     except KsiError as error:
@@ -573,18 +574,3 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-
-
-def _raise_file_limit() -> None:
-    """Use as many descriptors as this user may: each client is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _resident_bytes() -> int:
-    """Memory in use now, where the kernel tells; else its peak."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return pages * resource.getpagesize()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -82,12 +82,13 @@ async def started(answers: AsyncIterator[Chunk | Completion]) -> None:
 
 def wait_for_end(process: int, seconds: float) -> bool:
     """Whether a process that is not our child ends in time."""
-    handle = os.pidfd_open(process)
     try:
-        ended, _, _ = select.select([handle], [], [], seconds)
-    finally:
-        os.close(handle)
-    return bool(ended)
+        psutil.Process(process).wait(seconds)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 @pytest.mark.promise("T1")

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from ksi.config import Socket
 from ksi.errors import ConfigError
+from ksi.platforms import peer_uid
 from ksi.testing import SimulatedClock, settle_down
 from ksi.transports.dispatch import Connection, Dispatcher
 from ksi.transports.unix_socket import (
@@ -25,7 +26,6 @@ from ksi.transports.unix_socket import (
     IN_FLIGHT,
     SocketConnection,
     UnixSocket,
-    peer_uid,
 )
 
 
