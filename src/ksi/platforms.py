@@ -52,6 +52,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def folds_case(folder: Path) -> bool:
+    """True if names that differ by case alone mean one file beside this folder, as on most disks of macOS."""
+    try:
+        return folder.with_name(folder.name.swapcase()).samefile(folder)
+    except OSError:
+        return False
+
+
 def raise_file_limit(
     get: Callable[[int], tuple[int, int]] = resource.getrlimit,
     put: Callable[[int, tuple[int, int]], None] = resource.setrlimit,

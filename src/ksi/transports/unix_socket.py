@@ -297,8 +297,9 @@ class UnixSocket:
         try:
             if place != self._path:
                 private_folder(place.parent)
-                self._path.symlink_to(place)
             listener.bind(str(place))
+            if place != self._path:
+                self._path.symlink_to(place)
         except OSError as error:
             listener.close()
             raise ConfigError(f"{self._path} cannot be used: {error.strerror}", place="socket.path") from None
