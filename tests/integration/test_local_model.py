@@ -21,7 +21,8 @@ import pytest_asyncio
 from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.local import LocalProvider, Options, bundled_model
+from ksi.providers.local import LocalProvider, Options
+from ksi.providers.model_file import bundled_model
 from ksi.providers.local_child import SCRIPT, ModelSettings
 
 LONG = {"max_tokens": 3000, "options": {"ignore_eos": True}}
