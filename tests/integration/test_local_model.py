@@ -22,8 +22,8 @@ from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Chunk, Completion, Message
 from ksi.providers.local import LocalProvider, Options
-from ksi.providers.model_file import bundled_model
 from ksi.providers.local_child import SCRIPT, ModelSettings
+from ksi.providers.model_file import bundled_model
 
 LONG = {"max_tokens": 3000, "options": {"ignore_eos": True}}
 """Half a minute of work, if nobody stops it."""

@@ -13,8 +13,8 @@ from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Message
 from ksi.providers.local import LocalProvider, Options
-from ksi.providers.model_file import bundled_model
 from ksi.providers.local_child import environment
+from ksi.providers.model_file import bundled_model
 
 
 def provider(folder: Path, options: Options | None = None) -> LocalProvider:
