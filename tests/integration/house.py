@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ksi.clock import Clock
+from ksi.clock import SystemClock
 from ksi.daemon import Daemon
 from ksi.store.base import Store
 from ksi.testing import SimulatedClock, running_daemon
@@ -33,7 +33,7 @@ def provider(api: str, endpoint: ScriptedEndpoint, **keys: Any) -> Json:
 class House:
     """The daemon, a connection to it, and the clock where it is one that is moved by hand."""
 
-    def __init__(self, daemon: Daemon, wire: Wire, clock: Clock | None) -> None:
+    def __init__(self, daemon: Daemon, wire: Wire, clock: SystemClock | None) -> None:
         self.daemon = daemon
         self.wire = wire
         self._clock = clock
@@ -88,7 +88,7 @@ class House:
 async def serving(
     providers: Mapping[str, Json],
     *,
-    clock: Clock | None = None,
+    clock: SystemClock | None = None,
     home: Path | None = None,
     store: Store | None = None,
     **sections: Mapping[str, Any],

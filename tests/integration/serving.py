@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ksi.clock import Clock
+from ksi.clock import SystemClock
 from ksi.daemon import Daemon
 from ksi.testing import running_daemon
 from tests.integration.wire import Wire
@@ -21,7 +21,7 @@ AT_ONCE = {"shutdown_grace": 0.0}
 
 @asynccontextmanager
 async def daemon_and_wire(
-    home: Path | None = None, clock: Clock | None = None, **settings: Mapping[str, Any]
+    home: Path | None = None, clock: SystemClock | None = None, **settings: Mapping[str, Any]
 ) -> AsyncIterator[tuple[Daemon, Wire]]:
     """Serve with these sections of the configuration; what still runs at the end goes back to the queue at once."""
     async with (

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvloop
 
@@ -288,6 +289,44 @@ def test_a_process_dies_with_its_daemon_and_the_next_one_reaps_the_rest(
         assert (entry.pid, entry.name) == (process, "left")
         assert living([litter]) == []
         assert list(place.entries.iterdir()) == []
+
+    run(scenario)
+
+
+MACOS_LAUNCHER = """
+import runpy, sys
+sys.platform = "darwin"
+runpy.run_path({launcher!r}, run_name="__main__")
+"""
+SAME_SESSION = """
+import os, subprocess, time
+os.set_blocking(0, True)
+print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.promise("F7", "O12")
+@pytest.mark.parametrize("hidden", [False, True], ids=["environments are shown", "environments are hidden"])
+def test_where_no_death_of_a_parent_is_told_the_next_daemon_reaps_all(
+    place: Place, run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, hidden: bool
+) -> None:
+    script = place.folder / "launcher.py"
+    script.write_text(MACOS_LAUNCHER.format(launcher=str(LAUNCHER)))
+    code = f"import ksi.providers.process as p; from pathlib import Path; p.LAUNCHER = Path({str(script)!r})\n{DAEMON}"
+    command = [sys.executable, "-c", code, str(place.entries), SAME_SESSION]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        pids = [int(word) for word in one.stdout.readline().split()]
+        one.send_signal(signal.SIGKILL)
+    assert living(pids) == pids, "nothing told them of the end"
+    monkeypatch.setattr("ksi.providers.process.sys.platform", "darwin")
+    if hidden:
+        monkeypatch.setattr(psutil.Process, "environ", lambda self: {})
+
+    async def scenario() -> None:
+        assert len(await place.registry.reap(SystemClock())) == 1
+        assert living(pids) == []
 
     run(scenario)
 

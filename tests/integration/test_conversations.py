@@ -357,9 +357,9 @@ async def test_a_session_lives_from_created_to_expired() -> None:
         await clock.advance(1)
         await wire.pushed("completion:result")
         assert await life() == "active"
-        clock.step_wall(11)
+        clock.sleep_machine(11)
         assert await life() == "idle"
-        clock.step_wall(1_000)
+        clock.sleep_machine(1_000)
         assert await life() == "expired"
         await wire.ask("completion:request", prompt="x", session_id="c", agent_id="a2")
         assert await life() == "active"
@@ -402,12 +402,12 @@ async def test_what_is_past_its_retention_is_cleaned_away_and_its_history_stays(
         await wire.ask("completion:request", prompt="x", request_id="r", session_id="c")
         await clock.advance(50)
         assert (await wire.ask("completion:get", request_id="r"))["status"] == "completed"
-        clock.step_wall(60)
+        clock.sleep_machine(60)
         await until_gone(clock, wire, "completion:get", request_id="r")
         assert (await wire.ask("completion:session_status", session_id="c"))["turns"] == 1
         reply = await wire.ask("completion:request", prompt="other", request_id="r", session_id="c")
         assert reply["result"] == "echo: other", "the id is free again"
         assert (await wire.ask("completion:queue_status"))["completed"] == 2, "counted since the store was made"
-        clock.step_wall(1_200)
+        clock.sleep_machine(1_200)
         await until_gone(clock, wire, "completion:session_status", session_id="c")
         assert (await wire.ask("completion:queue_status"))["conversations"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,14 +14,16 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 import pytest
 import pytest_asyncio
 
 from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.local import LocalProvider, Options, bundled_model
+from ksi.providers.local import LocalProvider, Options
 from ksi.providers.local_child import SCRIPT, ModelSettings
+from ksi.providers.model_file import bundled_model
 
 LONG = {"max_tokens": 3000, "options": {"ignore_eos": True}}
 """Half a minute of work, if nobody stops it."""
@@ -82,12 +83,13 @@ async def started(answers: AsyncIterator[Chunk | Completion]) -> None:
 
 def wait_for_end(process: int, seconds: float) -> bool:
     """Whether a process that is not our child ends in time."""
-    handle = os.pidfd_open(process)
     try:
-        ended, _, _ = select.select([handle], [], [], seconds)
-    finally:
-        os.close(handle)
-    return bool(ended)
+        psutil.Process(process).wait(seconds)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 @pytest.mark.promise("T1")

@@ -51,11 +51,11 @@ async def test_a_lower_priority_waits_at_most_the_difference_of_head_starts_long
     async with daemon_and_wire(clock=clock, providers=NARROW) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="block", provider_options=LONG)
         await wire.ask("completion:async", prompt="x", request_id="low", priority="low")
-        clock.step_wall(4.9 * HOUR)
+        clock.sleep_machine(4.9 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="high in time", priority="high")
-        clock.step_wall(0.2 * HOUR)
+        clock.sleep_machine(0.2 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="high too late", priority="high")
-        clock.step_wall(10 * HOUR)
+        clock.sleep_machine(10 * HOUR)
         await wire.ask("completion:async", prompt="x", request_id="critical", priority="critical")
         await wire.ask("completion:cancel", request_id="block")
         assert await order_of_results(wire, 5) == ["block", "critical", "high in time", "low", "high too late"]
@@ -176,12 +176,12 @@ async def test_a_time_to_live_ends_what_has_not_started_and_nothing_else() -> No
         assert (await wire.pushed("completion:result", request_id="behind"))["status"] == "completed"
 
 
-@pytest.mark.promise("Q7")
-async def test_a_step_of_the_wall_clock_is_noticed() -> None:
+@pytest.mark.promise("Q7", "O4")
+async def test_what_is_due_after_the_machines_sleep_runs() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="r", delay=HOUR)
-        clock.step_wall(2 * HOUR)
+        clock.sleep_machine(2 * HOUR)
         await clock.advance(1)
         assert (await wire.pushed("completion:result"))["request_id"] == "r"
 

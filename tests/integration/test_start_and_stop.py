@@ -14,6 +14,8 @@ from pathlib import Path
 import apsw
 import pytest
 
+from ksi import Client
+from ksi.cli.background import answers
 from ksi.event_bus import News
 from ksi.testing import settle_down
 from tests.daemon_process import CONFIG, DaemonProcess, make_home, start_in_vain
@@ -361,9 +363,19 @@ async def test_a_start_that_fails_at_the_socket_runs_nothing(home: Path, process
             assert [attempt["outcome"] for attempt in reply["attempts"]] == ["interrupted", "completed"]
 
 
-@pytest.mark.promise("R7")
-def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
-    refused(make_home(tmp_path / ("long" * 30)), "too long", "socket.path")
+@pytest.mark.promise("O12")
+async def test_a_home_too_deep_for_a_socket_is_served_all_the_same(tmp_path: Path) -> None:
+    home = make_home(tmp_path / ("long" * 30))
+    with DaemonProcess(home) as daemon:
+        async with Client(daemon.socket_path) as client:
+            assert (await client.complete("x")).result == "echo: x"
+        assert answers(daemon.socket_path)
+        place = daemon.socket_path.readlink()
+        daemon.end(signal.SIGKILL)
+        daemon.start()
+        assert answers(daemon.socket_path)
+    assert not place.exists()
+    assert not daemon.socket_path.is_symlink()
 
 
 def fill(path: Path, content: bytes) -> None:

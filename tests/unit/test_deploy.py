@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import plistlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from ksi.cli import main
 
 ROOT = Path(__file__).parents[2]
 UNIT = (ROOT / "deploy" / "ksi.service").read_text()
+PLIST = (ROOT / "deploy" / "ksi.plist").read_text()
+AGENT = plistlib.loads(PLIST.replace("@KSI@", "/Users/me/ksi").encode())
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -51,8 +55,8 @@ def test_what_is_copied_is_there_and_is_enough_to_install(tmp_path: Path) -> Non
 def started() -> list[list[str]]:
     """Every command that the container and the unit run."""
     in_container = [rest for word, rest in instructions() if word in ("HEALTHCHECK", "ENTRYPOINT")]
-    of_unit = [line.partition("=")[2].split() for line in UNIT.splitlines() if line.startswith("Exec")]
-    return [*(json.loads(rest[rest.index("[") :]) for rest in in_container), *of_unit]
+    of_unit = [line.partition("=")[2].split() for line in UNIT.splitlines() if line.startswith("ExecStart=")]
+    return [*(json.loads(rest[rest.index("[") :]) for rest in in_container), *of_unit, AGENT["ProgramArguments"]]
 
 
 @pytest.mark.parametrize("command", started(), ids=" ".join)
@@ -61,3 +65,26 @@ def test_what_is_started_is_a_command_of_ours(command: list[str], tmp_path: Path
     assert (Path(program).name, option) == ("ksi", "--home")
     found = CliRunner().invoke(main, ["--home", str(tmp_path), *rest, "--help"])
     assert found.exit_code == 0, found.output
+
+
+@pytest.mark.promise("U5")
+def test_the_unit_makes_its_environment_as_root_before_it_is_confined() -> None:
+    settings = dict(re.findall(r"^(\w+)=(.*)$", UNIT, re.MULTILINE))
+    assert settings["ExecStartPre"] == "+/opt/ksi/ksi --version", "the checkout cannot be written by the service itself"
+    assert settings["ExecStart"].startswith("/opt/ksi/ksi --home /var/lib/ksi ")
+    assert (settings["User"], settings["StateDirectory"]) == ("ksi", "ksi")
+    assert settings["Environment"] == f"PYTHONPYCACHEPREFIX=/var/cache/{settings['CacheDirectory']}"
+    assert "time-sync.target" in settings["After"].split()
+    assert "time-sync.target" in settings["Wants"].split()
+    head = UNIT[: UNIT.index("[Unit]")]
+    assert f"useradd --system --home-dir /var/lib/{settings['StateDirectory']}" in head
+    assert head.rstrip().splitlines()[-1].startswith("# After an update")
+
+
+@pytest.mark.promise("O12")
+def test_the_agent_of_launchd_is_started_again_after_a_crash_alone_and_names_every_place() -> None:
+    assert AGENT["KeepAlive"] == {"SuccessfulExit": False}
+    assert AGENT["ExitTimeOut"] == 60
+    assert AGENT["Label"] in PLIST.partition("-->")[0], "its comment says how to stop it"
+    assert "~" not in json.dumps(AGENT), "launchd expands nothing"
+    assert "$" not in json.dumps(AGENT)

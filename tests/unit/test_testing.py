@@ -71,19 +71,30 @@ async def test_a_sleep_of_nothing_ends_without_the_clock_moving(seconds: float) 
     assert clock.now() == before
 
 
-async def test_a_step_of_the_wall_clock_wakes_nobody() -> None:
+async def test_a_step_of_the_wall_clock_wakes_nobody_and_is_not_believed() -> None:
     clock = SimulatedClock(wall=1_000.0, mono=0.0)
     sleeper = asyncio.create_task(clock.sleep(1.0))
     await settle_down()
-    clock.step_wall(86_400.0)
+    clock.step_wall(30 * 86_400.0)
+    await settle_down()
+    assert not sleeper.done()
+    assert clock.now() == Moment(microseconds(1_000), 0)
+    await clock.advance(1.0)
+    assert sleeper.done()
+    assert clock.now() == Moment(microseconds(1_001), 1_000_000)
+
+
+async def test_the_machines_sleep_wakes_nobody_and_counts_for_the_wall_clock() -> None:
+    clock = SimulatedClock(wall=1_000.0, mono=0.0)
+    sleeper = asyncio.create_task(clock.sleep(1.0))
+    await settle_down()
+    clock.sleep_machine(86_400.0)
     await settle_down()
     assert not sleeper.done()
     assert clock.now() == Moment(microseconds(87_400), 0)
     await clock.advance(1.0)
     assert sleeper.done()
     assert clock.now() == Moment(microseconds(87_401), 1_000_000)
-    clock.step_wall(-87_401.0)
-    assert clock.now().wall == 0
 
 
 @settings(max_examples=30)

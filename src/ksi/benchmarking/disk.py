@@ -9,6 +9,9 @@ from typing import Literal
 
 import apsw
 
+from ksi import platforms
+from ksi.store.sqlite_checkpoint import sync_fully
+
 _BLOCK = b"x" * 8192
 _WRAP = 500
 """Blocks after which the file is written over from its start, as SQLite does with its log after 1,000 pages."""
@@ -24,6 +27,7 @@ class Probe:
         self._connection = apsw.Connection(str(folder / "probe.db"))
         self._connection.pragma("journal_mode", "wal")
         self._connection.pragma("synchronous", durability)
+        sync_fully(self._connection, commits=durability == "full")
         self._connection.execute("CREATE TABLE row (id INTEGER PRIMARY KEY, data BLOB NOT NULL)")
         self._file = os.open(folder / "probe.dat", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._blocks = 0
@@ -51,7 +55,7 @@ class Probe:
 
     def syncs(self, count: int) -> list[int]:
         """Nanoseconds of each of so many writes; with durability `full`, each with its sync."""
-        sync = getattr(os, "fdatasync", os.fsync)  # macOS has the latter only
+        sync = getattr(os, "fdatasync", platforms.sync)  # macOS has only the latter
         taken: list[int] = []
         for _ in range(count):
             begun = time.perf_counter_ns()

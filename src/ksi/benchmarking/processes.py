@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+import psutil
 
 CORES = 2
 """Processors for daemon and load together: what the targets are stated for."""
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """User and system time of a process so far; None where the system has no /proc."""
+    """User and system time of a process so far; None if the system does not tell."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
         return None
-    fields = stat.rpartition(")")[2].split()
-    user, system = int(fields[11]), int(fields[12])
-    return (user + system) / os.sysconf("SC_CLK_TCK")
+    return times.user + times.system
 
 
 def cores_here() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    else:
+        return os.cpu_count() or 1
 
 
 @contextmanager
 def few_cores(count: int = CORES) -> Iterator[None]:
     """Keep this process, and what it starts meanwhile, on so many processors, where the system can."""
-    if not hasattr(os, "sched_getaffinity"):
+    if sys.platform == "linux":
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(before)[:count])
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+    else:
         yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(before)[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
     "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),
+    "fetch-model": Lazy("ksi.cli.model", "fetch", "Fetch the small local model, where KSI was installed as a package."),
     "bench": Lazy("ksi.cli.bench", "command", "Measure this machine's completions per second and latency."),
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from ksi.cli.logs import LOG_FILE
 from ksi.config import Config
 from ksi.errors import ConfigError, ConnectionFailed, InternalError, WaitTimeout
+from ksi.platforms import find_socket
 
 LOOK_EVERY = 0.05
 """Seconds between two looks at what tells of no change by itself."""
@@ -79,7 +80,7 @@ def answers(path: Path) -> bool:
     """Whether somebody listens on a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(str(find_socket(path)))
         except OSError:
             return False
     return True
@@ -153,23 +154,26 @@ def _added(path: Path, before: int, lines: int = 20) -> str:
 
 
 def _stop_process(config: Config, pid: int, timeout: float) -> None:
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    except (AttributeError, OSError):  # not this system's, or not permitted in this container
-        _stop_by_number(config, pid, timeout)
-        return
-    try:
-        # Once more, now that the handle cannot come to mean another process.
-        if running_pid(config) != pid:
+    if sys.platform == "linux":
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
             return
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        ended, _, _ = select.select([handle], [], [], timeout)
-    finally:
-        os.close(handle)
-    if not ended:
-        raise _still_runs(pid, timeout)
+        except OSError:  # not permitted in this container
+            _stop_by_number(config, pid, timeout)
+            return
+        try:
+            # Once more, now that the handle cannot come to mean another process.
+            if running_pid(config) != pid:
+                return
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            ended, _, _ = select.select([handle], [], [], timeout)
+        finally:
+            os.close(handle)
+        if not ended:
+            raise _still_runs(pid, timeout)
+    else:
+        _stop_by_number(config, pid, timeout)
 
 
 def _stop_by_number(config: Config, pid: int, timeout: float) -> None:

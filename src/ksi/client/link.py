@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from ksi.errors import ConnectionFailed, KsiError, PayloadTooLarge
+from ksi.platforms import find_socket
 from ksi.protocol import LineReader
 
 
@@ -111,5 +112,5 @@ async def dial(path: Path, make: Callable[[], Link]) -> Link:
         OSError: nobody listens there, or this user may not.
     """
     loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(make, path=os.fspath(path))
+    _, link = await loop.create_unix_connection(make, path=os.fspath(find_socket(Path(path))))
     return link

@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from ksi.clock import MICROSECONDS, Clock
+from ksi.clock import MICROSECONDS, SystemClock
 from ksi.config import Retention
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
@@ -22,7 +22,7 @@ class Cleaner:
     Locks and waits end at their own moment, not on this clock; a round only tells how many did since the last one.
     """
 
-    def __init__(self, store: Store, locks: LockEvents, retention: Retention, clock: Clock) -> None:
+    def __init__(self, store: Store, locks: LockEvents, retention: Retention, clock: SystemClock) -> None:
         self._store = store
         self._locks = locks
         self._retention = retention
@@ -73,7 +73,7 @@ class Cleaner:
         requests = conversations = 0
         more = True
         while more:
-            pruned = await self._store.prune(self._clock.now(), STEP)
+            pruned = await self._store.prune(self._clock.aged(), STEP)
             requests += pruned.requests
             conversations += pruned.conversations
             more = pruned.more

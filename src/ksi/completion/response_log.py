@@ -22,6 +22,7 @@ import structlog
 
 from ksi.clock import MICROSECONDS, Clock
 from ksi.errors import ConfigError, StoreError
+from ksi.platforms import folds_case
 from ksi.request import answer_chars
 from ksi.store.base import Store
 from ksi.store.values import LoggedTurn
@@ -36,9 +37,12 @@ _PAUSE = 2.0
 """Seconds between looks: opening files is what the log costs, and answers of that time share it."""
 
 
-def log_name(session: str) -> str:
-    """The file name of a session: its own where it is plain, else its hash (S3)."""
-    if _PLAIN.match(session) and not session.startswith("."):
+def log_name(session: str, *, folded: bool = False) -> str:
+    """The file name of a session: its own if it is plain, else its hash.
+
+    On a disk that folds case (`folded`) a name with capitals is not plain: it would be another session's as well.
+    """
+    if _PLAIN.match(session) and not session.startswith(".") and not (folded and session != session.lower()):
         return f"{session}.jsonl"
     return f"{hashlib.sha256(session.encode()).hexdigest()}.jsonl"
 
@@ -148,8 +152,9 @@ class _Files:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cut_back(watermark)
         lines: dict[str, list[bytes]] = defaultdict(list)
+        folded = folds_case(self._folder)
         for turn in turns:
-            lines[log_name(turn.conversation)].append(log_line(turn))
+            lines[log_name(turn.conversation, folded=folded)].append(log_line(turn))
         sizes = {name: self._size(name) for name in lines}
         _replace(self._journal, msgspec.json.encode(_Journal(watermark, sizes)))
         for name, its_lines in lines.items():

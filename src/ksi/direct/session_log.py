@@ -16,6 +16,7 @@ import msgspec
 
 from ksi.clock import microseconds
 from ksi.completion.response_log import log_line, log_name
+from ksi.platforms import folds_case
 from ksi.request import MessageBody, RequestBody, Usage
 from ksi.store.values import LoggedTurn
 
@@ -162,7 +163,7 @@ class SessionLog:
             os.close(descriptor)
 
     def _path(self, conversation: str) -> Path:
-        return self._folder / log_name(conversation)
+        return self._folder / log_name(conversation, folded=folds_case(self._folder))
 
 
 def dialogue(turn: V1Turn) -> tuple[MessageBody, ...]:

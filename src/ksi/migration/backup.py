@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ksi.errors import MigrationError
+from ksi.platforms import sync, sync_folder
 
 MANIFEST = "manifest.json"
 FORMAT = "ksi-backup"
@@ -100,7 +101,7 @@ def write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
         beside.replace(path)
@@ -116,15 +117,6 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Names of files are on disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _copy(home: Path, path: Path, folder: Path) -> Item:
     relative = path.relative_to(home)
     copy = folder / relative
@@ -136,6 +128,6 @@ def _copy(home: Path, path: Path, folder: Path) -> Item:
             size += len(piece)
             target.write(piece)
         target.flush()
-        os.fsync(target.fileno())
+        sync(target.fileno())
     shutil.copystat(path, copy)
     return Item(str(relative), size, hasher.hexdigest())

@@ -10,10 +10,10 @@ from pathlib import Path
 from ksi.clock import MICROSECONDS, Clock, Moment, microseconds
 from ksi.completion.response_log import ResponseLog
 from ksi.errors import MigrationError
-from ksi.migration.backup import sync_folder
 from ksi.migration.house import House
 from ksi.migration.records import Merge
 from ksi.migration.v1_data import V1Data
+from ksi.platforms import sync_folder
 from ksi.store.base import Store
 from ksi.store.checkpoint_file import CheckpointReader, CheckpointWriter
 from ksi.store.snapshot import Record

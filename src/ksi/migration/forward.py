@@ -20,6 +20,7 @@ from ksi.migration.journal import Journal, JournalFile
 from ksi.migration.records import Counts
 from ksi.migration.settings_file import with_version
 from ksi.migration.v1_data import V1Data, look
+from ksi.platforms import sync_folder
 
 DAMAGED = "damaged.jsonl"
 """The damaged lines of the logs, in the backup."""
@@ -204,7 +205,7 @@ class Forward:
         if plan.disable:
             self._begin("service")
             house.old_service.rename(house.disabled)
-            backup.sync_folder(house.disabled.parent)
+            sync_folder(house.disabled.parent)
             self._say(f"disabled: {house.relative(house.old_service)}, now {house.disabled.name}")
         if plan.set_version:
             self._begin("version")

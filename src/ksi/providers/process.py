@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+import psutil
 
 from ksi.clock import Clock
 
@@ -29,6 +30,8 @@ _LAST_WORDS = 0.5
 _NOTHING = 0
 """The signal that only asks whether there is somebody."""
 _PAUSE = 0.02
+_START_SLACK = 5.0
+"""Seconds between a process's start and its entry in the registry, at most."""
 _REAP_PATIENCE = 5.0
 
 
@@ -37,10 +40,11 @@ class ProcessStartError(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A process as the registry has it; `started` in clock ticks since boot, None where the system does not tell."""
+    """A process as the registry has it."""
 
     pid: int
-    started: int | None
+    started: float
+    """Clock ticks since the machine's boot on Linux, else Unix time in seconds."""
     name: str
 
 
@@ -298,12 +302,11 @@ class ChildProcess:
 
 
 def memory_of(pid: int) -> int | None:
-    """A process's resident memory in bytes; None where the system does not tell."""
+    """A process's resident memory in bytes; None if the system does not tell."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _kill(pids: Sequence[int]) -> bool:
@@ -315,26 +318,56 @@ def _kill(pids: Sequence[int]) -> bool:
 
 
 def _left(entry_path: Path, entry: Entry | None = None) -> list[int]:
-    """The pids that live of a registered process: itself, and what has inherited its mark."""
-    mark = f"{MARK}={entry_path}".encode()
-    return [
-        pid
-        for pid, state, started in _processes()
-        if state not in b"ZX"
-        and (_has_mark(pid, mark) or (entry is not None and (pid, started) == (entry.pid, entry.started)))
-    ]
+    """The pids that live of a registered process: itself, its session, and all that has inherited its mark.
+
+    The session counts only while its leader lives and is ours, for its number may become another's later. It finds what
+    macOS hides: there, many programs do not show their environment.
+    """
+    found = [process for process in _processes() if _has_mark(process, str(entry_path))]
+    if entry is not None and (leader := _registered(entry)) is not None:
+        found += [process for process in _processes() if _session(process) == entry.pid]
+        found.append(leader)
+    return sorted({process.pid for process in found if _lives(process)})
 
 
-def _processes() -> Iterator[tuple[int, bytes, int]]:
-    """All processes of the system: pid, state, start time."""
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError, IndexError):
-            fields = (path / "stat").read_bytes().rpartition(b")")[2].split()
-            yield int(path.name), fields[0], int(fields[19])
+def _processes() -> Iterator[psutil.Process]:
+    """All processes of the system but this one, each looked at anew."""
+    for pid in psutil.pids():
+        with suppress(psutil.Error):
+            if pid != os.getpid():
+                yield psutil.Process(pid)
 
 
-def _has_mark(pid: int, mark: bytes) -> bool:
+def _registered(entry: Entry) -> psutil.Process | None:
+    """The process of an entry, unless its pid is another's by now."""
     try:
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        process = psutil.Process(entry.pid)
+        since_boot = process.create_time() - psutil.boot_time()
+        if sys.platform == "linux":
+            same = round(since_boot * os.sysconf("SC_CLK_TCK")) == entry.started
+        else:
+            same = abs(process.create_time() - entry.started) < _START_SLACK
+    except psutil.Error:
+        return None
+    return process if same else None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
     except OSError:
+        return None
+
+
+def _has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark
+    except (psutil.Error, OSError):
         return False

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 125
@@ -28,15 +29,18 @@ def tie_to(parent: int) -> None:
         os._exit(ORPHANED)
 
 
-def started() -> int | None:
-    """When this process began, in clock ticks since the machine did: with the pid, a name that is never used twice."""
-    try:
+def started() -> float:
+    """The start of this process: with the pid, a name that is never used twice.
+
+    On Linux it is in clock ticks since the machine's boot, elsewhere in Unix time.
+    """
+    if sys.platform == "linux":
         handle = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    line = os.read(handle, 4096)
-    os.close(handle)
-    return int(line.rpartition(b")")[2].split()[19])
+        line = os.read(handle, 4096)
+        os.close(handle)
+        return int(line.rpartition(b")")[2].split()[19])
+    else:
+        return time.time()
 
 
 def register(path: str, name: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from ksi.errors import CheckpointInvalid, InvalidData, NotFound, StoreError, StoreFull, StoreUnavailable
+from ksi.platforms import sync, sync_folder
 from ksi.store.snapshot import Record, SavedRequest
 
 FORMAT = "ksi-checkpoint"
@@ -108,7 +109,7 @@ class CheckpointWriter:
         )
         try:
             os.pwrite(self._file, msgspec.json.encode(header).ljust(HEADER_SIZE - 1) + b"\n", 0)
-            os.fsync(self._file)
+            sync(self._file)
             _publish(self._beside, self._path)
         except FileExistsError:
             raise _taken(self._path) from None
@@ -257,11 +258,7 @@ def _publish(beside: Path, path: Path) -> None:
         raise
     except OSError:  # a file system without links
         beside.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _taken(path: Path) -> InvalidData:

@@ -29,7 +29,7 @@ from ksi.store.provider_records import KeptRecord, KeptRecords, PutRecord
 from ksi.store.snapshot import Loaded, Record
 from ksi.store.sqlite_chain_reads import ChainReads
 from ksi.store.sqlite_chains import Chains
-from ksi.store.sqlite_checkpoint import Checkpointer, lengthen_log
+from ksi.store.sqlite_checkpoint import Checkpointer, lengthen_log, sync_fully
 from ksi.store.sqlite_commit import Committer, as_ksi_error
 from ksi.store.sqlite_ends import Ends
 from ksi.store.sqlite_injections import Injections
@@ -151,6 +151,7 @@ class SqliteStore:
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full" if self._durability == "full" else "normal")
+        sync_fully(connection, commits=self._durability == "full")
         connection.pragma("cache_size", -_CACHE_KIB)
         connection.pragma("temp_store", "memory")
         return connection

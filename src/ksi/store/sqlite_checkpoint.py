@@ -39,6 +39,15 @@ def lengthen_log(path: str) -> None:
             log.truncate(length)
 
 
+def sync_fully(connection: apsw.Connection, *, commits: bool) -> None:
+    """Have macOS write what is synced to the disk and not only into the disk's cache; other systems do so anyhow.
+
+    Without `commits` a loss of power may take the last commits, and still leaves the database whole.
+    """
+    connection.pragma("fullfsync", commits)
+    connection.pragma("checkpoint_fullfsync", True)
+
+
 class Checkpointer:
     """Watches the log's length; the writer tells it after each commit."""
 
@@ -88,6 +97,7 @@ class Checkpointer:
 
     def _work(self) -> None:
         connection = apsw.Connection(self._path)
+        sync_fully(connection, commits=False)
         try:
             while True:
                 self._wanted.wait()

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import stat
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -18,6 +17,7 @@ from ksi.clock import Clock
 from ksi.config import Socket
 from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer, TooManyConnections
 from ksi.event_bus import News
+from ksi.platforms import SOCKET_PATH_LIMIT, peer_uid, private_folder, socket_place
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
 
@@ -38,9 +38,6 @@ HALF_CLOSED_LOOK = 1.0
 
 LAST_WORD = 5.0
 """Seconds that a client which was let go has to read why."""
-
-_MAX_PATH = 107
-"""Bytes that the kernel takes for a socket's path."""
 
 
 class SocketConnection(asyncio.Protocol):
@@ -270,6 +267,7 @@ class UnixSocket:
         self.awaits = awaits
         self.log = structlog.get_logger("ksi.socket")
         self._path = path
+        self._place = path
         self._on_gone = on_gone
         self._connections: set[SocketConnection] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -282,21 +280,26 @@ class UnixSocket:
         """Take the path. The caller knows that no other daemon lives here: a socket that lies there is stale (R7).
 
         Raises:
-            ConfigError: the path is too long for a socket, or something else lies there.
+            ConfigError: no place for the socket fits the kernel, or something else lies there.
         """
-        if len(os.fsencode(self._path)) > _MAX_PATH:
+        place = socket_place(self._path)
+        if place is None:
             raise ConfigError(
-                f"{self._path} is too long for a socket ({_MAX_PATH} bytes); set a shorter socket.path",
+                f"{self._path} is too long for a socket ({SOCKET_PATH_LIMIT} bytes); set a shorter socket.path",
                 place="socket.path",
             )
-        if self._path.exists() or self._path.is_symlink():
-            if not stat.S_ISSOCK(self._path.lstat().st_mode):
-                raise ConfigError(f"{self._path} is no socket; move it away or set socket.path", place="socket.path")
-            self._path.unlink()
+        self._place = place
+        _clear(place)
+        if place != self._path:
+            _clear(self._path, link=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            listener.bind(str(self._path))
+            if place != self._path:
+                private_folder(place.parent)
+            listener.bind(str(place))
+            if place != self._path:
+                self._path.symlink_to(place)
         except OSError as error:
             listener.close()
             raise ConfigError(f"{self._path} cannot be used: {error.strerror}", place="socket.path") from None
@@ -321,6 +324,7 @@ class UnixSocket:
         if self._watch is not None:
             self._watch.cancel()
         self._path.unlink(missing_ok=True)
+        self._place.unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.close()
         if self._leaving:
@@ -334,7 +338,11 @@ class UnixSocket:
     def admit(self, connection: SocketConnection, transport: asyncio.Transport) -> bool:
         """Whether a client may come in: this user's, or root's, and not too many (S2)."""
         peer = transport.get_extra_info("socket")
-        uid = peer_uid(peer)
+        try:
+            uid = peer_uid(peer)
+        except OSError as error:
+            self.log.error("client refused, its user is unknown", error=str(error))
+            return False
         if uid not in (os.geteuid(), 0):
             self.log.warning("client of another user refused", uid=uid)
             return False
@@ -364,12 +372,13 @@ class UnixSocket:
             task.add_done_callback(self._leaving.discard)
 
 
-def peer_uid(peer: socket.socket) -> int:
-    """The user at the other end of a Unix socket."""
-    if hasattr(socket, "SO_PEERCRED"):
-        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        return int(uid)
-    # macOS: LOCAL_PEERCRED gives a struct xucred, whose second word is the uid.
-    sol_local, local_peercred = 0, 1
-    _, uid = struct.unpack_from("2I", peer.getsockopt(sol_local, local_peercred, 76))
-    return int(uid)
+def _clear(path: Path, *, link: bool = False) -> None:
+    """Take away a stale socket, or the link to one.
+
+    Raises:
+        ConfigError: something else lies there.
+    """
+    if path.exists() or path.is_symlink():
+        if not (stat.S_ISSOCK(path.lstat().st_mode) or (link and path.is_symlink())):
+            raise ConfigError(f"{path} is no socket; move it away or set socket.path", place="socket.path")
+        path.unlink()

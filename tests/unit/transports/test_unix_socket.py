@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from structlog.testing import capture_logs
 
 from ksi.config import Socket
 from ksi.errors import ConfigError
+from ksi.platforms import SOCKET_PATH_LIMIT, find_socket, peer_uid, socket_place
 from ksi.testing import SimulatedClock, settle_down
 from ksi.transports.dispatch import Connection, Dispatcher
 from ksi.transports.unix_socket import (
@@ -25,7 +27,6 @@ from ksi.transports.unix_socket import (
     IN_FLIGHT,
     SocketConnection,
     UnixSocket,
-    peer_uid,
 )
 
 
@@ -454,10 +455,51 @@ async def test_what_is_no_socket_is_left_alone(door: Door, tmp_path: Path, kind:
     assert path.is_symlink() or path.exists()
 
 
-async def test_a_path_that_is_too_long_for_the_kernel_is_named_before_it_is_tried(door: Door, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="107 bytes") as caught:
+async def test_a_path_with_no_place_that_fits_the_kernel_is_named_before_it_is_tried(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ksi.transports.unix_socket.socket_place", lambda path: None)
+    with pytest.raises(ConfigError, match=f"{SOCKET_PATH_LIMIT} bytes") as caught:
         await at(tmp_path / ("é" * 60), door).start()
     assert caught.value.place == "socket.path"
+
+
+@pytest.mark.promise("O12")
+async def test_a_path_that_is_too_long_for_the_kernel_is_a_link_to_a_short_place(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        path = tmp_path / ("é" * 60)
+        stale = socket_place(path)
+        assert stale is not None
+        path.symlink_to(stale)
+        stale.parent.mkdir()
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(stale))
+        server = at(path, door)
+        await server.start()
+        place = path.readlink()
+        assert place.parent.parent == Path(short)
+        _, writer = await asyncio.open_unix_connection(find_socket(path))
+        writer.close()
+        await writer.wait_closed()
+        await server.stop()
+        assert not path.is_symlink()
+        assert not place.exists()
+
+
+@pytest.mark.promise("O12")
+async def test_a_file_at_a_long_path_is_not_taken_away(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        path = tmp_path / ("é" * 60)
+        path.write_text("in the way")
+        with pytest.raises(ConfigError, match="no socket"):
+            at(path, door).bind()
+        assert path.read_text() == "in the way"
 
 
 async def test_a_folder_that_is_not_there_is_named(door: Door, tmp_path: Path) -> None:
