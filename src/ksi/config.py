@@ -76,8 +76,8 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
 
     @property
     def shown_url(self) -> str:
-        """The address without its password (S3)."""
-        return re.sub(r"(?<=://)([^@/:]*):[^@/]*@", r"\1:***@", self.url)
+        """The address without what may be secret in it."""
+        return shown_url(self.url)
 
 
 class HeadStart(_Section, frozen=True, kw_only=True):
@@ -347,14 +347,48 @@ def _places(tree: Mapping[str, Any], within: str = "") -> Iterator[str]:
             yield f"{within}{key}"
 
 
-def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
-    """The home folder: as given, KSI_HOME, the nearest folder upward with a ksi.toml, else the user's data folder."""
+HARMLESS_PARAMETERS = frozenset(
+    {"namespace", "db", "protocol", "sentinel_tls", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
+)
+"""Parameters of an address that hold no secret."""
+
+
+def shown_url(url: str) -> str:
+    """An address as it may be printed: without user and password, and with no parameter's value that may be secret."""
+    head, mark, parameters = url.partition("?")
+    scheme, slashes, rest = head.partition("://")
+    # A password may itself hold slashes and @ signs: all up to the last @ goes.
+    user, at, place = rest.rpartition("@")
+    if not at and "@" in parameters:
+        return f"{scheme}{slashes}***"  # a question mark in a password
+    shown = f"{scheme}{slashes}{'***@' if at and user else ''}{place.partition('#')[0]}"
+    if not mark:
+        return shown
+    return f"{shown}?{'&'.join(map(_shown_parameter, parameters.partition('#')[0].split('&')))}"
+
+
+def _shown_parameter(parameter: str) -> str:
+    name, sign, _ = parameter.partition("=")
+    if not sign:
+        return "***"
+    return parameter if name in HARMLESS_PARAMETERS else f"{name}=***"
+
+
+def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path, package: Path = Path(__file__)) -> Path:
+    """The home folder: the explicit one, KSI_HOME, or the nearest folder upward from `cwd` with a ksi.toml.
+
+    Without any of them it is the checkout that `package`, this module's file, belongs to; an installed package has
+    none, and the home is in the user's data folder.
+    """
     given = explicit or environ.get("KSI_HOME")
     if given:
         return Path(given).expanduser().absolute()
     for folder in (cwd, *cwd.parents):
         if (folder / CONFIG_FILE).is_file():
             return folder
+    checkout = package.resolve().parents[2]
+    if (checkout / CONFIG_FILE).is_file() and (checkout / "src" / "ksi").is_dir():
+        return checkout
     data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local" / "share")
     return Path(data) / "ksi"
 
@@ -396,6 +430,51 @@ def load(
     config = Config(home=home, providers=providers, models=models, prices=prices, **parts)
     _check(config, origin)
     return config
+
+
+def salvage(home: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """What leads to the daemon of a home whose configuration cannot be used: its socket, all else by default.
+
+    The socket's path is read from the variable, or from the part of the file that still can be read.
+    """
+    environ = os.environ if environ is None else environ
+    tree = _readable_parts(home / CONFIG_FILE)
+    for _, setting in _from_environ({k: v for k, v in environ.items() if k == "KSI_SOCKET__PATH"}):
+        tree |= setting
+    section = tree.get("socket")
+    path = section.get("path") if isinstance(section, dict) else None
+    return Config(home=home, socket=Socket(path=path) if isinstance(path, str) and path else Socket())
+
+
+def _readable_parts(path: Path) -> dict[str, Any]:
+    """The tables of a file that can be read each by itself; of two with one name, the last."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return {}
+    tree: dict[str, Any] = {}
+    for part in re.split(r"^(?=\s*\[)", text, flags=re.MULTILINE):
+        try:
+            tree |= tomllib.loads(part)
+        except tomllib.TOMLDecodeError:
+            tree |= _readable_lines(part)
+    return tree
+
+
+def _readable_lines(part: str) -> dict[str, Any]:
+    """The keys of a table of which some lines cannot be read."""
+    head, *lines = part.strip().splitlines() or [""]
+    try:
+        table = tomllib.loads(head)
+    except tomllib.TOMLDecodeError:
+        return {}
+    keys: dict[str, Any] = {}
+    for line in lines:
+        try:
+            keys |= tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue
+    return {name: keys for name, value in table.items() if value == {}}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ksi.completion.completion_service import CompletionService
 from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
+from ksi.completion.lookups import Lookups
 from ksi.completion.prices import Prices
 from ksi.completion.provider_kinds import build_providers
 from ksi.completion.provider_manager import ProviderManager
@@ -39,12 +40,14 @@ from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.completion.token_tracker import TokenTracker
 from ksi.config import Config
+from ksi.config_view import shown_values
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
 from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
 from ksi.event_bus import EventBus
+from ksi.event_types import ConfigReply
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
@@ -71,6 +74,7 @@ SWITCH_INTERVAL = 0.0005
 
 EXIT_OK = 0
 EXIT_FAULT = 1
+EXIT_CONFIG = 2
 EXIT_IN_USE = 3
 
 
@@ -112,6 +116,10 @@ class _Served:
             "default_model": self.config.service.default_model,
             "providers": sorted(self._built),
         }
+
+    def held_config(self) -> ConfigReply:
+        """`system:config`: the configuration that this daemon read at its start, without secrets."""
+        return ConfigReply(home=str(self.config.home), values=shown_values(self.config))
 
     def _health(self, problems: list[str]) -> dict[str, Any]:
         return {
@@ -189,6 +197,7 @@ class Daemon(_Served):
             config,
             clock,
         )
+        lookups = Lookups(self.store)
         chains = ChainService(self.store, self._injections, clock)
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
@@ -197,7 +206,7 @@ class Daemon(_Served):
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(handlers(completions, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
+        dispatcher = Dispatcher(handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -388,6 +397,35 @@ def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[
     return kind(config, clock, chance, environ)
 
 
+def check_config(config: Config) -> None:
+    """Check everything that a start checks before it opens the store, without starting anything.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    build_daemon(config, SystemClock(), Chance(), dict(os.environ))
+    path = _sqlite_path(config)
+    if path is not None:
+        _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ConfigError if a database cannot be made or written at `path`."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    in_the_way = there.is_dir() if there == path else not there.is_dir()
+    if in_the_way or not os.access(there, os.W_OK):
+        reason = "is in the way" if in_the_way else "cannot be written"
+        raise ConfigError(f"store.url: {there} {reason}; choose another place for {path.name}", place="store.url")
+
+
+def _sqlite_path(config: Config) -> Path | None:
+    """The file of a SQLite store. As in SQLAlchemy: three slashes begin a relative path, four an absolute one."""
+    kind, _, rest = config.store.url.partition("://")
+    return config.path(rest[1:]) if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/") else None
+
+
 def build_store(config: Config, chance: Chance) -> Store:
     """The store that a configuration names.
 
@@ -395,12 +433,11 @@ def build_store(config: Config, chance: Chance) -> Store:
         ConfigError: an address of no known kind.
     """
     rules = store_rules(config)
-    kind, _, rest = config.store.url.partition("://")
-    if kind == "memory":
+    if config.store.url.partition("://")[0] == "memory":
         return MemoryStore(rules, chance)
-    if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/"):
-        # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
-        return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
+    path = _sqlite_path(config)
+    if path is not None:
+        return SqliteStore(path, rules, chance, durability=config.store.durability)
     if config.store.shared:
         return _redis_store(config, chance)
     raise ConfigError(
@@ -513,16 +550,22 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
         pid_file.take()
     except KsiError as error:
         print(f"ksi: {error.message}", file=sys.stderr)
-        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+        return _exit_code(error)
     _raise_file_limit()
     try:
         return uvloop.run(_serve(config, say))
     except KsiError as error:
         structlog.get_logger("ksi.daemon").error("not started", error=error.message, code=error.code)
         print(f"ksi: {error.message}", file=sys.stderr)
-        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+        return _exit_code(error)
     finally:
         pid_file.release()
+
+
+def _exit_code(error: KsiError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
@@ -534,7 +577,7 @@ async def _serve(config: Config, say: Callable[[str], None]) -> int:
     _spare_the_collector()
     # The threads behind the loop (response log, checkpoints, reports) must not keep it waiting for the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL)
-    say(f"ksi is ready on {config.socket_path} (pid {os.getpid()})")
+    say(f"ksi is ready on {config.socket_path} (pid {os.getpid()}, home {config.home})")
     tell_systemd("READY=1")
     await daemon.stopping.wait()
     tell_systemd("STOPPING=1")

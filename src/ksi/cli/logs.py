@@ -33,7 +33,7 @@ Examples:
 @click.pass_context
 def logs(ctx: click.Context, settings: Settings, follow: bool, lines: int) -> None:
     """Show the end of the daemon's log; with -f also what is added to it."""
-    path = settings.config.log_dir / LOG_FILE
+    path = settings.places.log_dir / LOG_FILE
     try:
         log = path.open("rb")
     except FileNotFoundError:

@@ -33,6 +33,7 @@ class Exit(IntEnum):
     NOT_FOUND = 4
     CANCELLED = 5
     LATER = 6
+    CUT = 7
     INTERRUPTED = 130
 
 
@@ -50,6 +51,10 @@ _EXITS = {
     "checkpoint_invalid": Exit.USAGE,
     "store_not_empty": Exit.USAGE,
     "not_found": Exit.NOT_FOUND,
+    "unknown_parent": Exit.NOT_FOUND,
+    "ambiguous_id": Exit.USAGE,
+    "unsupported": Exit.USAGE,
+    "request_id_conflict": Exit.USAGE,
     "cancelled": Exit.CANCELLED,
     "queue_full": Exit.LATER,
     "conversation_busy": Exit.LATER,
@@ -58,6 +63,7 @@ _EXITS = {
     "store_unavailable": Exit.LATER,
     "store_full": Exit.LATER,
     "slow_consumer": Exit.LATER,
+    "too_many_connections": Exit.LATER,
 }
 
 
@@ -102,11 +108,37 @@ class Settings:
 
         return load(self.home)
 
-    def client(self, *, patience: float = 5.0) -> Client:
-        """A client of this home's daemon, not yet open; `patience` in seconds, see `Client`."""
+    @cached_property
+    def checked(self) -> Config:
+        """The configuration, after everything that a start checks before it opens the store.
+
+        Raises:
+            ConfigError: a daemon could not start with it.
+        """
+        from ksi.daemon import check_config
+
+        check_config(self.config)
+        return self.config
+
+    @cached_property
+    def places(self) -> Config:
+        """Where the daemon of this home is to be found, however broken its configuration is."""
+        from ksi.cli.render import note
+        from ksi.config import salvage
+        from ksi.errors import ConfigError
+
+        try:
+            return self.config
+        except ConfigError as error:
+            note(f"ksi: {error.message}")
+            note("ksi: Mend it before the next start; a daemon that runs goes on with what it read.")
+            return salvage(self.home)
+
+    def client(self, *, patience: float = 5.0, on_lost: Callable[[], None] | None = None) -> Client:
+        """A client of this home's daemon, not yet open; see `Client`."""
         from ksi.client import Client
 
-        return Client(self.config.socket_path, patience=patience)
+        return Client(self.places.socket_path, patience=patience, on_lost=on_lost)
 
 
 pass_settings = click.make_pass_decorator(Settings)
