@@ -206,7 +206,9 @@ class Daemon(_Served):
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
+        dispatcher = Dispatcher(
+            handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self), clock
+        )
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ksi.client import Client
@@ -18,8 +18,32 @@ MADE = re.compile(r"[a-z]+_[0-9a-f]{26}")
 """An id that KSI made itself."""
 
 
+async def send_named(
+    client: Client, event: str, data: Mapping[str, Any], field: str, kind: Kind = "request", *, changes: bool = False
+) -> dict[str, Any]:
+    """Send an event that names something in `field`, which may be shortened. A whole id costs no look-up.
+
+    Raises:
+        AmbiguousId, NotFound: as `whole_id`.
+        As `Client.send_event`.
+    """
+    from ksi.errors import RemoteError
+
+    try:
+        return await client.send_event(event, data)
+    except RemoteError as error:
+        if error.code != "not_found":
+            raise
+        whole = await whole_id(client, data[field], kind, changes=changes)
+        if whole == data[field]:
+            raise
+    return await client.send_event(event, {**data, field: whole})
+
+
 async def whole_id(client: Client, word: str, kind: Kind = "request", *, changes: bool = False) -> str:
-    """The id that `word` is, or is the beginning of; `word` itself if nothing begins so, for the daemon to refuse.
+    """The id that `word` is the beginning of; `word` itself if nothing begins so.
+
+    A delivery's id is its request's and a number: `req_.../1`.
 
     `changes`: something will be changed by it. Then only ids that KSI made may be shortened: a name that somebody chose
     must be whole, because `job-1` may be gone and `job-10` be another piece of work.
@@ -29,10 +53,19 @@ async def whole_id(client: Client, word: str, kind: Kind = "request", *, changes
         NotFound: the only one that begins so was chosen by somebody, and must be whole.
         As `Client.send_event`.
     """
-    if MADE.fullmatch(word) or not word:
+    from ksi.errors import RemoteError
+
+    name, slash, number = word.partition("/")
+    if not name:
         return word
-    reply = await client.send_event("completion:find", {"beginning": word, "kind": kind, "limit": 100})
-    return choose(word, reply.get("names", ()), more=bool(reply.get("more")), kind=kind, changes=changes)
+    try:
+        reply = await client.send_event("completion:find", {"beginning": name, "kind": kind, "limit": 100})
+    except RemoteError as error:
+        if error.code not in ("unknown_event", "not_available_in_v1"):
+            raise
+        return word  # a daemon that cannot look for names
+    found = choose(name, reply.get("names", ()), more=bool(reply.get("more")), kind=kind, changes=changes)
+    return f"{found}{slash}{number}"
 
 
 def choose(word: str, names: Sequence[str], *, more: bool, kind: Kind, changes: bool) -> str:

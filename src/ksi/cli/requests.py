@@ -12,7 +12,7 @@ from ksi.cli.fork_tree import print_forks
 from ksi.cli.lists import forks_of
 from ksi.cli.render import clock_time, duration, figures, json_line, table
 from ksi.cli.settings import Settings, json_option, pass_settings
-from ksi.cli.status import ask_each, ask_one
+from ksi.cli.status import ask_each, ask_named
 
 Json = Mapping[str, Any]
 
@@ -29,7 +29,8 @@ Examples:
 @pass_settings
 def show(settings: Settings, request_id: str, as_json: bool) -> None:
     """Show all that is known of a REQUEST: its state, answer or error, usage, attempts, and the tree of forks."""
-    reply = asyncio.run(ask_one(settings, "completion:get", {"request_id": request_id}))
+    data = {"request_id": request_id, "content": True}
+    reply = asyncio.run(ask_named(settings, "completion:get", data, "request_id"))
     if as_json:
         json_line(reply)
         return
@@ -42,9 +43,18 @@ def show(settings: Settings, request_id: str, as_json: bool) -> None:
     if reply.get("session_id") is not None:
         print_forks(asyncio.run(forks_of(settings, reply["session_id"])))
     answer = reply.get("result", reply.get("text_so_far"))
-    if answer is not None:
+    said = {**said_in(reply.get("content") or {}), "result" if "result" in reply else "so far": answer}
+    if any(text is not None for text in said.values()):
         print()
-        figures({"result" if "result" in reply else "so far": answer})
+        figures(said)
+
+
+def said_in(content: Json) -> dict[str, object]:
+    """What was asked, by who says it: the system text, the messages or the prompt."""
+    said: dict[str, object] = {"system": content.get("system"), "prompt": content.get("prompt")}
+    for number, message in enumerate(content.get("messages") or (), 1):
+        said[f"{number} {message.get('role')}"] = message.get("content")
+    return {who: text for who, text in said.items() if text is not None}
 
 
 def _facts(reply: Json) -> dict[str, object]:

@@ -95,7 +95,11 @@ class Settings:
         """KSI's home."""
         from ksi.config import find_home
 
-        return find_home(self._home, os.environ, Path.cwd())
+        try:
+            here = Path.cwd()
+        except FileNotFoundError:  # the folder was taken away
+            here = Path("/")
+        return find_home(self._home, os.environ, here)
 
     @cached_property
     def config(self) -> Config:
@@ -133,6 +137,18 @@ class Settings:
             note(f"ksi: {error.message}")
             note("ksi: Mend it before the next start; a daemon that runs goes on with what it read.")
             return salvage(self.home)
+
+    def quiet_client(self) -> Client:
+        """A client that says nothing of a broken configuration and does not wait for a daemon, not yet open."""
+        from ksi.client import Client
+        from ksi.config import load, salvage
+        from ksi.errors import ConfigError
+
+        try:
+            config = load(self.home)
+        except ConfigError:
+            config = salvage(self.home)
+        return Client(config.socket_path, patience=0.0)
 
     def client(self, *, patience: float = 5.0, on_lost: Callable[[], None] | None = None) -> Client:
         """A client of this home's daemon, not yet open; see `Client`."""

@@ -37,7 +37,9 @@ def lay_out(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) 
     spare = width - len(GAP) * (len(kept) - 1)
     if sum(natural.values()) <= spare:
         return Layout(tuple(kept), tuple(natural.values()))
-    least = {at: min(size, max(SHORTEST, cell_len(columns[at]))) for at, size in natural.items() if columns[at] in PROSE}
+    least = {
+        at: min(size, max(SHORTEST, cell_len(columns[at]))) for at, size in natural.items() if columns[at] in PROSE
+    }
     if sum({**natural, **least}.values()) <= spare:
         widths = dict(natural)
         while sum(widths.values()) > spare:
@@ -76,8 +78,7 @@ def _joined(
         fitted[-1] = fitted[-1].rstrip()
     if paint is not None:
         fitted = [
-            paint.state(word) if column in STATE_COLUMNS else word
-            for column, word in zip(columns, fitted, strict=True)
+            paint.state(word) if column in STATE_COLUMNS else word for column, word in zip(columns, fitted, strict=True)
         ]
     return GAP.join(fitted).rstrip()
 

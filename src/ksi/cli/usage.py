@@ -7,13 +7,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 
+from ksi.cli.ids import Kind, whole_id
 from ksi.cli.render import clock_time, figures, json_line, note, table
 from ksi.cli.settings import Settings, json_option, pass_settings
-from ksi.cli.status import ask_one
 
 Json = Mapping[str, Any]
 GROUPINGS = {"agent": "agent_id", "model": "model", "provider": "provider", "session": "session_id"}
@@ -88,7 +88,7 @@ def usage(
         "limit": limit,
     }
     data = {name: value for name, value in wishes.items() if value is not None}
-    reply = asyncio.run(ask_one(settings, "completion:token_usage", data))
+    reply = asyncio.run(_report(settings, data))
     if as_json:
         json_line(reply)
         return
@@ -97,6 +97,14 @@ def usage(
         _group(name, reply)
     _trend(reply)
     _mcp(reply["mcp"])
+
+
+async def _report(settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
+    async with settings.client() as client:
+        for field, kind in (("chain_id", "request"), ("session_id", "conversation")):
+            if field in data:
+                data[field] = await whole_id(client, data[field], cast(Kind, kind))
+        return await client.send_event("completion:token_usage", data)
 
 
 def _totals(reply: Json) -> None:

@@ -40,7 +40,9 @@ class Lookups:
         view = await self._store.session(name)
         if view is None:
             raise NotFound(f"no session {name!r}", session_id=name)
-        turns, following = await self._turns(view.head if data.cursor is None else _turn_number(data.cursor), data.limit)
+        turns, following = await self._turns(
+            view.head if data.cursor is None else _turn_number(data.cursor), data.limit
+        )
         cursor = None if following is None else str(following)
         return HistoryReply(session_id=view.conversation, turns=list(map(_turn_reply, turns)), cursor=cursor)
 

@@ -117,7 +117,7 @@ class RedisReads:
         return None if found.view is None else found.view.view(bytes_of)
 
     async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
-        """See the protocol. Keys have no order here, so all of them are looked through, in steps that hold nobody up."""
+        """See the protocol. Keys have no order here: all are looked through, in steps that hold nobody up."""
         prefix = f"{self._calls.namespace}:{'id' if kind == 'request' else 'name'}:"
         pattern = "".join(f"\\{char}" if char in _SPECIAL else char for char in prefix + beginning) + "*"
         found: set[str] = set()
