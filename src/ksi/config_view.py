@@ -40,7 +40,7 @@ VARIABLE = re.compile(r"(?=.*_)[A-Z][A-Z0-9_]{0,63}")
 
 
 def shown_values(config: Config) -> dict[str, Any]:
-    """All keys with their sections, and their values; secrets are replaced by `(hidden)`.
+    """Give all keys with their sections, and their values; secrets are replaced by `(hidden)`.
 
     Texts of the known sections are harmless, `store.url` apart. A provider's options are shown where they are numbers,
     switches or known names; of free tables, such as `headers` and `env`, the keys alone.

@@ -55,7 +55,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "migrate": Lazy("ksi.cli.migrate", "migrate", "Go from service version 1 to version 2, and back."),
     "watch": Lazy("ksi.cli.wire", "watch", "Print events as they happen."),
     "events": Lazy("ksi.cli.reference", "events", "Describe the events and their fields."),
-    "config": Lazy("ksi.cli.reference", "config", "Show the configuration and where each value comes from."),
+    "config": Lazy("ksi.cli.configuration", "config", "Show the configuration and where each value comes from."),
     "completion": Lazy("ksi.cli.completing", "completion", "Print what makes a shell complete ksi's words."),
     "bench": Lazy("ksi.cli.bench", "command", "Measure this machine's completions per second and latency."),
 }
@@ -151,9 +151,9 @@ def prepare_streams(ctx: click.Context) -> None:
     """Let stdout and stderr take any character, and let a closed stdout be one that keeps nothing."""
     if sys.stdout is None:
         ctx.meta["ksi.no_stdout"] = True
-        sys.stdout = ctx.with_resource(Path(os.devnull).open("w", encoding="utf-8"))
+        sys.stdout = ctx.with_resource(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = ctx.with_resource(Path(os.devnull).open("w", encoding="utf-8"))
+        sys.stderr = ctx.with_resource(Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What the terminal's character set does not have is spelt out; an answer is never lost over an emoji.

@@ -58,11 +58,11 @@ class Loss:
         note(f"ksi: waiting {PATIENCE:g} s for it; `ksi wait {self.request_id}` waits again later")
 
 
-async def connected(settings: Settings, loss: Loss, *, start: bool) -> Client:
+async def connected(settings: Settings, loss: Callable[[], None], *, start: bool, patience: float = PATIENCE) -> Client:
     """An open client; where no daemon runs, one is started if `start`."""
     from ksi.errors import ConnectionFailed
 
-    client = settings.client(patience=PATIENCE, on_lost=loss)
+    client = settings.client(patience=patience, on_lost=loss)
     try:
         await client.open()
     except ConnectionFailed:
