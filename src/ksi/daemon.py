@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -45,7 +46,7 @@ from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
-from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
+from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse, StoreUnavailable
 from ksi.event_bus import EventBus
 from ksi.event_types import ConfigReply
 from ksi.injection.circuit_breakers import ChainBreaker
@@ -411,15 +412,39 @@ def check_config(config: Config) -> None:
         _check_writable(path)
 
 
+async def reach_store(config: Config) -> None:
+    """Connect to the server of a shared store, once, as a start does; any other store is not looked at.
+
+    Raises:
+        StoreUnavailable: it does not take the connection.
+    """
+    if not config.store.shared:
+        return
+    from redis.exceptions import RedisError
+
+    from ksi.store.redis_address import Address
+
+    try:
+        connection = await Address(config.store.url).connect()
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(f"store.url: {config.store.shown_url} cannot be reached: {error}") from None
+    await connection.disconnect(nowait=True)
+
+
 def _check_writable(path: Path) -> None:
-    """Raise ConfigError if a database cannot be made or written at `path`."""
+    """Raise ConfigError if a database cannot be made or written at `path`; nothing stays behind."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
-    in_the_way = there.is_dir() if there == path else not there.is_dir()
-    if in_the_way or not os.access(there, os.W_OK):
-        reason = "is in the way" if in_the_way else "cannot be written"
-        raise ConfigError(f"store.url: {there} {reason}; choose another place for {path.name}", place="store.url")
+    try:
+        if there == path:
+            with path.open("r+b"):
+                return
+        with TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        reason = f"{there} cannot be written ({error.strerror})"
+        raise ConfigError(f"store.url: {reason}; choose another place for {path.name}", place="store.url") from None
 
 
 def _sqlite_path(config: Config) -> Path | None:

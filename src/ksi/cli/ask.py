@@ -135,12 +135,13 @@ def ask(
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's fields of what was said; texts must be UTF-8."""
-    fields = {name: value for name, value in options.items() if value not in (None, (), False)}
-    for name, value in fields.items():
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
-                utf8(text, f"--{name.removesuffix('_id').replace('_', '-')}")
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {name: _value(name, value) for name, value in options.items() if value not in (None, (), False)}
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_value(name, each) for each in value]
+    return utf8(value, f"--{name.removesuffix('_id')}") if isinstance(value, str) else value
 
 
 async def _ask(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ksi.cli.completing import complete_request
 from ksi.cli.ids import send_named
 from ksi.cli.lists import page_options, print_list
 from ksi.cli.render import clock_time, duration, figures, json_line, note, visible
@@ -29,7 +30,7 @@ Examples:
   ksi chain req_0197... --cancel
 """
 )
-@click.argument("name", metavar="[ID]", required=False)
+@click.argument("name", metavar="[ID]", required=False, shell_complete=complete_request)
 @click.option("--reset", is_flag=True, help="Let it go on: budget and time begin anew, what tripped it is forgotten.")
 @click.option("--cancel", is_flag=True, help="Stop all of it, and take no more requests into it.")
 @page_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ PATIENCE = 1.0
 """Seconds that a shell waits for the daemon at most."""
 LISTS = ("active", "ready", "waiting", "delayed", "finished")
 
+PLAIN = re.compile(r"[\w/][\w@%+=:,./-]*")
+"""A word that no shell takes for anything else."""
 SHELLS = ("bash", "zsh", "fish")
 
 Ask = Callable[["Client", str], Any]
@@ -77,8 +80,11 @@ def complete_event(_ctx: click.Context, _: click.Parameter, incomplete: str) -> 
 
 
 def _fitting(words: Iterable[str], incomplete: str) -> list[str]:
-    """Words that go on so, each once. One that a shell could not take as one plain word is left away."""
-    return [word for word in dict.fromkeys(words) if word.startswith(incomplete) and word.isprintable()]
+    """Words that go on so, each once, of those that are one plain word to every shell.
+
+    Names come from others, and a shell puts them into the person's command line: `; rm -rf ~` is a name too.
+    """
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete) and PLAIN.fullmatch(word)]
 
 
 def _completed(ctx: click.Context, ask: Ask, incomplete: str) -> list[str]:

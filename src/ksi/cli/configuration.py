@@ -29,9 +29,7 @@ Examples:
   KSI_QUEUE__LEASE=10 ksi config | grep lease
 """
 )
-@click.option(
-    "--daemon", "held", is_flag=True, help="What the daemon holds, and where ksi.toml says otherwise."
-)
+@click.option("--daemon", "held", is_flag=True, help="What the daemon holds, and where ksi.toml says otherwise.")
 @json_option
 @pass_settings
 def config(settings: Settings, held: bool, as_json: bool) -> None:
@@ -54,6 +52,18 @@ def config(settings: Settings, held: bool, as_json: bool) -> None:
     figures({"home": loaded.home, "socket": loaded.socket_path, "logs": loaded.log_dir})
     print()
     table(("key", "value", "from"), [(key, _toml_word(value), origin) for key, value, origin in rows])
+    _note_unreachable(loaded)
+
+
+def _note_unreachable(loaded: Config) -> None:
+    """Say if the server of a shared store cannot be reached: a start would fail for no fault of the file."""
+    from ksi.daemon import reach_store
+    from ksi.errors import StoreUnavailable
+
+    try:
+        asyncio.run(reach_store(loaded))
+    except StoreUnavailable as error:
+        note(f"ksi: {error.message}")
 
 
 def _show_held(settings: Settings, *, as_json: bool) -> None:

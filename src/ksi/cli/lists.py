@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ksi.cli.completing import complete_agent, complete_session
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.ids import whole_id
 from ksi.cli.render import clock_time, figures, json_line, note, table
@@ -152,7 +153,7 @@ Examples:
   ksi locks --all --json
 """
 )
-@click.argument("conversation", required=False)
+@click.argument("conversation", required=False, shell_complete=complete_session)
 @page_options
 @json_option
 @pass_settings
@@ -239,8 +240,8 @@ Examples:
   ksi sessions research_001 --json
 """
 )
-@click.argument("session", required=False)
-@click.option("--agent", metavar="NAME", help="Only those of one agent.")
+@click.argument("session", required=False, shell_complete=complete_session)
+@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only those of one agent.")
 @page_options
 @json_option
 @pass_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import sys
@@ -31,17 +32,18 @@ def read_prompt(words: str, files: Sequence[Path], *, stdin: bool) -> str:
 
 
 def utf8(text: str, what: str) -> str:
-    """A text of the command line, whose bytes must be UTF-8.
+    """A text of the command line, whose bytes must be UTF-8, whatever the locale says of them.
 
     Raises:
         click.UsageError: they are not.
     """
+    if not any("\udc80" <= char <= "\udcff" for char in text):
+        return text
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(text[error.start]) & 0xFF
-        raise click.UsageError(f"{what} is not UTF-8 text: byte 0x{byte:02x} at character {error.start}") from None
-    return text
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise click.UsageError(f"{what} is not UTF-8 text: byte 0x{byte:02x} at {error.start}") from None
 
 
 def quoted(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ksi.cli.completing import complete_request
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.lists import forks_of
 from ksi.cli.render import clock_time, duration, figures, json_line, table
@@ -24,7 +25,7 @@ Examples:
   ksi show --json req_0197... | jq .attempts
 """
 )
-@click.argument("request_id", metavar="REQUEST")
+@click.argument("request_id", metavar="REQUEST", shell_complete=complete_request)
 @json_option
 @pass_settings
 def show(settings: Settings, request_id: str, as_json: bool) -> None:
@@ -131,7 +132,7 @@ Examples:
   ksi queue --list waiting --all --json | jq -r .request_id | xargs ksi cancel
 """
 )
-@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True)
+@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True, shell_complete=complete_request)
 @json_option
 @pass_settings
 @click.pass_context

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ksi.cli.settings import Exit, F, Settings, pass_settings
+
+if TYPE_CHECKING:
+    from ksi.config import Config
 
 STOP_TIMEOUT = 60.0
 
@@ -73,13 +78,24 @@ Examples:
 def restart(settings: Settings, timeout: float) -> None:
     """Stop the daemon, if one runs, and start it again in the background.
 
-    Everything that a start checks is checked first: a mistake in the configuration stops nothing.
+    Everything that a start checks is checked first, and a server that keeps the store is asked: a mistake in the
+    configuration stops nothing.
     """
     from ksi.cli.background import start_daemon
 
     config = settings.checked
+    _reach_store(config)
     _stop(settings, timeout)
     _say(start_daemon(config))
+
+
+def _reach_store(config: Config) -> None:
+    """Raise StoreUnavailable if the server of a shared store cannot be reached now."""
+    import asyncio
+
+    from ksi.daemon import reach_store
+
+    asyncio.run(reach_store(config))
 
 
 def _stop(settings: Settings, timeout: float) -> None:

@@ -33,7 +33,7 @@ def waits_for(reply: Json, providers: Mapping[str, Json]) -> str | None:
 def _in_line(reply: Json) -> str | None:
     holder, before, node = reply.get("holder"), reply.get("position") or 0, reply.get("node")
     if holder is not None or before:
-        words = f"waits for its conversation, {before} before it"
+        words = "waits for its conversation" + (f", {before} in line before it" if before else "")
         return f"{words}; {holder} has it now" if holder is not None else words
     return f"waits for the machine {node}, where its dialogue lives" if node is not None else None
 
