@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +86,18 @@ def batch(
     if source.resolve() == target.resolve():
         raise click.UsageError("IN and OUT are the same file")
     given = {name: value for name, value in options.items() if value is not None}
-    prompts = Input(source, run)
-    answers = Results(target)
-    failures = Results(target.with_name(target.name + ".failed"))
-    work = Batch(prompts, answers, failures, given, concurrency)
-    try:
+    with ExitStack() as opened:
+        prompts = Input(source, run)
+        opened.callback(prompts.close)
+        answers = Results(target)
+        opened.callback(answers.close, keep_empty=True)
+        failures = Results(target.with_name(target.name + ".failed"))
+        opened.callback(failures.close, keep_empty=False)
+        work = Batch(prompts, answers, failures, given, concurrency)
+        opened.callback(work.end)
         asyncio.run(work.run(settings, start=not no_start))
-    finally:
-        work.close()
-        if as_json:
-            json_line(work.tally.report())
+    if as_json:
+        json_line(work.tally.report())
     ctx.exit(work.tally.exit_code)
 
 
@@ -261,7 +264,7 @@ class Batch:
         self.tally.failed.add(item.name)
         self.tally.pay(told)
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Bring both files into order, and say how far it went."""
         order = {item.name: item.line for item in self._prompts.items}
         try:
@@ -269,9 +272,6 @@ class Batch:
             self._failures.rewrite(order, without=self._answers.known)
         except OSError as error:
             note(f"ksi: the results are all there, but not in order: {error.strerror}")
-        self._answers.close(keep_empty=True)
-        self._failures.close(keep_empty=False)
-        self._prompts.close()
         self._progress.end(self._words())
         if self.tally.failed:
             note(f"ksi: {self._failures.path} says what failed; the same command tries it again")

@@ -66,6 +66,7 @@ class Input:
                 self.items.append(Item(name, number, offset, len(raw)))
             offset += len(raw)
         if mistakes:
+            self.close()
             more = len(mistakes) - MISTAKES_SHOWN
             shown = [*mistakes[:MISTAKES_SHOWN], *([f"and {more} more"] if more > 0 else [])]
             raise click.UsageError(f"{path}: nothing was asked, because of\n  " + "\n  ".join(shown))
