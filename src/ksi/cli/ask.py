@@ -135,7 +135,9 @@ def ask(
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The request's fields of what was said; texts must be UTF-8."""
-    return {name: _value(name, value) for name, value in options.items() if value not in (None, (), False)}
+    # A temperature of 0 was said, and is no False.
+    said = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    return {name: _value(name, value) for name, value in said.items()}
 
 
 def _value(name: str, value: Any) -> Any:
