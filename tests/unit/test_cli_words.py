@@ -41,6 +41,11 @@ def test_a_whole_name_is_meant_itself_though_others_begin_with_it() -> None:
 
 
 @pytest.mark.promise("U1")
+def test_a_request_is_meant_before_those_that_carry_its_deliveries() -> None:
+    assert chosen("req_1a", MADE, f"{MADE}/1", f"{MADE}/2", f"{MADE}/1/1", changes=True) == MADE
+
+
+@pytest.mark.promise("U1")
 def test_an_unknown_name_stays_as_it_is_for_the_daemon_to_refuse() -> None:
     assert chosen("nobody") == "nobody"
 

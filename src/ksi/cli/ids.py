@@ -56,7 +56,7 @@ async def whole_id(client: Client, word: str, kind: Kind = "request", *, changes
     from ksi.errors import RemoteError
 
     name, slash, number = word.partition("/")
-    if not name:
+    if not name or MADE.fullmatch(name):
         return word
     try:
         reply = await client.send_event("completion:find", {"beginning": name, "kind": kind, "limit": 100})
@@ -74,6 +74,8 @@ def choose(word: str, names: Sequence[str], *, more: bool, kind: Kind, changes: 
 
     if word in names or not names:
         return word
+    # A request that carries a delivery is called `<the request that sent it>/<number>`: the shorter one is meant.
+    names = [name for name in names if name.rpartition("/")[0] not in names]
     what = "requests" if kind == "request" else "conversations"
     if len(names) > 1 or more:
         others = f" and {'more' if more else len(names) - SHOWN}" if len(names) > SHOWN or more else ""
