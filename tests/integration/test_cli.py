@@ -341,6 +341,7 @@ def test_ids_may_be_shortened_wherever_they_are_asked_for(home: Path) -> None:
     assert delivery in ksi(home, "injections", delivery[:20] + delivery[-2:], "--json").stdout
     assert "had ended completed" in ksi(home, "cancel", short).stdout
     assert "only what ended without an answer" in ksi(home, "requeue", short).stderr
+    ksi(home, "ask", "Hello")
     several = ksi(home, "show", "req_")
     assert several.returncode == Exit.USAGE
     assert "is the beginning of several requests" in several.stderr

@@ -110,7 +110,11 @@ def test_what_a_request_waits_for_is_said_in_a_sentence() -> None:
     ("trouble", "words"),
     [
         ({"enabled": False}, "provider stub is disabled, see `ksi providers enable stub`"),
-        ({"parked_until": 0.0}, "provider stub is parked until "),
+        ({"limits": [{"sentence": "its quota is spent until 18:00"}]}, "provider stub: its quota is spent until 18:00"),
+        (
+            {"limits": [{"models": "x*", "sentence": "x rests"}, {"models": "y", "sentence": "y"}]},
+            "provider stub: x rests",
+        ),
         ({"open_until": 0.0}, "provider stub has failed and is left alone until "),
         ({"problem": "no key is set"}, "provider stub: no key is set"),
         ({"running": 4}, "provider stub has no free slot, 4 requests run there"),

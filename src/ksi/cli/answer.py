@@ -141,11 +141,18 @@ def print_end(reply: RequestReply, *, stream: bool, as_json: bool) -> Exit:
         return Exit.DONE
     except OSError as error:
         raise OutputFailed(error.strerror or str(error)) from None
-    cut = CUTS.get(reply.stop_reason or "")
-    if cut is None:
+    if reply.note is not None:
+        note(f"ksi: {reply.note}")
+    if not is_cut(reply.truncated, reply.stop_reason):
         return Exit.DONE
+    cut = CUTS.get(reply.stop_reason or "", "at a limit of tokens")
     note(f"ksi: the answer of {reply.request_id} is not whole: it was cut {cut}")
     return Exit.CUT
+
+
+def is_cut(truncated: object, stop_reason: object) -> bool:
+    """Whether an answer is not whole."""
+    return bool(truncated) or stop_reason in CUTS
 
 
 def lost_output(request_id: str, error: OutputFailed) -> Exit:

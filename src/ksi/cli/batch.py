@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ksi.cli.answer import CUTS, connected
+from ksi.cli.answer import connected, is_cut
 from ksi.cli.completing import complete_agent, complete_model
 from ksi.cli.render import duration, json_line, note
 from ksi.cli.settings import Exit, Settings, json_option, pass_settings
@@ -116,7 +116,7 @@ class Tally:
     def answer(self, entry: Mapping[str, Any]) -> None:
         """Count an answer."""
         self.answered += 1
-        self.cut += entry.get("stop_reason") in CUTS
+        self.cut += is_cut(entry.get("truncated"), entry.get("stop_reason"))
         self.pay(entry)
 
     def pay(self, entry: Mapping[str, Any]) -> None:
@@ -299,8 +299,19 @@ def _answer(reply: RequestReply) -> dict[str, Any]:
     import msgspec
 
     told: dict[str, Any] = msgspec.to_builtins(reply)
-    names = ("request_id", "status", "result", "error", "stop_reason", "model", "provider", "session_id", "usage")
-    return {name: told[name] for name in (*names, "cost_usd", "metadata") if told.get(name) is not None}
+    names: tuple[str, ...] = (
+        "request_id",
+        "status",
+        "result",
+        "error",
+        "stop_reason",
+        "model",
+        "provider",
+        "session_id",
+        "usage",
+    )
+    names = (*names, "truncated", "note", "cost_usd", "metadata")
+    return {name: told[name] for name in names if told.get(name) is not None}
 
 
 def _lost() -> None:

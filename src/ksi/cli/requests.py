@@ -83,6 +83,8 @@ def _facts(reply: Json) -> dict[str, object]:
         "tokens": _tokens(usage) if usage else None,
         "cost": f"${reply['cost_usd']:.6f}" if reply.get("cost_usd") is not None else None,
         "stopped by": reply.get("stop_reason"),
+        "not whole": "cut at a limit of tokens" if reply.get("truncated") else None,
+        "note": reply.get("note"),
         "interruptions": reply.get("interruptions") or None,
         "interrupted by": reply.get("interrupted_by"),
         "requeued from": reply.get("requeued_from"),

@@ -48,7 +48,7 @@ def _at_providers(reply: Json, providers: Mapping[str, Json]) -> str | None:
     """Why no provider of its model takes it."""
     model = str(reply.get("requested_model") or "")
     serving = {name: report for name, report in providers.items() if serves(report, model)}
-    reasons = [reason for name, report in serving.items() for reason in _reasons(name, report)]
+    reasons = [reason for name, report in serving.items() for reason in _reasons(name, report, model)]
     return f"waits: {'; '.join(reasons)}" if reasons else None
 
 
@@ -57,11 +57,13 @@ def serves(report: Json, model: str) -> bool:
     return any(fnmatchcase(model, pattern) for pattern in report.get("models", ()))
 
 
-def _reasons(name: str, report: Json) -> Iterator[str]:
+def _reasons(name: str, report: Json, model: str) -> Iterator[str]:
+    own = model.partition("/")[2]
+    limits = [limit for limit in report.get("limits") or () if fnmatchcase(own, limit.get("models") or "*")]
     if not report.get("enabled"):
         yield f"provider {name} is disabled, see `ksi providers enable {name}`"
-    elif report.get("parked_until") is not None:
-        yield f"provider {name} is parked until {clock_time(report['parked_until'])}, its quota is spent"
+    elif limits:
+        yield from (f"provider {name}: {limit.get('sentence')}" for limit in limits)
     elif report.get("open_until") is not None:
         yield f"provider {name} has failed and is left alone until {clock_time(report['open_until'])}"
     elif report.get("problem"):
