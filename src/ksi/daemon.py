@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -46,13 +45,13 @@ from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
-from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse, StoreUnavailable
+from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
 from ksi.event_bus import EventBus
-from ksi.event_types import ConfigReply
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.logs import open_log
+from ksi.lookup_types import ConfigReply
 from ksi.pid_file import PidFile
 from ksi.providers.base import Provider
 from ksi.request import HeadStarts
@@ -400,54 +399,7 @@ def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[
     return kind(config, clock, chance, environ)
 
 
-def check_config(config: Config) -> None:
-    """Check everything that a start checks before it opens the store, without starting anything.
-
-    Raises:
-        ConfigError: the configuration cannot be used.
-    """
-    build_daemon(config, SystemClock(), Chance(), dict(os.environ))
-    path = _sqlite_path(config)
-    if path is not None:
-        _check_writable(path)
-
-
-async def reach_store(config: Config) -> None:
-    """Connect to the server of a shared store, once, as a start does; any other store is not looked at.
-
-    Raises:
-        StoreUnavailable: it does not take the connection.
-    """
-    if not config.store.shared:
-        return
-    from redis.exceptions import RedisError
-
-    from ksi.store.redis_address import Address
-
-    try:
-        connection = await Address(config.store.url).connect()
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"store.url: {config.store.shown_url} cannot be reached: {error}") from None
-    await connection.disconnect(nowait=True)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise ConfigError if a database cannot be made or written at `path`; nothing stays behind."""
-    there = path
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    try:
-        if there == path:
-            with path.open("r+b"):
-                return
-        with TemporaryFile(dir=there):
-            return
-    except OSError as error:
-        reason = f"{there} cannot be written ({error.strerror})"
-        raise ConfigError(f"store.url: {reason}; choose another place for {path.name}", place="store.url") from None
-
-
-def _sqlite_path(config: Config) -> Path | None:
+def sqlite_path(config: Config) -> Path | None:
     """The file of a SQLite store. As in SQLAlchemy: three slashes begin a relative path, four an absolute one."""
     kind, _, rest = config.store.url.partition("://")
     return config.path(rest[1:]) if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/") else None
@@ -462,7 +414,7 @@ def build_store(config: Config, chance: Chance) -> Store:
     rules = store_rules(config)
     if config.store.url.partition("://")[0] == "memory":
         return MemoryStore(rules, chance)
-    path = _sqlite_path(config)
+    path = sqlite_path(config)
     if path is not None:
         return SqliteStore(path, rules, chance, durability=config.store.durability)
     if config.store.shared:

@@ -20,16 +20,11 @@ from ksi.event_types import (
     ChunkPush,
     CollectData,
     CompletionData,
-    ConfigReply,
     DiscoverData,
     FailedData,
     FailedReply,
-    FindData,
-    FindReply,
     ForkPush,
     GetData,
-    HistoryData,
-    HistoryReply,
     InjectionId,
     InjectionReply,
     InjectionRetryReply,
@@ -55,6 +50,7 @@ from ksi.event_types import (
     TokenUsageData,
     WaitData,
 )
+from ksi.lookup_types import ConfigReply, FindData, FindReply, HistoryData, HistoryReply
 from ksi.protocol import nearest
 from ksi.request import PRIORITY_WORDS, Priority
 from ksi.usage_report import TokenUsageReply

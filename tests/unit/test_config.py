@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi import config as module
-from ksi.config import Config, ProviderConfig, find_home, load, options_of, salvage, shown_url
+from ksi.config import Config, ProviderConfig, find_home, load, options_of, shown_url
 from ksi.errors import ConfigError
+from ksi.salvage import salvage
 
 NOWHERE = Path("/nowhere/ksi-home")
 """A home without a file."""

@@ -85,7 +85,7 @@ def start_option(command: Any) -> Any:
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The longest answer.")
 @click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="How much chance is in the answer.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Where the answer ends; can be given again.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="How long it may take.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
 @click.option(
     "--on-busy", type=click.Choice(("enqueue", "reject", "interrupt")), help="If the conversation is taken: wait, ..."
 )

@@ -57,8 +57,8 @@ def config(settings: Settings, held: bool, as_json: bool) -> None:
 
 def _note_unreachable(loaded: Config) -> None:
     """Say if the server of a shared store cannot be reached: a start would fail for no fault of the file."""
-    from ksi.daemon import reach_store
     from ksi.errors import StoreUnavailable
+    from ksi.preflight import reach_store
 
     try:
         asyncio.run(reach_store(loaded))

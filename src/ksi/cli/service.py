@@ -93,7 +93,7 @@ def _reach_store(config: Config) -> None:
     """Raise StoreUnavailable if the server of a shared store cannot be reached now."""
     import asyncio
 
-    from ksi.daemon import reach_store
+    from ksi.preflight import reach_store
 
     asyncio.run(reach_store(config))
 

@@ -53,7 +53,6 @@ _EXITS = {
     "not_found": Exit.NOT_FOUND,
     "unknown_parent": Exit.NOT_FOUND,
     "ambiguous_id": Exit.USAGE,
-    "unsupported": Exit.USAGE,
     "request_id_conflict": Exit.USAGE,
     "cancelled": Exit.CANCELLED,
     "queue_full": Exit.LATER,
@@ -119,7 +118,7 @@ class Settings:
         Raises:
             ConfigError: a daemon could not start with it.
         """
-        from ksi.daemon import check_config
+        from ksi.preflight import check_config
 
         check_config(self.config)
         return self.config
@@ -128,8 +127,8 @@ class Settings:
     def places(self) -> Config:
         """Where the daemon of this home is to be found, however broken its configuration is."""
         from ksi.cli.render import note
-        from ksi.config import salvage
         from ksi.errors import ConfigError
+        from ksi.salvage import salvage
 
         try:
             return self.config
@@ -141,8 +140,9 @@ class Settings:
     def quiet_client(self) -> Client:
         """A client that says nothing of a broken configuration and does not wait for a daemon, not yet open."""
         from ksi.client import Client
-        from ksi.config import load, salvage
+        from ksi.config import load
         from ksi.errors import ConfigError
+        from ksi.salvage import salvage
 
         try:
             config = load(self.home)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ksi.clock import MICROSECONDS
 from ksi.completion.render import content_reply
 from ksi.errors import InvalidData, NotFound
-from ksi.event_types import FindData, FindReply, HistoryData, HistoryReply, TurnReply
 from ksi.events import conversation_name
+from ksi.lookup_types import FindData, FindReply, HistoryData, HistoryReply, TurnReply
 from ksi.request import Turn, decode_body
 from ksi.store.base import Store
 

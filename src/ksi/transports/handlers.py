@@ -14,8 +14,9 @@ from ksi.completion.token_tracker import TokenTracker
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.errors import InvalidData, UnknownEvent
 from ksi.event_bus import EventBus
-from ksi.event_types import CompletionData, ConfigReply, DiscoverData, SubscribeData, WaitData
+from ksi.event_types import CompletionData, DiscoverData, SubscribeData, WaitData
 from ksi.events import SPECS, schema
+from ksi.lookup_types import ConfigReply
 from ksi.protocol import nearest
 from ksi.transports.dispatch import LATER, Exchange, Handler
 
