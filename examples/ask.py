@@ -1,6 +1,6 @@
 """Ask a question, go on in the same conversation, and see what it took.
 
-Needs a running daemon: `ksi start`. Run it with `python examples/ask.py`.
+Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/ask.py`.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Put several requests into the queue at once, read one as it comes, cancel one, and wait for the rest.
 
-Needs a running daemon: `ksi start`. Run it with `python examples/handles.py`.
+Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/handles.py`.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Keep a conversation to yourself while you work on it outside KSI: nobody's turn runs in between.
 
-Without asyncio, for scripts. Needs a running daemon: `ksi start`. Run it with `python examples/lock.py`.
+Without asyncio, for scripts. Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/lock.py`.
 """
 
 import ksi

@@ -1,6 +1,6 @@
 """See what happens to requests while it happens: subscribe to events by pattern.
 
-Needs a running daemon: `ksi start`. Run it with `python examples/watch.py`.
+Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/watch.py`.
 """
 
 import asyncio

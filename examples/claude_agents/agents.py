@@ -2,7 +2,7 @@
 
 Each agent is a conversation with a name, so each remembers: ask another question, and they go on from this one. Needs
 a daemon on this folder's configuration; docs/how-to/claude-code.md says how. Run it with
-`python examples/claude_agents/agents.py "How should we store our users' photos?"`.
+`.venv/bin/python examples/claude_agents/agents.py "How should we store our users' photos?"`.
 """
 
 import asyncio

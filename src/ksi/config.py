@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -76,8 +75,8 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
 
     @property
     def shown_url(self) -> str:
-        """The address without its password (S3)."""
-        return re.sub(r"(?<=://)([^@/:]*):[^@/]*@", r"\1:***@", self.url)
+        """The address without what may be secret in it."""
+        return shown_url(self.url)
 
 
 class HeadStart(_Section, frozen=True, kw_only=True):
@@ -354,14 +353,48 @@ def _places(tree: Mapping[str, Any], within: str = "") -> Iterator[str]:
             yield f"{within}{key}"
 
 
-def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
-    """The home folder: as given, KSI_HOME, the nearest folder upward with a ksi.toml, else the user's data folder."""
+HARMLESS_PARAMETERS = frozenset(
+    {"namespace", "db", "protocol", "sentinel_tls", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
+)
+"""Parameters of an address that hold no secret."""
+
+
+def shown_url(url: str) -> str:
+    """An address as it may be printed: without user and password, and with no parameter's value that may be secret."""
+    head, mark, parameters = url.partition("?")
+    scheme, slashes, rest = head.partition("://")
+    # A password may itself hold slashes and @ signs: all up to the last @ goes.
+    user, at, place = rest.rpartition("@")
+    if not at and "@" in parameters:
+        return f"{scheme}{slashes}***"  # a question mark in a password
+    shown = f"{scheme}{slashes}{'***@' if at and user else ''}{place.partition('#')[0]}"
+    if not mark:
+        return shown
+    return f"{shown}?{'&'.join(map(_shown_parameter, parameters.partition('#')[0].split('&')))}"
+
+
+def _shown_parameter(parameter: str) -> str:
+    name, sign, _ = parameter.partition("=")
+    if not sign:
+        return "***"
+    return parameter if name in HARMLESS_PARAMETERS else f"{name}=***"
+
+
+def find_home(explicit: str | None, environ: Mapping[str, str], cwd: Path, package: Path = Path(__file__)) -> Path:
+    """The home folder: the explicit one, KSI_HOME, or the nearest folder upward from `cwd` with a ksi.toml.
+
+    Without any of them it is the checkout that `package`, this module's file, belongs to; an installed package has
+    none, and the home is in the user's data folder.
+    """
     given = explicit or environ.get("KSI_HOME")
     if given:
         return Path(given).expanduser().absolute()
     for folder in (cwd, *cwd.parents):
         if (folder / CONFIG_FILE).is_file():
             return folder
+    checkout = package.resolve().parents[2]
+    if (checkout / CONFIG_FILE).is_file() and (checkout / "src" / "ksi").is_dir():
+        return checkout
     data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".local" / "share")
     return Path(data) / "ksi"
 

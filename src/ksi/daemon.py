@@ -28,6 +28,7 @@ from ksi.completion.completion_service import CompletionService
 from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
+from ksi.completion.lookups import Lookups
 from ksi.completion.prices import Prices
 from ksi.completion.provider_kinds import build_providers
 from ksi.completion.provider_manager import ProviderManager
@@ -39,6 +40,7 @@ from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.completion.token_tracker import TokenTracker
 from ksi.config import Config
+from ksi.config_view import shown_values
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
@@ -49,6 +51,7 @@ from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.logs import open_log
+from ksi.lookup_types import ConfigReply
 from ksi.pid_file import PidFile
 from ksi.platforms import raise_file_limit
 from ksi.providers.base import Provider
@@ -73,6 +76,7 @@ SWITCH_INTERVAL = 0.0005
 
 EXIT_OK = 0
 EXIT_FAULT = 1
+EXIT_CONFIG = 2
 EXIT_IN_USE = 3
 
 
@@ -114,6 +118,10 @@ class _Served:
             "default_model": self.config.service.default_model,
             "providers": sorted(self._built),
         }
+
+    def held_config(self) -> ConfigReply:
+        """`system:config`: the configuration that this daemon read at its start, without secrets."""
+        return ConfigReply(home=str(self.config.home), values=shown_values(self.config))
 
     def _health(self, problems: list[str]) -> dict[str, Any]:
         leapt = clock_problem(self._clock, self.config.clock_path)
@@ -194,6 +202,7 @@ class Daemon(_Served):
             config,
             clock,
         )
+        lookups = Lookups(self.store)
         chains = ChainService(self.store, self._injections, clock)
         self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
@@ -203,7 +212,9 @@ class Daemon(_Served):
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(handlers(completions, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
+        dispatcher = Dispatcher(
+            handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self), clock
+        )
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -400,6 +411,12 @@ def build_daemon(
     return kind(config, clock, chance, environ)
 
 
+def sqlite_path(config: Config) -> Path | None:
+    """The file of a SQLite store. As in SQLAlchemy: three slashes begin a relative path, four an absolute one."""
+    kind, _, rest = config.store.url.partition("://")
+    return config.path(rest[1:]) if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/") else None
+
+
 def build_store(config: Config, chance: Chance) -> Store:
     """The store that a configuration names.
 
@@ -407,12 +424,11 @@ def build_store(config: Config, chance: Chance) -> Store:
         ConfigError: an address of no known kind.
     """
     rules = store_rules(config)
-    kind, _, rest = config.store.url.partition("://")
-    if kind == "memory":
+    if config.store.url.partition("://")[0] == "memory":
         return MemoryStore(rules, chance)
-    if kind == "sqlite" and rest.startswith("/") and not rest.endswith("/"):
-        # As in SQLAlchemy: three slashes begin a relative path, four an absolute one.
-        return SqliteStore(config.path(rest[1:]), rules, chance, durability=config.store.durability)
+    path = sqlite_path(config)
+    if path is not None:
+        return SqliteStore(path, rules, chance, durability=config.store.durability)
     if config.store.shared:
         return _redis_store(config, chance)
     raise ConfigError(
@@ -525,16 +541,22 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
         pid_file.take()
     except KsiError as error:
         print(f"ksi: {error.message}", file=sys.stderr)
-        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+        return _exit_code(error)
     raise_file_limit()
     try:
         return uvloop.run(_serve(config, say))
     except KsiError as error:
         structlog.get_logger("ksi.daemon").error("not started", error=error.message, code=error.code)
         print(f"ksi: {error.message}", file=sys.stderr)
-        return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
+        return _exit_code(error)
     finally:
         pid_file.release()
+
+
+def _exit_code(error: KsiError) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    return EXIT_IN_USE if isinstance(error, StoreInUse) else EXIT_FAULT
 
 
 async def _serve(config: Config, say: Callable[[str], None]) -> int:
@@ -546,7 +568,7 @@ async def _serve(config: Config, say: Callable[[str], None]) -> int:
     _spare_the_collector()
     # The threads behind the loop (response log, checkpoints, reports) must not keep it waiting for the interpreter.
     sys.setswitchinterval(SWITCH_INTERVAL)
-    say(f"ksi is ready on {config.socket_path} (pid {os.getpid()})")
+    say(f"ksi is ready on {config.socket_path} (pid {os.getpid()}, home {config.home})")
     tell_systemd("READY=1")
     await daemon.stopping.wait()
     tell_systemd("STOPPING=1")

@@ -12,6 +12,7 @@
     │   └── InvalidDirection      invalid_direction
     ├── ServiceError              the request was understood and cannot be met
     │   ├── NotFound              not_found
+    │   ├── AmbiguousId           ambiguous_id
     │   ├── RequestIdConflict     request_id_conflict
     │   ├── QueueFull             queue_full          yes
     │   ├── ConversationBusy      conversation_busy   yes
@@ -172,6 +173,12 @@ class NotFound(ServiceError):
     """No request, conversation or provider of this name."""
 
     code = "not_found"
+
+
+class AmbiguousId(ServiceError):
+    """A shortened id that is the beginning of several; `candidates` lists some of them."""
+
+    code = "ambiguous_id"
 
 
 class RequestIdConflict(ServiceError):

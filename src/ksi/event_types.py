@@ -109,10 +109,14 @@ class CancelData(Data):
 
 
 class GetData(Data):
-    """Names one request; with `after_seq`, the pieces of its running answer after that one (R2)."""
+    """Names one request.
+
+    With `after_seq` the pieces of its running answer after that one come too, with `content` what was asked.
+    """
 
     request_id: Name
     after_seq: Seq | None = None
+    content: bool = False
 
 
 class WaitData(Data):
@@ -129,6 +133,14 @@ class PageData(Data):
 
     limit: Limit = 100
     cursor: str | None = None
+
+
+class ContentReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What was asked in a turn, as it was sent."""
+
+    prompt: str | None = None
+    messages: list[MessageData] | None = None
+    system: str | None = None
 
 
 class ChainStatusData(PageData):
@@ -398,6 +410,7 @@ class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The machine whose daemons alone may start it now: its dialogue lives there (D4)."""
     cancelling: bool = False
     metadata: Json | None = None
+    content: ContentReply | None = None
     chunks_lost: bool = False
     next_seq: int | None = None
     text_so_far: str | None = None

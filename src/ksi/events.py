@@ -50,6 +50,7 @@ from ksi.event_types import (
     TokenUsageData,
     WaitData,
 )
+from ksi.lookup_types import ConfigReply, FindData, FindReply, HistoryData, HistoryReply
 from ksi.protocol import nearest
 from ksi.request import PRIORITY_WORDS, Priority
 from ksi.usage_report import TokenUsageReply
@@ -92,6 +93,7 @@ SPECS: Mapping[str, EventSpec] = {
         _in("system:ready", Nothing, "Whether the daemon serves, and which of its tasks run. Changes nothing."),
         _in("system:shutdown", Nothing, "Stop in order: running requests get their grace, nothing is lost (R6)."),
         _in("system:health", Nothing, "How the daemon, its store and its providers are."),
+        _in("system:config", Nothing, "The configuration that this daemon holds, without secrets.", ConfigReply),
         _in("system:discover", DiscoverData, "Every event with the JSON Schema of what it takes and gives."),
         _in(
             "completion:request", CompletionData, "Ask for a completion; the reply comes when it is done.", RequestReply
@@ -104,6 +106,8 @@ SPECS: Mapping[str, EventSpec] = {
         ),
         _in("completion:get", GetData, "A request as it stands, with its result once it has one.", RequestReply),
         _in("completion:wait", WaitData, "A request's end, from any connection.", RequestReply),
+        _in("completion:find", FindData, "Names of requests or conversations that begin so.", FindReply),
+        _in("completion:history", HistoryData, "The prompts and answers of a conversation.", HistoryReply),
         _in("completion:cancel", CancelData, "Stop a request that is not final, or a whole chain.", CancelReply),
         _in("completion:status", Nothing, "What the service is doing: figures and running requests."),
         _in("completion:queue_status", QueueStatusData, "The queue's figures, and pages of its lists."),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ksi.cli.settings import Exit
-from tests.daemon_process import DaemonProcess, clean_environ, make_home
+from tests.daemon_process import CONFIG, DaemonProcess, clean_environ, make_home
 
 Done = subprocess.CompletedProcess[str]
 
@@ -88,11 +88,12 @@ def test_start_says_when_it_is_ready_and_stop_when_it_is_gone(own_home: Path) ->
     assert started.returncode == 0
     assert "ready" in started.stdout
     assert len(started.stdout.splitlines()) == 1
+    assert f"home {own_home}" in started.stdout
     again = ksi(own_home, "start")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
     pid = rows(ksi(own_home, "health", "--json"))[0]["pid"]
     restarted = ksi(own_home, "restart")
-    assert restarted.stdout.splitlines()[0] == f"ksi has stopped (pid {pid})"
+    assert restarted.stdout.splitlines()[0] == f"ksi has stopped (pid {pid}, home {own_home})"
     assert rows(ksi(own_home, "health", "--json"))[0]["pid"] != pid
     assert ksi(own_home, "stop").returncode == 0
     assert "did not run" in ksi(own_home, "stop").stdout
@@ -110,7 +111,8 @@ def test_daemons_that_are_started_at_once_are_one(own_home: Path, spawn: Spawn) 
 def test_a_daemon_that_cannot_start_shows_what_it_said(own_home: Path) -> None:
     make_home(own_home, '[store]\nurl = "oracle://db"\n[providers.stub]\nkind = "stub"\n')
     failed = ksi(own_home, "start")
-    assert failed.returncode == Exit.FAILED
+    assert failed.returncode == Exit.USAGE
+    assert ksi(own_home, "start", "--foreground").returncode == Exit.USAGE
     assert "did not start" in failed.stderr
     assert "oracle://db" in failed.stderr
 
@@ -122,12 +124,72 @@ def test_a_home_that_cannot_be_written_is_told(own_home: Path) -> None:
     assert "choose another home" in failed.stderr
 
 
-def test_restart_leaves_the_daemon_alone_where_the_configuration_is_wrong(own_home: Path) -> None:
+MISTAKES = {
+    "[queue]\nleese = 1\n": "queue.lease",
+    "[queue\n": "not TOML",
+    '[providers.stub]\nkind = "stubb"\n': "no provider kind 'stubb'",
+    '[providers.stub]\nkind = "stub"\npeices = 3\n': "pieces",
+    '[providers.team]\nkind = "openai"\nbase_url = "team.example"\n': "base_url",
+    '[store]\nurl = "oracle://db"\n': "oracle://db",
+    '[store]\nurl = "redis://valkey.example:port/0"\n': "store.url",
+    '[store]\nurl = "sqlite:////dev/null/ksi.db"\n': "/dev/null",
+}
+
+
+@pytest.mark.promise("U4")
+def test_restart_and_config_check_all_that_a_start_checks_and_a_mistake_stops_nothing(own_home: Path) -> None:
     ksi(own_home, "start")
-    make_home(own_home, "[queue]\nleese = 1\n")
-    assert ksi(own_home, "restart").returncode == Exit.USAGE
+    (before,) = rows(ksi(own_home, "health", "--json"))
+    for text, words in MISTAKES.items():
+        make_home(own_home, text)
+        for name in ("restart", "config"):
+            refused = ksi(own_home, name)
+            assert (refused.returncode, words in refused.stderr) == (Exit.USAGE, True), (name, text, refused)
+    make_home(own_home, '[store]\nurl = "redis://user:SECRET@127.0.0.1:1/0"\n')
+    unreachable = ksi(own_home, "restart")
+    assert unreachable.returncode == Exit.LATER
+    assert "cannot be reached" in unreachable.stderr
+    shown = ksi(own_home, "config")
+    assert (shown.returncode, "cannot be reached" in shown.stderr) == (0, True)
+    assert "SECRET" not in unreachable.stderr + shown.stdout + shown.stderr
     make_home(own_home)
-    assert ksi(own_home, "health").returncode == 0
+    (after,) = rows(ksi(own_home, "health", "--json"))
+    assert after["pid"] == before["pid"]
+
+
+@pytest.mark.promise("U4")
+def test_with_a_broken_configuration_a_running_daemon_is_reached_and_stopped(own_home: Path) -> None:
+    make_home(own_home, CONFIG + '[socket]\npath = "run/own.sock"\n')
+    ksi(own_home, "start")
+    ksi(own_home, "send", "completion:async", '{"request_id": "x", "prompt": "x", "model": "slow/x"}')
+    broken = CONFIG.replace("[providers.stub]", "[providers.stub") + '[socket]\npath = "run/own.sock"\n'
+    make_home(own_home, broken)
+    for words in (["status"], ["cancel", "x"], ["logs"], ["health"], ["queue"], ["config", "--daemon"], ["ask", "Hi"]):
+        done = ksi(own_home, *words)
+        assert done.returncode == 0, (words, done.stderr)
+        if words != ["config", "--daemon"]:
+            assert done.stderr.count("not TOML") == 1, words
+    assert ksi(own_home, "restart").returncode == Exit.USAGE
+    stopped = ksi(own_home, "stop")
+    assert (stopped.returncode, "has stopped" in stopped.stdout) == (0, True)
+    assert ksi(own_home, "start").returncode == Exit.USAGE
+
+
+@pytest.mark.promise("U4", "S3")
+def test_config_of_the_daemon_is_what_it_read_and_says_what_has_changed(own_home: Path) -> None:
+    make_home(own_home, CONFIG + '[providers.team]\nkind = "openai"\nheaders = {X = "SECRET"}\n')
+    ksi(own_home, "start")
+    make_home(own_home, CONFIG + "[queue]\nlease = 20.0\n")
+    shown = ksi(own_home, "config", "--daemon", "--json")
+    held = {row["key"]: row for row in rows(shown)}
+    assert held["queue.lease"] == {"key": "queue.lease", "value": 30.0, "next_start": 20.0}
+    assert held["providers.team.kind"]["next_start"] == "(gone)"
+    assert held["providers.team.headers.X"]["value"] == "(hidden)"
+    assert held["service.default_model"] == {"key": "service.default_model", "value": "stub/echo"}
+    text = ksi(own_home, "config", "--daemon")
+    assert "ksi restart" in text.stderr
+    assert "SECRET" not in shown.stdout + text.stdout
+    assert "SECRET" not in ksi(own_home, "send", "system:config").stdout
 
 
 def test_a_second_daemon_in_the_foreground_fails_and_says_who_runs(home: Path) -> None:
@@ -264,6 +326,76 @@ def test_status_and_queue_show_what_runs(home: Path) -> None:
     assert "had ended cancelled" in ksi(home, "cancel", reply["request_id"]).stdout
 
 
+@pytest.mark.promise("U1")
+def test_ids_may_be_shortened_wherever_they_are_asked_for(home: Path) -> None:
+    data = '{"prompt": "Hello", "injection_config": {"target_sessions": ["short"]}, "circuit_breaker_config": {}}'
+    (sent,) = rows(ksi(home, "send", "completion:async", data))
+    (ended,) = rows(ksi(home, "wait", sent["request_id"], "--json"))
+    short, talk = ended["request_id"][:20], ended["session_id"][:21]
+    assert rows(ksi(home, "usage", "--chain", short, "--json"))[0]["totals"]["requests"] == 2
+    for words in (["show", short], ["wait", short], ["chain", short]):
+        assert ended["request_id"] in ksi(home, *words, "--json").stdout, words
+    for words in (["sessions", talk], ["log", talk], ["locks", talk], ["usage", "--session", talk]):
+        assert ended["session_id"] in ksi(home, *words, "--json").stdout, words
+    delivery = rows(ksi(home, "injections", "--json"))[0]["injection_id"]
+    assert delivery in ksi(home, "injections", delivery[:20] + delivery[-2:], "--json").stdout
+    assert "had ended completed" in ksi(home, "cancel", short).stdout
+    assert "only what ended without an answer" in ksi(home, "requeue", short).stderr
+    ksi(home, "ask", "Hello")
+    several = ksi(home, "show", "req_")
+    assert several.returncode == Exit.USAGE
+    assert "is the beginning of several requests" in several.stderr
+
+
+@pytest.mark.promise("U1")
+def test_a_name_that_somebody_chose_must_be_whole_to_be_cancelled(home: Path) -> None:
+    ksi(home, "send", "completion:async", '{"request_id": "job-10", "prompt": "x", "model": "slow/x"}')
+    refused = ksi(home, "cancel", "job-1")
+    assert refused.returncode == Exit.NOT_FOUND
+    assert "if you mean 'job-10', give its whole name" in refused.stderr
+    assert "running" in ksi(home, "show", "job-1").stdout
+    assert ksi(home, "cancel", "job-10").returncode == 0
+
+
+@pytest.mark.promise("U3")
+def test_prompts_and_answers_can_be_read_back(home: Path) -> None:
+    for turn in ("Where in May?", "And by train?", "How long?"):
+        ksi(home, "ask", "--session", "read back", "--system", "Be brief.", "--agent", "ann", turn)
+    told = ksi(home, "log", "read back").stdout
+    at = [told.index(text) for text in ("Where in May?", "echo: Where in May?", "And by train?", "echo: How long?")]
+    assert at == sorted(at)
+    assert told.count("system:\nBe brief.") == 3
+    last = ksi(home, "log", "read back", "--limit", "1")
+    assert ("How long?" in last.stdout, "train" in last.stdout, "--all" in last.stderr) == (True, False, True)
+    turns = rows(ksi(home, "log", "read back", "--all", "--json"))
+    assert [turn["content"]["prompt"] for turn in turns] == ["Where in May?", "And by train?", "How long?"]
+    assert turns[0]["agent_id"] == "ann"
+    assert ksi(home, "log", "nobody").returncode == Exit.NOT_FOUND
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}] * 1
+    data = {"request_id": "with messages", "messages": [*messages, {"role": "user", "content": "three"}]}
+    ksi(home, "send", "completion:request", json.dumps(data))
+    shown = ksi(home, "show", "with messages").stdout
+    assert all(text in shown for text in ("1 user", "2 assistant", "3 user", "three"))
+
+
+@pytest.mark.promise("U3")
+def test_a_long_conversation_is_read_back_page_by_page(home: Path) -> None:
+    for turn in range(5):
+        ksi(home, "send", "completion:request", json.dumps({"session_id": "long", "prompt": f"turn {turn}"}))
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        wish = {"session_id": "long", "limit": 2, **({} if cursor is None else {"cursor": cursor})}
+        (page,) = rows(ksi(home, "send", "completion:history", json.dumps(wish)))
+        seen += [turn["content"]["prompt"] for turn in page["turns"]]
+        cursor = page.get("cursor")
+        if cursor is None:
+            break
+    assert seen == [f"turn {n}" for n in reversed(range(5))]
+    for wrong in ({"session_id": "long", "cursor": "x"}, {}, {"session_id": "none"}):
+        assert ksi(home, "send", "completion:history", json.dumps(wrong)).returncode in (Exit.USAGE, Exit.NOT_FOUND)
+
+
 @pytest.mark.promise("Q8")
 def test_long_lists_are_followed_to_their_end_when_asked(home: Path) -> None:
     for number in range(3):
@@ -380,6 +512,88 @@ def test_a_person_at_a_terminal_gets_a_table(home: Path, spawn: Spawn) -> None:
     assert looking.returncode == 0
     assert "─" in shown.decode()
     assert b"seen" in shown
+
+
+def on_terminal(home: Path, *args: str, columns: int = 80) -> str:
+    """What a command prints at a terminal of so many columns."""
+    master, slave = pty.openpty()
+    environ = {**clean_environ(), "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen(command(home, *args), stdin=slave, stdout=slave, stderr=slave, env=environ)
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 65_536):
+            shown += piece
+    except OSError:
+        pass  # the end, as terminals say it
+    finally:
+        os.close(master)
+    assert process.wait(60) == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.promise("U1")
+def test_lists_fit_80_columns_and_every_id_stands_on_one_line(home: Path) -> None:
+    data = {"prompt": "Hello", "agent_id": "planner", "injection_config": {"target_sessions": ["t"]}}
+    for _ in range(2):
+        ksi(home, "send", "completion:request", json.dumps(data))
+    ksi(home, "ask", "--model", "broken/x", "Hello")
+    lists = {
+        ("queue", "--list", "finished"): "request_id",
+        ("queue", "--list", "failed"): "request_id",
+        ("sessions",): "session_id",
+        ("chain",): "chain_id",
+        ("injections",): "injection_id",
+        ("locks",): "conversation_id",
+    }
+    for words, name in lists.items():
+        text = on_terminal(home, *words)
+        assert max(map(len, text.splitlines())) <= 80, (words, text)
+        for row in rows(ksi(home, *words, "--json")):
+            assert any(row[name] in line for line in text.splitlines()), (words, row[name], text)
+    assert max(map(len, on_terminal(home, "providers").splitlines())) <= 80
+
+
+@pytest.mark.promise("U1")
+def test_a_log_s_controls_do_not_reach_a_terminal(own_home: Path) -> None:
+    (own_home / "var" / "logs").mkdir(parents=True)
+    (own_home / "var" / "logs" / "daemon.log").write_bytes(b"evil \x1b]52;c;ZXZpbA==\x07 \xc2\x9b31m\n")
+    assert on_terminal(own_home, "logs") == "evil \\x1b]52;c;ZXZpbA==\\x07 \\x9b31m\n"
+    assert ksi(own_home, "logs").stdout == "evil \x1b]52;c;ZXZpbA==\x07 \x9b31m\n"
+
+
+COMPLETE = """
+eval "$({ksi} completion bash)"
+try() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _ksi_completion ksi; echo "${{COMPREPLY[*]}}"; }}
+ksi() {{ {ksi} "$@"; }}
+cd "{home}"
+try ksi stat
+try ksi show completed-
+try ksi log completed-talk
+try ksi providers enable dr
+try ksi --home /nowhere show ""
+"""
+
+
+@pytest.mark.promise("U1")
+def test_a_shell_completes_commands_and_live_names(home: Path, tmp_path: Path) -> None:
+    ksi(home, "ask", "--id", "completed-1", "--session", "completed-talk", "Hello")
+    ksi(home, "ask", "--id", "completed-; rm -rf x", "Hello")
+    launcher = tmp_path / "ksi"
+    code = "import sys; sys.argv[0] = 'ksi'; from ksi.cli import main; main()"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    launcher.chmod(0o755)
+    script = COMPLETE.format(ksi=launcher, home=home)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**clean_environ(), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert done.stdout.splitlines() == ["status", "completed-1", "completed-talk", "drip", ""], done.stderr
+    for shell in ("zsh", "fish"):
+        assert "_KSI_COMPLETE" in ksi(home, "completion", shell).stdout
 
 
 def test_a_reader_that_leaves_early_is_no_error(home: Path) -> None:

@@ -202,6 +202,8 @@ class Pair:
                 self._compare_history(name)
         for listing in Listing:
             self.do(lambda world, of=listing: _rows(world, of))  # type: ignore[misc]
+        self.do(lambda world: world.store.find("request", "r", 1_000))
+        self.do(lambda world: world.store.find("conversation", "", 1_000))
         self.do(lambda world: _all(lambda cursor: world.store.sessions(3, cursor)))
         self.do(lambda world: _all(lambda cursor: world.store.sessions(2, cursor, "ann")))
         self.do(lambda world: _all(lambda cursor: world.store.forks(2, cursor)))

@@ -73,7 +73,7 @@ def test_the_help_lists_all_commands_and_exit_codes(home: Path) -> None:
 def test_an_unknown_command_is_wrong_usage(home: Path) -> None:
     result = run(home, "statsu")
     assert result.exit_code == Exit.USAGE
-    assert "statsu" in result.stderr
+    assert "did you mean 'status'?" in result.stderr
 
 
 # Errors
@@ -134,7 +134,7 @@ def test_without_a_daemon_a_command_says_how_to_start_it(home: Path, args: list[
 
 def test_a_configuration_that_cannot_be_used_is_told_with_its_place(home: Path) -> None:
     (home / "ksi.toml").write_text("[queue]\nleese = 3\n")
-    result = run(home, "status", "--json")
+    result = run(home, "config", "--json")
     assert result.exit_code == Exit.USAGE
     assert lines(result)[0]["error"]["code"] == "config"
     assert "queue.lease" in result.stderr
@@ -198,7 +198,8 @@ def test_an_unknown_event_is_not_found_and_the_nearest_is_named(home: Path) -> N
 
 def test_config_says_where_each_value_comes_from(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "ksi.toml").write_text(
-        '[queue]\nmax_queued = 5\n[providers.team-a]\nkind = "openai"\nmodels = ["a/*"]\napi_key = "sesame"\n'
+        '[queue]\nmax_queued = 5\n[providers.team-a]\nkind = "openai"\nmodels = ["a/*"]\n'
+        'headers = {"X-Team" = "sesame"}\n'
     )
     monkeypatch.setenv("KSI_QUEUE__LEASE", "20")
     monkeypatch.setenv("KSI_PROVIDERS__TEAM_A__PRIORITY", "3")
@@ -208,7 +209,7 @@ def test_config_says_where_each_value_comes_from(home: Path, monkeypatch: pytest
     assert shown["queue.head_start.high"] == (21600.0, "default")
     assert shown["providers.team-a.priority"] == (3, "KSI_PROVIDERS__TEAM_A__PRIORITY")
     assert shown["providers.team-a.models"] == (["a/*"], "ksi.toml")
-    assert shown["providers.team-a.api_key"] == ("(hidden)", "ksi.toml")
+    assert shown["providers.team-a.headers.X-Team"] == ("(hidden)", "ksi.toml")
     assert "sesame" not in run(home, "config").stdout
 
 

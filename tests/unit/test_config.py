@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi import config as module
-from ksi.config import Config, ProviderConfig, find_home, load, options_of
+from ksi.config import Config, ProviderConfig, find_home, load, options_of, shown_url
 from ksi.errors import ConfigError
+from ksi.salvage import salvage
 
 NOWHERE = Path("/nowhere/ksi-home")
 """A home without a file."""
@@ -340,7 +341,60 @@ def test_the_nearest_folder_upward_with_a_file_is_the_home(tmp_path: Path) -> No
     ],
 )
 def test_else_the_users_data_folder_is_the_home(tmp_path: Path, environ: dict[str, str], home: str) -> None:
-    assert find_home(None, environ, tmp_path) == Path(home)
+    package = tmp_path / "lib" / "ksi" / "config.py"  # as it is installed
+    assert find_home(None, environ, tmp_path, package) == Path(home)
+
+
+@pytest.mark.promise("U4")
+def test_a_checkout_is_the_home_wherever_it_is_used_unless_a_home_is_here(tmp_path: Path) -> None:
+    checkout, elsewhere, project = tmp_path / "checkout", tmp_path / "elsewhere", tmp_path / "project"
+    for folder in (checkout / "src" / "ksi", elsewhere, project):
+        folder.mkdir(parents=True)
+    home_with(checkout, "")
+    home_with(project, "")
+    package = checkout / "src" / "ksi" / "config.py"
+    assert find_home(None, {}, elsewhere, package) == checkout
+    assert find_home(None, {}, project, package) == project
+    assert find_home(None, {"KSI_HOME": str(elsewhere)}, elsewhere, package) == elsewhere
+
+
+@pytest.mark.promise("U4")
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[socket]\npath = 'run/it.sock'\n[queue\nlease = 3\n", "run/it.sock"),
+        ("[queue]\nleese = 3\n[socket]\npath = 'run/it.sock'\n", "run/it.sock"),
+        ("[queue]\nlease =\n\n  [socket]\nmax_line = 1 2\npath = 'run/it.sock' # here\n", "run/it.sock"),
+        ("[socket\npath = 'run/it.sock'\n", "var/run/daemon.sock"),
+        ("[socket]\npath = 7\n", "var/run/daemon.sock"),
+        ("\x00\xff", "var/run/daemon.sock"),
+    ],
+)
+def test_the_socket_is_found_in_a_file_that_cannot_be_used(tmp_path: Path, text: str, path: str) -> None:
+    home = home_with(tmp_path, text)
+    with pytest.raises(ConfigError):
+        load(home, {})
+    assert salvage(home, {}).socket_path == home / path
+    assert salvage(home, {"KSI_SOCKET__PATH": "other.sock"}).socket_path == home / "other.sock"
+
+
+@pytest.mark.promise("U4", "S3")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///var/db/ksi.db", "sqlite:///var/db/ksi.db"),
+        ("redis://valkey.example:7000/0?namespace=team", "redis://valkey.example:7000/0?namespace=team"),
+        ("redis://user:SECRET@valkey.example/0", "redis://***@valkey.example/0"),
+        ("redis://SECRET@valkey.example", "redis://***@valkey.example"),
+        ("redis://:SEC@RE/T@valkey.example/0", "redis://***@valkey.example/0"),
+        ("redis://:SEC?RET@valkey.example/0", "redis://***"),
+        ("redis+sentinel://a:1,b:2/it?sentinel_password=SECRET", "redis+sentinel://a:1,b:2/it?sentinel_password=***"),
+        ("https://api.example/v1?key=SECRET&SECRET&db=1#SECRET", "https://api.example/v1?key=***&***&db=1"),
+        ("https://api.example/v1#SECRET", "https://api.example/v1"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
 
 
 def test_paths_begin_at_the_home_unless_they_are_absolute() -> None:

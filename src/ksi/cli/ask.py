@@ -1,19 +1,34 @@
-"""`ksi ask`: one question, its answer as it comes."""
+"""`ksi ask` and `ksi wait`: one question, its answer as it comes."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ksi.cli.render import json_line, note, visible
-from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
+from ksi.cli.answer import (
+    Loss,
+    OutputFailed,
+    ReaderGone,
+    connected,
+    lost_output,
+    print_answer,
+    print_end,
+    stop_writing,
+)
+from ksi.cli.completing import complete_agent, complete_model, complete_request, complete_session
+from ksi.cli.ids import whole_id
+from ksi.cli.last import last_session, remember
+from ksi.cli.prompt import read_prompt, utf8
+from ksi.cli.render import note
+from ksi.cli.schema import check_json, schema_options
+from ksi.cli.settings import Exit, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.client import Client, Handle
-    from ksi.event_types import RequestReply
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
 CANCEL_WAIT = 5.0
@@ -23,28 +38,73 @@ EPILOG = """\b
 Examples:
   ksi ask "Name three colours"
   ksi ask --session trip "Where should I go in May?"
-  ksi ask --session trip "And by train?"
+  ksi ask --continue "And by train?"
   cat report.txt | ksi ask "Summarise this"
+  ksi ask --attach main.py --attach error.log "Why does it fail?"
   ksi ask --model claude-cli/haiku --priority high "..."
   ksi ask --json "..." | jq .usage
 """
 
 
+def start_option(command: Any) -> Any:
+    """`--no-start`."""
+    return click.option("--no-start", is_flag=True, help="Do not start the daemon where none runs.")(command)
+
+
 @click.command(epilog=EPILOG)
 @click.argument("prompt", nargs=-1)
-@click.option("-s", "--session", metavar="NAME", help="The conversation to go on with, or to begin.")
-@click.option("-m", "--model", metavar="PROVIDER/MODEL", help="Who answers; else the configured default.")
+@click.option(
+    "-s",
+    "--session",
+    "session_id",
+    metavar="NAME",
+    shell_complete=complete_session,
+    help="The conversation to go on with, or to begin.",
+)
+@click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the conversation of the last `ksi ask` here.")
+@click.option("--fork", is_flag=True, help="Leave that conversation as it is, and go on in a copy of it.")
+@click.option(
+    "-m",
+    "--model",
+    metavar="PROVIDER/MODEL",
+    shell_complete=complete_model,
+    help="Who answers; else the configured default.",
+)
 @click.option("-p", "--priority", type=click.Choice(PRIORITIES, case_sensitive=False), help="Else normal.")
+@click.option("-a", "--agent", "agent_id", metavar="NAME", shell_complete=complete_agent, help="Who asks.")
 @click.option("--system", metavar="TEXT", help="Instructions that stand above the conversation.")
+@click.option(
+    "--attach",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A text file, put into the prompt as a quoted block; can be given again.",
+)
+@click.option("--schema", metavar="FILE", type=click.Path(path_type=Path), help="The JSON Schema of the answer.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The longest answer.")
+@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="How much chance is in the answer.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Where the answer ends; can be given again.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
+@click.option(
+    "--on-busy", type=click.Choice(("enqueue", "reject", "interrupt")), help="If the conversation is taken: wait, ..."
+)
+@click.option("--id", "request_id", metavar="ID", help="The request's id: with a known one, that answer comes again.")
+@click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
-@click.option("--no-start", is_flag=True, help="Do not start the daemon where none runs.")
+@start_option
 @json_option
 @pass_settings
+@click.pass_context
 def ask(
+    ctx: click.Context,
     settings: Settings,
     /,
     prompt: tuple[str, ...],
+    go_on: bool,
+    files: tuple[Path, ...],
+    schema: Path | None,
+    no_stdin: bool,
     no_stream: bool,
     no_start: bool,
     as_json: bool,
@@ -52,114 +112,146 @@ def ask(
 ) -> None:
     """Ask a model and print its answer as it comes.
 
-    The prompt is what stands on the command line, what comes on stdin, or both, one after the other. The daemon is
-    started where none runs. Ctrl-C cancels the request.
+    The prompt is what stands on the command line, attached files and what comes on stdin, one after the other. The
+    daemon is started where none runs. Ctrl-C cancels the request, and so does a closed pipe, as of `| head`.
 
-    Should the answer begin anew in mid-text (a provider failed and another took over), a line on stderr says so, and
-    the text that counts is what follows; --no-stream and --json print that alone.
+    Stderr says what the request waits for, and if the answer was cut at a limit (exit code 7). Should the answer begin
+    anew in mid-text (a provider failed and another took over), a line on stderr says so, and the text that counts is
+    what follows; --no-stream and --json print that alone.
     """
-    fields = {name: value for name, value in options.items() if value is not None}
-    if "session" in fields:
-        fields["session_id"] = fields.pop("session")
+    if ctx.meta.get("ksi.no_stdout"):
+        raise click.UsageError("stdout is closed, so the answer would be lost; give it a file, such as /dev/null")
+    fields = _fields(options)
+    if go_on:
+        if "session_id" in fields:
+            raise click.UsageError("--session or --continue, not both")
+        fields["session_id"] = last_session(settings.home, fields.get("agent_id"))
+    if fields.get("fork") and "session_id" not in fields:
+        raise click.UsageError("--fork needs the conversation to fork: --session NAME or --continue")
     fields["stream"] = not (no_stream or as_json)
-    text = _prompt(" ".join(prompt))
-    reply = asyncio.run(_ask(settings, text, fields, start=not no_start))
-    if as_json:
-        json_line(reply)
-    elif no_stream:
-        print(_shown(reply.result or ""))
+    text = read_prompt(" ".join(prompt), files, stdin=not no_stdin)
+    ctx.exit(asyncio.run(_ask(settings, text, fields, schema, start=not no_start, as_json=as_json)))
 
 
-def _prompt(words: str) -> str:
-    """What to ask: the command line's words, then stdin."""
-    piped = ""
-    if sys.stdin is not None and not sys.stdin.isatty():
-        try:
-            piped = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise click.UsageError(f"stdin is not UTF-8 text: {error}") from None
-    parts = [part for part in (words, piped) if part.strip()]
-    if not parts:
-        raise click.UsageError('say what to ask: ksi ask "Name three colours"')
-    return "\n\n".join(parts)
+def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's fields of what was said; texts must be UTF-8."""
+    # A temperature of 0 was said, and is no False.
+    said = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    return {name: _value(name, value) for name, value in said.items()}
 
 
-async def _ask(settings: Settings, prompt: str, fields: dict[str, Any], *, start: bool) -> RequestReply:
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_value(name, each) for each in value]
+    return utf8(value, f"--{name.removesuffix('_id')}") if isinstance(value, str) else value
+
+
+async def _ask(
+    settings: Settings, prompt: str, fields: dict[str, Any], schema: Path | None, *, start: bool, as_json: bool
+) -> Exit:
     from ksi.clock import Chance, SystemClock
 
     # Made here, so that Ctrl-C can cancel a request whose submission was not answered yet.
-    request_id = Chance().identifier("req", SystemClock().now())
-    client = await _connected(settings, start=start)
-    async with client:
+    fields.setdefault("request_id", Chance().identifier("req", SystemClock().now()))
+    request_id, stream = fields["request_id"], fields["stream"]
+    loss = Loss()
+    async with await connected(settings, loss, start=start) as client:
+        if schema is not None:
+            fields["provider_options"] = await schema_options(client, schema, fields.get("model"))
+        loss.request_id = request_id
         try:
-            handle = await client.submit(prompt, **{**fields, "request_id": request_id})
-            _tell_waiting(handle)
-            if fields["stream"]:
-                await _print_stream(handle)
-            return await handle.result()
+            handle = await client.submit(prompt, **fields)
+            loss.accepted = True
+            remember(settings.home, fields.get("agent_id"), handle.session_id)
+            reply = await print_answer(client, handle, stream=stream)
+            code = print_end(reply, stream=stream, as_json=as_json)
         except asyncio.CancelledError:
             await _cancel(client, request_id)
             raise
+        except ReaderGone:
+            stop_writing()
+            return await _cancel(client, request_id)
+        except OutputFailed as error:
+            return lost_output(request_id, error)
+    return check_json(reply.result or "", request_id) if schema is not None and code is Exit.DONE else code
 
 
-async def _connected(settings: Settings, *, start: bool) -> Client:
-    from ksi.errors import ConnectionFailed
-
-    client = settings.client(patience=PATIENCE)
-    try:
-        await client.open()
-    except ConnectionFailed:
-        if not start:
-            raise
-        from ksi.cli.background import start_daemon
-
-        note("starting the daemon...")
-        await asyncio.to_thread(start_daemon, settings.config)
-        await client.open()
-    return client
-
-
-def _tell_waiting(handle: Handle) -> None:
-    if handle.submitted.get("status") != "queued" or not sys.stderr.isatty():
-        return
-    before, holder = handle.submitted.get("position"), handle.submitted.get("holder")
-    words = "waiting for its turn"
-    if before:
-        words += f", {before} before it"
-    if holder:
-        words += f"; {holder} has the conversation"
-    note(f"{words} (Ctrl-C cancels)")
-
-
-async def _print_stream(handle: Handle) -> None:
-    written = ""
-    try:
-        async for chunk in handle.chunks():
-            if chunk.restarted:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-                note("ksi: the answer begins anew; what stands above does not count")
-            text = _shown(chunk.text)
-            written = text or written
-            sys.stdout.write(text)
-            sys.stdout.flush()
-    finally:
-        if written and not written.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-
-
-def _shown(text: str) -> str:
-    """A model's text: as it is for a program, without terminal commands for a person."""
-    return visible(text, keep="\n\t") if sys.stdout.isatty() else text
-
-
-async def _cancel(client: Client, request_id: str) -> None:
+async def _cancel(client: Client, request_id: str) -> Exit:
+    """Cancel what nobody waits for any more, and say what became of it."""
     from ksi.errors import KsiError
 
     try:
         reply = await client.send_event("completion:cancel", {"request_id": request_id}, timeout=CANCEL_WAIT)
     except KsiError as error:
         note(f"ksi: {request_id} could not be cancelled: {error.message}")
-    else:
-        note(f"ksi: {request_id} {reply.get('state', 'cancelled')}")
+        return Exit.CANCELLED
+    state = reply.get("state", "cancelled")
+    if state == "completed":
+        return Exit.DONE  # the reader has enough of a whole answer
+    note(f"ksi: {request_id} {state}")
+    return Exit.CANCELLED
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  ksi wait req_0197...
+  ksi wait req_0197... --timeout 60 || ksi cancel req_0197...
+"""
+)
+@click.argument("request_id", metavar="REQUEST", shell_complete=complete_request)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Then exit code 6.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@start_option
+@json_option
+@pass_settings
+@click.pass_context
+def wait(
+    ctx: click.Context,
+    settings: Settings,
+    request_id: str,
+    timeout: float | None,
+    no_stream: bool,
+    no_start: bool,
+    as_json: bool,
+) -> None:
+    """Wait for a REQUEST that was sent before, from anywhere, and print its answer as `ksi ask` does.
+
+    Ctrl-C ends the waiting alone: the request goes on.
+    """
+    stream = not (no_stream or as_json)
+    ctx.exit(asyncio.run(_wait(settings, request_id, timeout, stream=stream, start=not no_start, as_json=as_json)))
+
+
+async def _wait(
+    settings: Settings, word: str, timeout: float | None, *, stream: bool, start: bool, as_json: bool
+) -> Exit:
+    from ksi.errors import WaitTimeout
+
+    loss = Loss()
+    async with await connected(settings, loss, start=start) as client:
+        handle = await _attached(client, word, stream=stream)
+        loss.request_id, loss.accepted = handle.request_id, True
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await print_answer(client, handle, stream=stream)
+            return print_end(reply, stream=stream, as_json=as_json)
+        except TimeoutError:
+            raise WaitTimeout(f"{handle.request_id} is not done after {timeout:g} s; it goes on, wait again") from None
+        except ReaderGone:
+            stop_writing()
+            return Exit.DONE
+        except OutputFailed as error:
+            return lost_output(handle.request_id, error)
+
+
+async def _attached(client: Client, word: str, *, stream: bool) -> Handle:
+    from ksi.errors import RemoteError
+
+    try:
+        known = await client.get(word)
+    except RemoteError as error:
+        if error.code != "not_found":
+            raise
+        known = await client.get(await whole_id(client, word))
+    return client.attach(known.request_id, stream=stream)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ksi.cli.logs import LOG_FILE
+from ksi.cli.settings import Exit
 from ksi.config import Config
 from ksi.errors import ConfigError, ConnectionFailed, InternalError, WaitTimeout
 from ksi.platforms import find_socket
@@ -31,14 +32,14 @@ def start_daemon(config: Config) -> str:
     Whoever starts at the same time waits for the first.
 
     Raises:
-        ConfigError: the home cannot be written.
+        ConfigError: the home cannot be written, or the configuration cannot be used.
         InternalError: it did not start; the message has what it said.
     """
     with _starting(config):
         _let_settle(config)
         pid = running_pid(config)
         if pid is not None:
-            return f"ksi runs already on {config.socket_path} (pid {pid})"
+            return f"ksi runs already on {config.socket_path} (pid {pid}, home {config.home})"
         return _launch(config)
 
 
@@ -142,7 +143,8 @@ def _launch(config: Config) -> str:
     if word:
         return word
     code = process.wait()
-    raise InternalError(f"the daemon did not start (exit code {code}):\n{_added(log_path, before)}")
+    reason = f"the daemon of {config.home} did not start (exit code {code}):\n{_added(log_path, before)}"
+    raise ConfigError(reason, place=str(config.home)) if code == Exit.USAGE else InternalError(reason)
 
 
 def _added(path: Path, before: int, lines: int = 20) -> str:

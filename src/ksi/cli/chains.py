@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from ksi.cli.completing import complete_request
+from ksi.cli.ids import send_named
 from ksi.cli.lists import page_options, print_list
 from ksi.cli.render import clock_time, duration, figures, json_line, note, visible
 from ksi.cli.settings import Settings, json_option, pass_settings
-from ksi.cli.status import ask_one
+from ksi.cli.status import ask_named
 
 Json = Mapping[str, Any]
 STATES = ("queued", "taken", "delivered", "blocked", "failed", "retried")
@@ -28,7 +30,7 @@ Examples:
   ksi chain req_0197... --cancel
 """
 )
-@click.argument("name", metavar="[ID]", required=False)
+@click.argument("name", metavar="[ID]", required=False, shell_complete=complete_request)
 @click.option("--reset", is_flag=True, help="Let it go on: budget and time begin anew, what tripped it is forgotten.")
 @click.option("--cancel", is_flag=True, help="Stop all of it, and take no more requests into it.")
 @page_options
@@ -48,7 +50,9 @@ def chain(
             raise click.UsageError("which chain? ksi chain ID --reset")
         _list(settings, limit, everything, as_json)
     elif reset:
-        reply = asyncio.run(ask_one(settings, "circuit_breaker:reset", {"request_id": name}))
+        reply = asyncio.run(
+            ask_named(settings, "circuit_breaker:reset", {"request_id": name}, "request_id", changes=True)
+        )
         if as_json:
             json_line(reply)
         else:
@@ -92,7 +96,8 @@ def _chain_row(item: Json) -> Sequence[object]:
 
 async def _cancel(settings: Settings, name: str, as_json: bool) -> None:
     async with settings.client() as client:
-        status = await client.send_event("circuit_breaker:status", {"request_id": name})
+        data = {"request_id": name}
+        status = await send_named(client, "circuit_breaker:status", data, "request_id", changes=True)
         reply = await client.send_event("completion:cancel", {"chain_id": status["chain"]["chain_id"]})
     if as_json:
         json_line(reply)
@@ -103,7 +108,8 @@ async def _cancel(settings: Settings, name: str, as_json: bool) -> None:
 async def _draw(settings: Settings, name: str, as_json: bool) -> None:
     async with settings.client() as client:
         wish = {"request_id": name, "members": True, "limit": PAGE}
-        reply = await client.send_event("circuit_breaker:status", wish)
+        reply = await send_named(client, "circuit_breaker:status", wish, "request_id")
+        wish = {**wish, "request_id": reply["chain"]["chain_id"]}
         members: list[Json] = list(reply.get("requests", []))
         while reply.get("cursor") is not None:
             reply = await client.send_event("circuit_breaker:status", {**wish, "cursor": reply["cursor"]})
@@ -220,11 +226,13 @@ def injections(
         )
         return
     if retry:
-        reply = asyncio.run(ask_one(settings, "injection:retry", {"injection_id": injection}))
+        reply = asyncio.run(
+            ask_named(settings, "injection:retry", {"injection_id": injection}, "injection_id", changes=True)
+        )
         if not as_json:
             note(f"sent again as {reply['injection']['injection_id']}")
     else:
-        reply = asyncio.run(ask_one(settings, "injection:status", {"injection_id": injection}))
+        reply = asyncio.run(ask_named(settings, "injection:status", {"injection_id": injection}, "injection_id"))
     if as_json:
         json_line(reply)
         return

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ksi.cli.completing import complete_agent, complete_session
 from ksi.cli.fork_tree import print_forks
+from ksi.cli.ids import whole_id
 from ksi.cli.render import clock_time, figures, json_line, note, table
 from ksi.cli.settings import F, Settings, json_option, pass_settings
-from ksi.cli.status import ask_one
+from ksi.cli.status import ask_named, ask_one
 
 if TYPE_CHECKING:
     from ksi.client import Client
@@ -151,7 +153,7 @@ Examples:
   ksi locks --all --json
 """
 )
-@click.argument("conversation", required=False)
+@click.argument("conversation", required=False, shell_complete=complete_session)
 @page_options
 @json_option
 @pass_settings
@@ -174,7 +176,7 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
             )
         )
         return
-    reply = asyncio.run(ask_one(settings, event, {"conversation_id": conversation, "limit": limit}))
+    reply = asyncio.run(_lock_of(settings, conversation, limit))
     if as_json:
         json_line(reply)
         return
@@ -197,6 +199,17 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
             title="line",
         )
     print_forks(forks)
+
+
+async def _lock_of(settings: Settings, conversation: str, limit: int) -> dict[str, Any]:
+    """A conversation's lock. Any name that nobody uses is free, so one may be the beginning of another."""
+    event, data = "conversation:lock_status", {"conversation_id": conversation, "limit": limit}
+    async with settings.client() as client:
+        reply = await client.send_event(event, data)
+        if reply.get("locked"):
+            return reply
+        whole = await whole_id(client, conversation, "conversation")
+        return reply if whole == conversation else await client.send_event(event, {**data, "conversation_id": whole})
 
 
 async def forks_of(settings: Settings, conversation: str) -> Sequence[Json]:
@@ -227,8 +240,8 @@ Examples:
   ksi sessions research_001 --json
 """
 )
-@click.argument("session", required=False)
-@click.option("--agent", metavar="NAME", help="Only those of one agent.")
+@click.argument("session", required=False, shell_complete=complete_session)
+@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only those of one agent.")
 @page_options
 @json_option
 @pass_settings
@@ -238,12 +251,12 @@ def sessions(
     """Show conversations, the newest first, or one SESSION: its life, turns, provider, agents, and tree of forks."""
     event = "completion:session_status"
     if session is not None:
-        reply = asyncio.run(ask_one(settings, event, {"session_id": session}))
+        reply = asyncio.run(ask_named(settings, event, {"session_id": session}, "session_id", "conversation"))
         if as_json:
             json_line(reply)
         else:
             figures(_with_times(reply))
-            print_forks(asyncio.run(forks_of(settings, session)))
+            print_forks(asyncio.run(forks_of(settings, reply["session_id"])))
         return
     columns = ("conversation", "state", "turns", "provider", "agents", "locked", "created", "active", "forked from")
     asyncio.run(

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from ksi.cli.render import note
+from ksi.cli.render import note, print_out, visible
 from ksi.cli.settings import Exit, Settings, pass_settings
 
 LOG_FILE = "daemon.log"
@@ -33,7 +33,7 @@ Examples:
 @click.pass_context
 def logs(ctx: click.Context, settings: Settings, follow: bool, lines: int) -> None:
     """Show the end of the daemon's log; with -f also what is added to it."""
-    path = settings.config.log_dir / LOG_FILE
+    path = settings.places.log_dir / LOG_FILE
     try:
         log = path.open("rb")
     except FileNotFoundError:
@@ -92,5 +92,9 @@ def _replaced(path: Path, log: BinaryIO) -> bool:
 
 
 def _put(data: bytes) -> None:
+    if sys.stdout.isatty():
+        # A log holds what others said, and a terminal obeys some of it.
+        print_out(visible(data.decode("utf-8", "replace"), keep="\n\t"))
+        return
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

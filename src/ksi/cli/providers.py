@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ksi.cli.completing import complete_provider, complete_request
 from ksi.cli.lists import page_options, print_list
 from ksi.cli.render import clock_time, duration, figures, json_line, note, table
 from ksi.cli.settings import Settings, json_option, pass_settings
@@ -27,7 +28,7 @@ Examples:
 """
 )
 @click.argument("action", type=click.Choice(ACTIONS), required=False)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_provider)
 @json_option
 @pass_settings
 def providers(settings: Settings, action: str | None, name: str | None, as_json: bool) -> None:
@@ -153,7 +154,7 @@ Examples:
   ksi queue --list failed --all --json | jq -r .request_id | xargs ksi requeue
 """
 )
-@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True)
+@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True, shell_complete=complete_request)
 @json_option
 @pass_settings
 @click.pass_context

@@ -1,24 +1,20 @@
-"""`ksi events` and `ksi config`: what can be said to the daemon, and what it was told."""
+"""`ksi events`: what can be said to the daemon, and what it says."""
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ksi.cli.completing import complete_event
 from ksi.cli.render import figures, json_line, table
-from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.settings import json_option
 
 if TYPE_CHECKING:
-    from ksi.config import Config
     from ksi.events import EventSpec
 
 Json = Mapping[str, Any]
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
 
 
 @click.command(
@@ -29,7 +25,7 @@ Examples:
   ksi events --json | jq .name
 """
 )
-@click.argument("event", required=False)
+@click.argument("event", required=False, shell_complete=complete_event)
 @json_option
 def events(event: str | None, as_json: bool) -> None:
     """List the events, or describe the fields of one EVENT. Works without a daemon.
@@ -125,74 +121,3 @@ def _type_word(schema: Json, schemas: Json) -> str:
         if key in schema:
             words += f" {sign} {schema[key]:,}"
     return words
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  ksi config
-  ksi config --json | jq 'select(.origin != "default")'
-  KSI_QUEUE__LEASE=10 ksi config | grep lease
-"""
-)
-@json_option
-@pass_settings
-def config(settings: Settings, as_json: bool) -> None:
-    """Show every value of the configuration and where it comes from: default, ksi.toml, or a KSI_ variable."""
-    loaded = settings.config
-    in_file = _file_keys(loaded)
-    rows = [(key, _hidden(key, value), _origin(key, in_file)) for key, value in _values(loaded)]
-    if as_json:
-        for key, value, origin in rows:
-            json_line({"key": key, "value": value, "origin": origin})
-        return
-    figures({"home": loaded.home, "socket": loaded.socket_path, "logs": loaded.log_dir})
-    print()
-    table(("key", "value", "from"), [(key, _toml_word(value), origin) for key, value, origin in rows])
-
-
-def _values(loaded: Config) -> Iterator[tuple[str, Any]]:
-    """All keys, with their sections, and their values."""
-    import msgspec
-
-    tree = msgspec.to_builtins(loaded, enc_hook=str)
-    del tree["home"]
-    for name, provider in tree.pop("providers").items():
-        options = provider.pop("options")
-        tree.setdefault("providers", {})[name] = {**provider, **options}
-    yield from _leaves("", tree)
-
-
-def _leaves(prefix: str, tree: Json) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(f"{prefix}{name}.", value)
-        else:
-            yield prefix + name, value
-
-
-def _file_keys(loaded: Config) -> frozenset[str]:
-    from ksi.config import CONFIG_FILE
-
-    path = loaded.home / CONFIG_FILE
-    if not path.is_file():
-        return frozenset()
-    return frozenset(key for key, _ in _leaves("", tomllib.loads(path.read_text("utf-8"))))
-
-
-def _origin(key: str, in_file: frozenset[str]) -> str:
-    variable = "KSI_" + key.upper().replace("-", "_").replace(".", "__")
-    if variable in os.environ:
-        return variable
-    return "ksi.toml" if key in in_file else "default"
-
-
-def _hidden(key: str, value: Any) -> Any:
-    """A secret that stands in the configuration itself is not shown."""
-    return "(hidden)" if isinstance(value, str) and SECRET.search(key) else value
-
-
-def _toml_word(value: Any) -> str:
-    import msgspec
-
-    return msgspec.json.encode(value).decode() if not isinstance(value, str) else value

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from ksi.cli.completing import complete_request
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.lists import forks_of
 from ksi.cli.render import clock_time, duration, figures, json_line, table
 from ksi.cli.settings import Settings, json_option, pass_settings
-from ksi.cli.status import ask_each, ask_one
+from ksi.cli.status import ask_each, ask_named
 
 Json = Mapping[str, Any]
 
@@ -24,12 +25,13 @@ Examples:
   ksi show --json req_0197... | jq .attempts
 """
 )
-@click.argument("request_id", metavar="REQUEST")
+@click.argument("request_id", metavar="REQUEST", shell_complete=complete_request)
 @json_option
 @pass_settings
 def show(settings: Settings, request_id: str, as_json: bool) -> None:
     """Show all that is known of a REQUEST: its state, answer or error, usage, attempts, and the tree of forks."""
-    reply = asyncio.run(ask_one(settings, "completion:get", {"request_id": request_id}))
+    data = {"request_id": request_id, "content": True}
+    reply = asyncio.run(ask_named(settings, "completion:get", data, "request_id"))
     if as_json:
         json_line(reply)
         return
@@ -42,9 +44,18 @@ def show(settings: Settings, request_id: str, as_json: bool) -> None:
     if reply.get("session_id") is not None:
         print_forks(asyncio.run(forks_of(settings, reply["session_id"])))
     answer = reply.get("result", reply.get("text_so_far"))
-    if answer is not None:
+    said = {**said_in(reply.get("content") or {}), "result" if "result" in reply else "so far": answer}
+    if any(text is not None for text in said.values()):
         print()
-        figures({"result" if "result" in reply else "so far": answer})
+        figures(said)
+
+
+def said_in(content: Json) -> dict[str, object]:
+    """What was asked, by who says it: the system text, the messages or the prompt."""
+    said: dict[str, object] = {"system": content.get("system"), "prompt": content.get("prompt")}
+    for number, message in enumerate(content.get("messages") or (), 1):
+        said[f"{number} {message.get('role')}"] = message.get("content")
+    return {who: text for who, text in said.items() if text is not None}
 
 
 def _facts(reply: Json) -> dict[str, object]:
@@ -72,6 +83,8 @@ def _facts(reply: Json) -> dict[str, object]:
         "tokens": _tokens(usage) if usage else None,
         "cost": f"${reply['cost_usd']:.6f}" if reply.get("cost_usd") is not None else None,
         "stopped by": reply.get("stop_reason"),
+        "not whole": "cut at a limit of tokens" if reply.get("truncated") else None,
+        "note": reply.get("note"),
         "interruptions": reply.get("interruptions") or None,
         "interrupted by": reply.get("interrupted_by"),
         "requeued from": reply.get("requeued_from"),
@@ -121,7 +134,7 @@ Examples:
   ksi queue --list waiting --all --json | jq -r .request_id | xargs ksi cancel
 """
 )
-@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True)
+@click.argument("request_ids", metavar="REQUEST...", nargs=-1, required=True, shell_complete=complete_request)
 @json_option
 @pass_settings
 @click.pass_context

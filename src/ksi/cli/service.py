@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ksi.cli.settings import Exit, F, Settings, pass_settings
+
+if TYPE_CHECKING:
+    from ksi.config import Config
 
 STOP_TIMEOUT = 60.0
 
@@ -36,9 +41,10 @@ def start(ctx: click.Context, settings: Settings, foreground: bool) -> None:
     A daemon that runs already is left alone. Where it cannot start, what it said is shown.
     """
     if foreground:
-        from ksi.daemon import run
+        from ksi.daemon import EXIT_CONFIG, EXIT_OK, run
 
-        ctx.exit(Exit.DONE if run(settings.config, say=_say) == 0 else Exit.FAILED)
+        code = run(settings.config, say=_say)
+        ctx.exit({EXIT_OK: Exit.DONE, EXIT_CONFIG: Exit.USAGE}.get(code, Exit.FAILED))
     from ksi.cli.background import start_daemon
 
     _say(start_daemon(settings.config))
@@ -70,19 +76,34 @@ Examples:
 @timeout_option
 @pass_settings
 def restart(settings: Settings, timeout: float) -> None:
-    """Stop the daemon, if one runs, and start it again in the background."""
+    """Stop the daemon, if one runs, and start it again in the background.
+
+    Everything that a start checks is checked first, and a server that keeps the store is asked: a mistake in the
+    configuration stops nothing.
+    """
     from ksi.cli.background import start_daemon
 
-    config = settings.config  # a mistake in it must show before the daemon is stopped
+    config = settings.checked
+    _reach_store(config)
     _stop(settings, timeout)
     _say(start_daemon(config))
+
+
+def _reach_store(config: Config) -> None:
+    """Raise StoreUnavailable if the server of a shared store cannot be reached now."""
+    import asyncio
+
+    from ksi.preflight import reach_store
+
+    asyncio.run(reach_store(config))
 
 
 def _stop(settings: Settings, timeout: float) -> None:
     from ksi.cli.background import stop_daemon
 
-    pid = stop_daemon(settings.config, timeout)
-    _say(f"ksi has stopped (pid {pid})" if pid is not None else "ksi did not run")
+    home = settings.home
+    pid = stop_daemon(settings.places, timeout)
+    _say(f"ksi has stopped (pid {pid}, home {home})" if pid is not None else f"ksi did not run (home {home})")
 
 
 def _say(line: str) -> None:

@@ -33,6 +33,7 @@ class Exit(IntEnum):
     NOT_FOUND = 4
     CANCELLED = 5
     LATER = 6
+    CUT = 7
     INTERRUPTED = 130
 
 
@@ -50,6 +51,9 @@ _EXITS = {
     "checkpoint_invalid": Exit.USAGE,
     "store_not_empty": Exit.USAGE,
     "not_found": Exit.NOT_FOUND,
+    "unknown_parent": Exit.NOT_FOUND,
+    "ambiguous_id": Exit.USAGE,
+    "request_id_conflict": Exit.USAGE,
     "cancelled": Exit.CANCELLED,
     "queue_full": Exit.LATER,
     "conversation_busy": Exit.LATER,
@@ -58,6 +62,7 @@ _EXITS = {
     "store_unavailable": Exit.LATER,
     "store_full": Exit.LATER,
     "slow_consumer": Exit.LATER,
+    "too_many_connections": Exit.LATER,
 }
 
 
@@ -89,7 +94,11 @@ class Settings:
         """KSI's home."""
         from ksi.config import find_home
 
-        return find_home(self._home, os.environ, Path.cwd())
+        try:
+            here = Path.cwd()
+        except FileNotFoundError:  # the folder was taken away
+            here = Path("/")
+        return find_home(self._home, os.environ, here)
 
     @cached_property
     def config(self) -> Config:
@@ -102,11 +111,50 @@ class Settings:
 
         return load(self.home)
 
-    def client(self, *, patience: float = 5.0) -> Client:
-        """A client of this home's daemon, not yet open; `patience` in seconds, see `Client`."""
+    @cached_property
+    def checked(self) -> Config:
+        """The configuration, after everything that a start checks before it opens the store.
+
+        Raises:
+            ConfigError: a daemon could not start with it.
+        """
+        from ksi.preflight import check_config
+
+        check_config(self.config)
+        return self.config
+
+    @cached_property
+    def places(self) -> Config:
+        """Where the daemon of this home is to be found, however broken its configuration is."""
+        from ksi.cli.render import note
+        from ksi.errors import ConfigError
+        from ksi.salvage import salvage
+
+        try:
+            return self.config
+        except ConfigError as error:
+            note(f"ksi: {error.message}")
+            note("ksi: Mend it before the next start; a daemon that runs goes on with what it read.")
+            return salvage(self.home)
+
+    def quiet_client(self) -> Client:
+        """A client that says nothing of a broken configuration and does not wait for a daemon, not yet open."""
+        from ksi.client import Client
+        from ksi.config import load
+        from ksi.errors import ConfigError
+        from ksi.salvage import salvage
+
+        try:
+            config = load(self.home)
+        except ConfigError:
+            config = salvage(self.home)
+        return Client(config.socket_path, patience=0.0)
+
+    def client(self, *, patience: float = 5.0, on_lost: Callable[[], None] | None = None) -> Client:
+        """A client of this home's daemon, not yet open; see `Client`."""
         from ksi.client import Client
 
-        return Client(self.config.socket_path, patience=patience)
+        return Client(self.places.socket_path, patience=patience, on_lost=on_lost)
 
 
 pass_settings = click.make_pass_decorator(Settings)

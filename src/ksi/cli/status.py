@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ksi.cli.ids import Kind, send_named
 from ksi.cli.render import clock_time, duration, figures, json_line, note, table
 from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
 
@@ -84,6 +85,14 @@ async def ask_one(settings: Settings, event: str, data: dict[str, Any] | None = 
         return await client.send_event(event, data)
 
 
+async def ask_named(
+    settings: Settings, event: str, data: dict[str, Any], field: str, kind: Kind = "request", *, changes: bool = False
+) -> dict[str, Any]:
+    """The reply of an event that names something in `field`, which may be shortened."""
+    async with settings.client() as client:
+        return await send_named(client, event, data, field, kind, changes=changes)
+
+
 async def ask_each(
     settings: Settings,
     event: str,
@@ -93,15 +102,16 @@ async def ask_each(
     as_json: bool,
 ) -> Exit:
     """One event for each request. A refusal is said, the others are asked all the same; returns its exit code."""
-    from ksi.errors import RemoteError
+    from ksi.errors import AmbiguousId, NotFound, RemoteError
     from ksi.protocol import error_body
 
     code = Exit.DONE
     async with settings.client() as client:
         for request_id in request_ids:
             try:
-                show(request_id, await client.send_event(event, {"request_id": request_id}))
-            except RemoteError as error:
+                data = {"request_id": request_id}
+                show(request_id, await send_named(client, event, data, "request_id", changes=True))
+            except (RemoteError, AmbiguousId, NotFound) as error:
                 code = exit_code(error)
                 if as_json:
                     json_line({"request_id": request_id, "error": error_body(error)})

@@ -7,13 +7,14 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 
+from ksi.cli.completing import complete_agent, complete_model, complete_provider, complete_request, complete_session
+from ksi.cli.ids import Kind, whole_id
 from ksi.cli.render import clock_time, figures, json_line, note, table
 from ksi.cli.settings import Settings, json_option, pass_settings
-from ksi.cli.status import ask_one
 
 Json = Mapping[str, Any]
 GROUPINGS = {"agent": "agent_id", "model": "model", "provider": "provider", "session": "session_id"}
@@ -54,11 +55,16 @@ Attempts without a report are unknown, and models without a price have no cost: 
 )
 @click.option("--by", type=click.Choice(list(GROUPINGS)), help="One table alone, by this.")
 @click.option("--bucket", type=click.IntRange(1), metavar="MINUTES", help="Length of a bar; without it, what fits.")
-@click.option("--agent", metavar="NAME", help="Only what this agent asked for.")
-@click.option("--model", metavar="NAME", help="Only this model, as it is asked for or as it answers.")
-@click.option("--provider", metavar="NAME", help="Only at this provider.")
-@click.option("--session", metavar="NAME", help="Only in this conversation.")
-@click.option("--chain", metavar="ID", help="Only this chain's requests, by its root's id.")
+@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only what this agent asked for.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    shell_complete=complete_model,
+    help="Only this model, as asked for or as it answers.",
+)
+@click.option("--provider", metavar="NAME", shell_complete=complete_provider, help="Only at this provider.")
+@click.option("--session", metavar="NAME", shell_complete=complete_session, help="Only in this conversation.")
+@click.option("--chain", metavar="ID", shell_complete=complete_request, help="Only this chain's requests.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Rows in a table.")
 @json_option
 @pass_settings
@@ -88,7 +94,7 @@ def usage(
         "limit": limit,
     }
     data = {name: value for name, value in wishes.items() if value is not None}
-    reply = asyncio.run(ask_one(settings, "completion:token_usage", data))
+    reply = asyncio.run(_report(settings, data))
     if as_json:
         json_line(reply)
         return
@@ -97,6 +103,14 @@ def usage(
         _group(name, reply)
     _trend(reply)
     _mcp(reply["mcp"])
+
+
+async def _report(settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
+    async with settings.client() as client:
+        for field, kind in (("chain_id", "request"), ("session_id", "conversation")):
+            if field in data:
+                data[field] = await whole_id(client, data[field], cast(Kind, kind))
+        return await client.send_event("completion:token_usage", data)
 
 
 def _totals(reply: Json) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ksi.cli.completing import complete_event
 from ksi.cli.render import clock_time, json_line, visible
 from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
 
@@ -28,7 +29,7 @@ Examples:
   ksi events completion:async        what its data may hold
 """
 )
-@click.argument("event")
+@click.argument("event", shell_complete=complete_event)
 @click.argument("data", metavar="[JSON|-]", default="{}")
 @click.option("--follow", is_flag=True, help="Go on with what the daemon pushes; see above.")
 @pass_settings

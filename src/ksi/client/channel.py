@@ -38,6 +38,10 @@ class Listener(Protocol):
         """The daemon pushed an event; `size` is its line's length in bytes."""
         ...
 
+    def on_lost(self) -> None:
+        """The connection is gone, and is tried again."""
+        ...
+
     def on_reconnect(self) -> None:
         """The connection is back: what belonged to the old one must be asked for again."""
         ...
@@ -235,6 +239,7 @@ class Channel:
                 call.sent = False
                 self._unanswered(call, reason)
         if self._open:
+            self._listener.on_lost()
             self._keep()
 
     def _unanswered(self, call: _Call, reason: KsiError | OSError | None) -> None:

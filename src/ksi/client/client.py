@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -40,6 +40,7 @@ class Client:
         max_line: bytes in one event, both ways.
         max_unread: bytes of events that a subscription holds for a reader that is behind.
         clock, chance, connect: time, randomness and how a connection is made, for tests.
+        on_lost: called when the connection is lost, before it is tried again.
 
     Completions get a `request_id` from here where the caller gives none, so that asking again after a lost connection
     finds the same request and never starts a second (promise Q4). Letting a client go cancels nothing (promise R1).
@@ -56,11 +57,13 @@ class Client:
         clock: Clock | None = None,
         chance: Chance | None = None,
         connect: Connect = dial,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         self.socket_path = Path(socket_path) if socket_path is not None else _configured_socket(home)
         self._clock = clock if clock is not None else SystemClock()
         self._chance = chance if chance is not None else Chance()
         self._max_unread = max_unread
+        self._on_lost = on_lost
         self._channel = Channel(
             self.socket_path,
             self,
@@ -246,6 +249,11 @@ class Client:
                 self._waiting[request_id].granted(event.data)
         for subscription in list(self._subscriptions):
             subscription.offer(event, size)
+
+    def on_lost(self) -> None:
+        """The connection is gone, and is tried again."""
+        if self._on_lost is not None:
+            self._on_lost()
 
     def on_reconnect(self) -> None:
         """The connection is new: subscribe, follow and wait in line again."""

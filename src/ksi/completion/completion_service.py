@@ -18,7 +18,7 @@ from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.queue_manager import QueueManager
-from ksi.completion.render import Teller, row_reply
+from ksi.completion.render import Teller, content_reply, row_reply
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
@@ -204,6 +204,8 @@ class CompletionService:
         if view.block is not None:
             chain = await self._store.chain(data.request_id)
             reply.chain = chain_reply(chain, self._clock.now().wall) if chain is not None else None
+        if data.content:
+            reply.content = content_reply(view.body)
         if data.after_seq is not None:
             run = self._queue.runs.get(data.request_id)
             if run is None:

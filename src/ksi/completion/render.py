@@ -5,7 +5,7 @@ from __future__ import annotations
 from ksi.clock import MICROSECONDS, to_seconds
 from ksi.completion.chain_render import reason_body
 from ksi.completion.prices import Prices
-from ksi.event_types import AttemptReply, ErrorBody, RequestReply, UsageReply
+from ksi.event_types import AttemptReply, ContentReply, ErrorBody, MessageData, RequestReply, UsageReply
 from ksi.request import CUT_SHORT, Attempt, Outcome, State, Usage, decode_body
 from ksi.store.values import RequestRow, RequestView
 
@@ -117,6 +117,13 @@ def request_reply(view: RequestView, cost_usd: float | None) -> RequestReply:
         cancelling=view.cancelling,
         metadata=decode_body(view.body).metadata if b'"metadata"' in view.body else None,
     )
+
+
+def content_reply(data: bytes) -> ContentReply:
+    """What a request asked: its prompt or messages and its system text, of its canonical bytes."""
+    body = decode_body(data)
+    messages = [MessageData(message.role, message.content) for message in body.messages]  # type: ignore[arg-type]
+    return ContentReply(prompt=body.prompt, messages=messages or None, system=body.system)
 
 
 def row_reply(row: RequestRow) -> dict[str, object]:

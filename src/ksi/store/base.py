@@ -45,6 +45,7 @@ from ksi.store.values import (
     LockGrant,
     LockView,
     LoggedTurn,
+    Named,
     NewLock,
     NewRequest,
     Offer,
@@ -304,6 +305,13 @@ class Store(Protocol):
 
     async def get(self, request_id: str) -> RequestView | None:
         """One request; None for an unknown id or a lock's."""
+        ...
+
+    async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
+        """Names that begin so, in order: of requests and external locks, or of conversations.
+
+        If there are more than `limit`, any `limit` of them. A store without an order of names looks through all.
+        """
         ...
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:

@@ -16,6 +16,7 @@ from ksi.store.values import (
     Listing,
     LockView,
     LoggedTurn,
+    Named,
     Page,
     RequestRow,
     RequestView,
@@ -31,6 +32,11 @@ class MemoryReads(MemoryChainReads):
         """See the protocol."""
         request = self._data.ids.get(request_id)
         return self._view(request) if isinstance(request, Request) else None
+
+    async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
+        """See the protocol."""
+        names = self._data.ids if kind == "request" else self._data.conversations
+        return tuple(sorted(name for name in names if name.startswith(beginning))[:limit])
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:
         """See the protocol."""

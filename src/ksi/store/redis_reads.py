@@ -36,6 +36,7 @@ from ksi.store.values import (
     Listing,
     LockView,
     LoggedTurn,
+    Named,
     NodeView,
     Page,
     RequestRow,
@@ -50,6 +51,9 @@ _CHARS = 2**52
 """The most that a function counts to."""
 
 _ACCOUNT_PAGE = 2_000
+
+_SPECIAL = "*?[]\\^"
+"""Characters that mean something in a pattern of SCAN."""
 
 
 class _Viewed(Answer, frozen=True, kw_only=True):
@@ -111,6 +115,26 @@ class RedisReads:
             watched, bytes_of = await self._calls.change("watch", Moment(0, 0), _Watched, request_id=request_id)
             return None if watched.existing is None else watched.existing.view(bytes_of)
         return None if found.view is None else found.view.view(bytes_of)
+
+    async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
+        """See the protocol. Keys have no order here: all are looked through, in steps that hold nobody up."""
+        prefix = f"{self._calls.namespace}:{'id' if kind == 'request' else 'name'}:"
+        pattern = "".join(f"\\{char}" if char in _SPECIAL else char for char in prefix + beginning) + "*"
+        found: set[str] = set()
+        cursor = b""
+        while cursor != b"0" and len(found) < limit:
+            # It names a key, as SCAN does not: so the next command goes to the node that has the namespace.
+            await self._calls.plain("EXISTS", f"{self._calls.namespace}:meta")
+            cursor, keys = await self._calls.plain("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", "2000")
+            for name in (key.decode()[len(prefix) :] for key in keys):
+                if kind == "request" or await self._is_own_name(name):
+                    found.add(name)
+        return tuple(sorted(found)[:limit])
+
+    async def _is_own_name(self, name: str) -> bool:
+        """Whether a conversation is called so, and not a provider session that means it."""
+        view = await self.session(name)
+        return view is not None and view.conversation == name
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:
         """See the protocol."""

@@ -55,6 +55,7 @@ from ksi.store.values import (
     LockGrant,
     LockView,
     LoggedTurn,
+    Named,
     NewLock,
     NewRequest,
     Offer,
@@ -291,6 +292,10 @@ class SqliteStore:
             await self._committer.submit(lambda: None)
             view = self._reads.get(request_id)
         return view
+
+    async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
+        """See `Store.find`."""
+        return self._reads.find(kind, beginning, limit)
 
     async def history(self, head: int, max_chars: int) -> list[Turn]:
         """See `Store.history`."""

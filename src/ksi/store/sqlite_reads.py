@@ -30,6 +30,7 @@ from ksi.store.values import (
     Listing,
     LockView,
     LoggedTurn,
+    Named,
     Page,
     RequestRow,
     RequestView,
@@ -132,6 +133,13 @@ class Reads:
     def _count(self, name: str, *values: Any) -> int:
         row = self._one(name, *values)
         return 0 if row is None else int(row[0])
+
+    def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
+        """See `Store.find`."""
+        # Names are compared by their bytes, which no character's begin with 0xF8.
+        end = beginning.encode() + b"\xf8"
+        rows = self._cursor.execute(self._sql[f"{kind}s_named"], (beginning, end, limit)).fetchall()
+        return tuple(str(name) for (name,) in rows)
 
     def history(self, head: int, max_chars: int) -> list[Turn]:
         """See `Store.history`."""

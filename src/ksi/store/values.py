@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -49,6 +49,10 @@ class Terms(msgspec.Struct, frozen=True):
     """Tokens in a minute: guessed from the body when a call begins, put right when it settles."""
     known: int | None = None
     """The version of the provider's record by which probes are sent; where another one is kept, none may begin."""
+
+
+Named = Literal["request", "conversation"]
+"""What a name can be looked for among: requests with external locks, or conversations."""
 
 
 class Offer(msgspec.Struct, frozen=True):

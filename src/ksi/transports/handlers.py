@@ -9,12 +9,14 @@ from typing import Any, Protocol
 from ksi.completion.chain_service import ChainService
 from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.completion_service import CompletionService
+from ksi.completion.lookups import Lookups
 from ksi.completion.token_tracker import TokenTracker
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.errors import InvalidData, UnknownEvent
 from ksi.event_bus import EventBus
 from ksi.event_types import CompletionData, DiscoverData, SubscribeData, WaitData
 from ksi.events import SPECS, schema
+from ksi.lookup_types import ConfigReply
 from ksi.protocol import nearest
 from ksi.transports.dispatch import LATER, Exchange, Handler
 
@@ -42,6 +44,10 @@ class System(Protocol):
         """How it is."""
         ...
 
+    def held_config(self) -> ConfigReply:
+        """The configuration that it holds."""
+        ...
+
     def ask_to_stop(self) -> dict[str, Any]:
         """Begin to stop in order."""
         ...
@@ -49,6 +55,7 @@ class System(Protocol):
 
 def handlers(
     completions: CompletionService,
+    lookups: Lookups,
     chains: ChainService,
     tracker: TokenTracker,
     locks: ConversationLocks,
@@ -79,10 +86,13 @@ def handlers(
         "system:ready": _report(system.ready),
         "system:health": _plain(lambda _: system.health()),
         "system:shutdown": _report(system.ask_to_stop),
+        "system:config": _report(system.held_config),
         "system:discover": discover,
         "completion:request": request,
         "completion:async": lambda data, exchange: completions.submit(data, exchange.connection),
         "completion:get": _plain(completions.get),
+        "completion:find": _plain(lookups.find),
+        "completion:history": _plain(lookups.history),
         "completion:wait": wait,
         "completion:cancel": _plain(completions.cancel),
         "completion:status": status,

@@ -51,6 +51,11 @@ INSERT INTO fork (parent, child, from_name, to_name, request_id, at, kind) VALUE
 -- name: known
 SELECT r.external, b.data
 FROM request r JOIN body b ON b.request = r.key WHERE r.request_id = ?;
+-- A range of the index by name.
+-- name: requests_named
+SELECT request_id FROM request WHERE request_id >= ?1 AND request_id < CAST(?2 AS TEXT) ORDER BY request_id LIMIT ?3;
+-- name: conversations_named
+SELECT name FROM conversation WHERE name >= ?1 AND name < CAST(?2 AS TEXT) ORDER BY name LIMIT ?3;
 -- name: named
 SELECT key, state, external, conversation, place, fence, rank, chain FROM request WHERE request_id = ?;
 -- name: holder
