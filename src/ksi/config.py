@@ -52,6 +52,9 @@ class Socket(_Section, frozen=True, kw_only=True):
     max_backlog: int = 64 * 1024 * 1024
     """Unread bytes at which a slow client is let go."""
     max_connections: int = 10_000
+    replies: Literal["v1", "v2"] | None = None
+    """The form of replies and pushes for clients that do not say which they read. Without it, that of the service's
+    version; see `Config.replies`."""
 
 
 class StoreConfig(_Section, frozen=True, kw_only=True):
@@ -260,6 +263,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds that one turn of a provider may take, where the request does not say."""
         entry = self.providers.get(provider)
         return (entry.timeout if entry is not None else None) or self.limits.timeout
+
+    @property
+    def replies(self) -> Literal["v1", "v2"]:
+        """The form of replies and pushes for clients that do not say which they read."""
+        return self.socket.replies or ("v1" if self.service.version == 1 else "v2")
 
     @property
     def socket_path(self) -> Path:

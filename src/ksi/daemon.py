@@ -44,7 +44,8 @@ from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
 from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
-from ksi.event_bus import EventBus
+from ksi.event_bus import EventBus, encode_push
+from ksi.events import SPECS, EventSpec
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
@@ -59,9 +60,10 @@ from ksi.store.provider_records import HeldRecords
 from ksi.store.sqlite import SqliteStore
 from ksi.store.values import StoreRules
 from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
-from ksi.transports.dispatch import Dispatcher
+from ksi.transports.dispatch import Dispatcher, Handler
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
+from ksi.transports.v1_form import V1Form, encode_v1_push
 
 if TYPE_CHECKING:
     from ksi.completion.sharing import Sharing
@@ -144,7 +146,7 @@ class Daemon(_Served):
         head_starts = _head_starts(config)
         self.store = store if store is not None else build_store(config, chance)
         self._built: Mapping[str, Provider] = build_providers(config, environ, clock)
-        self.bus = EventBus(clock)
+        self.bus = _bus(config, clock)
         lock_events = LockEvents(self.bus)
         can = {name: provider.capabilities for name, provider in self._built.items()}
         prices = Prices(config.prices, can)
@@ -197,7 +199,8 @@ class Daemon(_Served):
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(handlers(completions, chains, tracker, self._locks, checkpoints, self.bus, self), clock)
+        events = handlers(completions, chains, tracker, self._locks, checkpoints, self.bus, self)
+        dispatcher = _dispatcher(config, events, SPECS, self.bus, clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -318,7 +321,7 @@ class DirectDaemon(_Served):
         self._started = None
         self.stopping = asyncio.Event()
         self._built = build_providers(config, environ, clock)
-        self.bus = EventBus(clock)
+        self.bus = _bus(config, clock)
         can = {name: provider.capabilities for name, provider in self._built.items()}
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
@@ -330,7 +333,7 @@ class DirectDaemon(_Served):
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
-            Dispatcher(direct_handlers(self.service, self.bus, self), clock, DIRECT_SPECS),
+            _dispatcher(config, direct_handlers(self.service, self.bus, self), DIRECT_SPECS, self.bus, clock),
             clock,
             awaits=self.bus.awaits,
             on_gone=self._client_gone,
@@ -380,6 +383,19 @@ class DirectDaemon(_Served):
             "running": self.service.running,
             "grace_seconds": self.config.service.shutdown_grace,
         }
+
+
+def _bus(config: Config, clock: Clock) -> EventBus:
+    """The event bus, which writes in the configured form."""
+    return EventBus(clock, encode_v1_push if config.replies == "v1" else encode_push)
+
+
+def _dispatcher(
+    config: Config, events: Mapping[str, Handler], specs: Mapping[str, EventSpec], bus: EventBus, clock: Clock
+) -> Dispatcher:
+    """The dispatcher, which answers in the configured form and in the one that a line asks for."""
+    v1 = V1Form(events, specs)
+    return Dispatcher(events, clock, specs, v1=v1, default=config.replies, speak=bus.speak)
 
 
 def build_daemon(config: Config, clock: Clock, chance: Chance, environ: Mapping[str, str]) -> Daemon | DirectDaemon:

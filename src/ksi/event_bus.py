@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import translate
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -21,6 +22,9 @@ ENDINGS = frozenset({RESULT, LOCKED, LOCK_EXPIRED})
 """After one of these there is nothing more to follow: a request has ended, a wait for a lock is over."""
 
 
+Encode = Callable[[str, Any, float], bytes]
+"""Writes an event as one line: its name, its data, and the time in Unix seconds."""
+
 _TOLD = 1000
 """Ends told to followers alone that are remembered: their own publication, if it comes, is under way already."""
 
@@ -32,6 +36,11 @@ class _Wish(msgspec.Struct):
     chunks: bool
 
 
+def encode_push(name: str, data: Any, at: float) -> bytes:
+    """A pushed event in today's form."""
+    return encode_reply(name, data, None, at)
+
+
 class News(msgspec.Struct):
     """An event for subscribers, made into a line when it is sent, once for all of them. Its data changes no more."""
 
@@ -39,12 +48,13 @@ class News(msgspec.Struct):
     data: Any
     at: float
     """Unix seconds."""
+    encode: Encode = encode_push
     encoded: bytes | None = None
 
     def line(self) -> bytes:
         """The line to send."""
         if self.encoded is None:
-            self.encoded = encode_reply(self.name, self.data, None, self.at)
+            self.encoded = self.encode(self.name, self.data, self.at)
         return self.encoded
 
 
@@ -63,8 +73,12 @@ class Listener(Protocol):
 class EventBus:
     """Hands each event to everybody who wants it, once (R1, L5). An event that nobody wants costs one look-up."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, encode: Encode = encode_push) -> None:
+        """`encode` writes for every listener that has not asked for another form."""
         self._clock = clock
+        self._encode = encode
+        self._spoken: WeakKeyDictionary[Listener, Encode] = WeakKeyDictionary()
+        """The form of each listener that asked for one."""
         self._patterns: dict[Listener, dict[str, re.Pattern[str]]] = {}
         self._by_name: dict[str, tuple[Listener, ...]] = {}
         self._followers: dict[str, dict[Listener, _Wish]] = {}
@@ -121,6 +135,11 @@ class EventBus:
         """Everything that somebody follows."""
         return list(self._followers)
 
+    def speak(self, listener: Listener, encode: Encode) -> None:
+        """Write what is pushed to a listener in this form from now on."""
+        if encode != self._spoken.get(listener, self._encode):
+            self._spoken[listener] = encode
+
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""
         self.unsubscribe(listener, None)
@@ -152,12 +171,28 @@ class EventBus:
         if not subscribers and not followers:
             return
         told = self._told.pop(request_id, ()) if self._told and request_id is not None and name in ENDINGS else ()
-        news = News(name, data, self._clock.unix())
+        news = self._editions(name, data)
         for listener in followers:
-            listener.push(news.line())
+            listener.push(news(listener).line())
         for listener in subscribers:
             if listener not in followers and listener not in told:
-                listener.news(news)
+                listener.news(news(listener))
+
+    def _editions(self, name: str, data: Any) -> Callable[[Listener], News]:
+        """One piece of news, written once for each form that a listener of it wants."""
+        at = self._clock.unix()
+        usual = News(name, data, at, self._encode)
+        if not self._spoken:
+            return lambda _: usual
+        made = {self._encode: usual}
+
+        def edition(listener: Listener) -> News:
+            encode = self._spoken.get(listener, self._encode)
+            if encode not in made:
+                made[encode] = News(name, data, at, encode)
+            return made[encode]
+
+        return edition
 
     def tell_followers(self, name: str, data: Any, request_id: str) -> None:
         """Push an ending to those who follow its request, and to nobody else: subscribers hear of it where it happened.
@@ -166,10 +201,10 @@ class EventBus:
         """
         if request_id not in self._followers:
             return
-        news = News(name, data, self._clock.unix())
+        news = self._editions(name, data)
         followers = self._followers_of(name, request_id)
         for listener in followers:
-            listener.push(news.line())
+            listener.push(news(listener).line())
         subscribers = self._subscribers(name)
         if both := [listener for listener in followers if listener in subscribers]:
             self._told[request_id] = both
@@ -178,7 +213,7 @@ class EventBus:
 
     def push(self, listener: Listener, name: str, data: Any) -> None:
         """Send an event to one listener."""
-        listener.push(encode_reply(name, data, None, self._clock.unix()))
+        listener.push(self._editions(name, data)(listener).line())
 
     def _followers_of(self, name: str, request_id: str) -> list[Listener]:
         """Who follows a request and wants this of it; its end is told once."""

@@ -170,7 +170,7 @@ class Channel:
 
     def _encode(self, event: str, data: Mapping[str, Any], number: int) -> bytes:
         try:
-            line = encode({"event": event, "data": data, "correlation_id": number})
+            line = encode({"event": event, "data": data, "correlation_id": number, "replies": "v2"})
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidData(f"the data of {event} cannot be written as JSON: {error}") from None
         if len(line) > self._max_line:
