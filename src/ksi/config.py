@@ -107,6 +107,8 @@ class Lock(_Section, frozen=True, kw_only=True):
 
     expiry: float = 300.0
     """How long an external holder keeps a lock without renewing it."""
+    wait_timeout: float = 300.0
+    """How long an external holder waits for a lock when it does not say."""
 
 
 class Retry(_Section, frozen=True, kw_only=True):

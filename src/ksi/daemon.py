@@ -44,7 +44,7 @@ from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
 from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
-from ksi.event_bus import EventBus, encode_push
+from ksi.event_bus import EventBus, Voice
 from ksi.events import SPECS, EventSpec
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
@@ -63,7 +63,7 @@ from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
 from ksi.transports.dispatch import Dispatcher, Handler
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
-from ksi.transports.v1_form import V1Form, encode_v1_push
+from ksi.transports.v1_form import V1_VOICE, V1Form
 
 if TYPE_CHECKING:
     from ksi.completion.sharing import Sharing
@@ -192,7 +192,9 @@ class Daemon(_Served):
             clock,
         )
         chains = ChainService(self.store, self._injections, clock)
-        self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
+        self._locks = ConversationLocks(
+            self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due, config.lock.wait_timeout
+        )
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
@@ -387,7 +389,7 @@ class DirectDaemon(_Served):
 
 def _bus(config: Config, clock: Clock) -> EventBus:
     """The event bus, which writes in the configured form."""
-    return EventBus(clock, encode_v1_push if config.replies == "v1" else encode_push)
+    return EventBus(clock, V1_VOICE if config.replies == "v1" else Voice())
 
 
 def _dispatcher(

@@ -41,6 +41,22 @@ def encode_push(name: str, data: Any, at: float) -> bytes:
     return encode_reply(name, data, None, at)
 
 
+NEWS_PAUSE = 0.002
+"""Seconds that news wait for more: a listener is then woken once for all of them, and no answer waits behind it."""
+
+
+class Voice(msgspec.Struct, frozen=True):
+    """How a listener wants to hear of things."""
+
+    encode: Encode = encode_push
+    apart: float | None = None
+    """Seconds between a reply and the end of the request that it is about, for clients that take all that they read
+    at once for one line. Without it, a follower hears of an end at once."""
+
+
+TODAY = Voice()
+
+
 class News(msgspec.Struct):
     """An event for subscribers, made into a line when it is sent, once for all of them. Its data changes no more."""
 
@@ -48,13 +64,23 @@ class News(msgspec.Struct):
     data: Any
     at: float
     """Unix seconds."""
-    encode: Encode = encode_push
+    voice: Voice = TODAY
     encoded: bytes | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it must not come together with an answer."""
+        return self.voice.apart is not None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that it waits for more."""
+        return self.voice.apart or NEWS_PAUSE
 
     def line(self) -> bytes:
         """The line to send."""
         if self.encoded is None:
-            self.encoded = self.encode(self.name, self.data, self.at)
+            self.encoded = self.voice.encode(self.name, self.data, self.at)
         return self.encoded
 
 
@@ -73,12 +99,12 @@ class Listener(Protocol):
 class EventBus:
     """Hands each event to everybody who wants it, once (R1, L5). An event that nobody wants costs one look-up."""
 
-    def __init__(self, clock: Clock, encode: Encode = encode_push) -> None:
-        """`encode` writes for every listener that has not asked for another form."""
+    def __init__(self, clock: Clock, voice: Voice = TODAY) -> None:
+        """`voice` is for every listener that has not asked for another."""
         self._clock = clock
-        self._encode = encode
-        self._spoken: WeakKeyDictionary[Listener, Encode] = WeakKeyDictionary()
-        """The form of each listener that asked for one."""
+        self._voice = voice
+        self._voices: WeakKeyDictionary[Listener, Voice] = WeakKeyDictionary()
+        """Of the listeners that asked for one."""
         self._patterns: dict[Listener, dict[str, re.Pattern[str]]] = {}
         self._by_name: dict[str, tuple[Listener, ...]] = {}
         self._followers: dict[str, dict[Listener, _Wish]] = {}
@@ -135,10 +161,10 @@ class EventBus:
         """Everything that somebody follows."""
         return list(self._followers)
 
-    def speak(self, listener: Listener, encode: Encode) -> None:
-        """Write what is pushed to a listener in this form from now on."""
-        if encode != self._spoken.get(listener, self._encode):
-            self._spoken[listener] = encode
+    def speak(self, listener: Listener, voice: Voice) -> None:
+        """Tell a listener of things in this way from now on."""
+        if voice != self._voices.get(listener, self._voice):
+            self._voices[listener] = voice
 
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""
@@ -173,7 +199,7 @@ class EventBus:
         told = self._told.pop(request_id, ()) if self._told and request_id is not None and name in ENDINGS else ()
         news = self._editions(name, data)
         for listener in followers:
-            listener.push(news(listener).line())
+            self._tell(listener, news(listener))
         for listener in subscribers:
             if listener not in followers and listener not in told:
                 listener.news(news(listener))
@@ -181,18 +207,24 @@ class EventBus:
     def _editions(self, name: str, data: Any) -> Callable[[Listener], News]:
         """One piece of news, written once for each form that a listener of it wants."""
         at = self._clock.unix()
-        usual = News(name, data, at, self._encode)
-        if not self._spoken:
+        usual = News(name, data, at, self._voice)
+        if not self._voices:
             return lambda _: usual
-        made = {self._encode: usual}
+        made = {self._voice: usual}
 
         def edition(listener: Listener) -> News:
-            encode = self._spoken.get(listener, self._encode)
-            if encode not in made:
-                made[encode] = News(name, data, at, encode)
-            return made[encode]
+            voice = self._voices.get(listener, self._voice)
+            if voice not in made:
+                made[voice] = News(name, data, at, voice)
+            return made[voice]
 
         return edition
+
+    def _tell(self, follower: Listener, news: News) -> None:
+        if not news.apart or news.name == CHUNK:
+            follower.push(news.line())
+        else:
+            follower.news(news)
 
     def tell_followers(self, name: str, data: Any, request_id: str) -> None:
         """Push an ending to those who follow its request, and to nobody else: subscribers hear of it where it happened.
@@ -204,7 +236,7 @@ class EventBus:
         news = self._editions(name, data)
         followers = self._followers_of(name, request_id)
         for listener in followers:
-            listener.push(news(listener).line())
+            self._tell(listener, news(listener))
         subscribers = self._subscribers(name)
         if both := [listener for listener in followers if listener in subscribers]:
             self._told[request_id] = both

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from ksi.clock import to_seconds
 from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.render import Teller
+from ksi.conversation.forks import fork_body
 from ksi.conversation.lock_events import LockEvents
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
 from ksi.event_types import ChainReply, ChunkPush, ProgressPush, RequestReply
 from ksi.request import Attempt, State
 from ksi.store.base import Store
-from ksi.store.values import Claimed, Ended, Finish, RequestView, Retry, Settled, Verdict
+from ksi.store.values import Claimed, Ended, Finish, Fork, RequestView, Retry, Settled, Verdict
 
 Waiter = Callable[[RequestReply], None]
 
@@ -64,20 +65,20 @@ class Announcer:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
             if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
-                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
+                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled), fork=settled.fork)
             else:
-                await self.ended(claim.request_id)
+                await self.ended(claim.request_id, fork=settled.fork)
 
-    async def ended(self, request_id: str, chain: ChainReply | None = None) -> None:
+    async def ended(self, request_id: str, chain: ChainReply | None = None, fork: Fork | None = None) -> None:
         """A request reached its final state. Where no run brought it there, its end may have to be routed (C3).
 
-        `chain`: its chain's figures, where that is why it ended.
+        `chain`: its chain's figures, where that is why it ended. `fork`: what its last attempt forked.
         """
         self._injections.unrouted.set()
         if self._cared_for(request_id):
             view = await self._store.get(request_id)
             if view is not None:
-                await self._ended(request_id, view, chain)
+                await self._ended(request_id, view, chain, fork)
 
     def look_for_unrouted(self) -> None:
         """A daemon that is gone may have left ends that have to be routed (C3)."""
@@ -96,9 +97,12 @@ class Announcer:
     def _cared_for(self, request_id: str) -> bool:
         return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
 
-    async def _ended(self, request_id: str, view: RequestView, chain: ChainReply | None = None) -> None:
+    async def _ended(
+        self, request_id: str, view: RequestView, chain: ChainReply | None = None, fork: Fork | None = None
+    ) -> None:
         reply = await self._teller.tell(view)
         reply.chain = chain
+        reply.forked = fork_body(fork) if fork is not None else None
         self._bus.publish(RESULT, reply, request_id)
         self._answer(request_id, reply)
 

@@ -39,6 +39,7 @@ from ksi.event_types import (
     CompletionData,
     FailedData,
     FailedReply,
+    ForkBody,
     GetData,
     PageData,
     ProviderName,
@@ -103,6 +104,8 @@ class CompletionService:
         """`completion:async`: into the queue; the result is pushed. A known id answers as it stands (Q4)."""
 
         def follow(enqueued: Enqueued) -> None:
+            if enqueued.block is not None:
+                return  # the reply is all that there is to tell
             if enqueued.existing is None or not enqueued.existing.state.final:
                 self._bus.follow(listener, enqueued.request_id, chunks=data.stream)
                 if data.stream:
@@ -112,7 +115,10 @@ class CompletionService:
         if enqueued.existing is not None:
             return await self._teller.tell(enqueued.existing)
         due = to_seconds(new.due) if enqueued.state is State.SCHEDULED else None
-        return _submit_reply(enqueued, due, self._clock.now().wall)
+        reply = _submit_reply(enqueued, due, self._clock.now().wall)
+        if new.fork_of is not None and enqueued.block is None:
+            reply.forked = ForkBody(parent=new.fork_of, child=new.conversation, kind="requested")
+        return reply
 
     async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
         """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""

@@ -13,7 +13,7 @@ import structlog
 
 from ksi.clock import Clock
 from ksi.errors import InternalError, InvalidDirection, InvalidEnvelope, KsiError, UnknownEvent
-from ksi.event_bus import Encode, Listener, encode_push
+from ksi.event_bus import Listener, Voice
 from ksi.events import SPECS, EventSpec
 from ksi.protocol import (
     Envelope,
@@ -61,8 +61,8 @@ class Form(Protocol):
         ...
 
     @property
-    def push(self) -> Encode:
-        """Writes a pushed event as one line."""
+    def voice(self) -> Voice:
+        """How what is pushed to its clients is written and sent."""
         ...
 
     def error(self, event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
@@ -75,6 +75,7 @@ class PlainForm(msgspec.Struct, frozen=True):
 
     handlers: Mapping[str, Handler]
     specs: Mapping[str, EventSpec]
+    voice: Voice = Voice()
 
     def read(self, envelope: Envelope) -> tuple[Envelope, list[str]]:
         """See `Form`."""
@@ -83,8 +84,6 @@ class PlainForm(msgspec.Struct, frozen=True):
     def reply(self, event: str, data: Any, correlation_id: str | int | None, timestamp: float) -> bytes:
         """See `Form`."""
         return encode_reply(event, data, correlation_id, timestamp)
-
-    push = staticmethod(encode_push)
 
     def error(self, event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
         """See `Form`."""
@@ -139,7 +138,7 @@ class Exchange:
 
 Handler = Callable[[Any, Exchange], Awaitable[Any]]
 
-Speak = Callable[[Listener, Encode], None]
+Speak = Callable[[Listener, Voice], None]
 """Have what is pushed to a listener written in another form."""
 
 
@@ -196,7 +195,7 @@ class Dispatcher:
         if form is None:
             raise InvalidEnvelope(f"replies: this daemon does not answer in form {envelope.replies}", path="replies")
         if self._speak is not None:
-            self._speak(connection, form.push)
+            self._speak(connection, form.voice)
         return form
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ksi.errors import KsiError, NotAvailableInV1, NotFound
+from ksi.event_bus import Voice
 from ksi.event_types import (
     Data,
     DiscoverData,
@@ -88,12 +89,16 @@ _TYPES: Mapping[str, type[msgspec.Struct]] = {
 """What is sent in with other fields than today."""
 
 
-def encode_v1_push(event: str, data: Any, at: float) -> bytes:
+def _push(event: str, data: Any, at: float) -> bytes:
     """A pushed event in the form of version 1."""
     plain = msgspec.to_builtins(data)
     change = v1_replies.PUSHES.get(event)
     made = change(plain, at) if change is not None else plain
     return encode({"event": event, "data": made, "timestamp": at}) + b"\n"
+
+
+V1_VOICE = Voice(_push, apart=0.05)
+"""Version 1's clients that send one line read once, and take what they got for one answer."""
 
 
 class V1Form:
@@ -121,6 +126,11 @@ class V1Form:
             "completion:provider_status": self._provider_status,
         }
 
+    @property
+    def voice(self) -> Voice:
+        """See `Form`."""
+        return V1_VOICE
+
     # -- lines ----------------------------------------------------------------------------------------------------
 
     def read(self, envelope: Envelope) -> tuple[Envelope, list[str]]:
@@ -132,8 +142,6 @@ class V1Form:
         plain = msgspec.to_builtins(data)
         change = v1_replies.REPLIES.get(event)
         return _line(event, change(plain, timestamp) if change is not None else plain, correlation_id, timestamp)
-
-    push = staticmethod(encode_v1_push)
 
     def error(self, event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
         """See `Form`."""
