@@ -152,7 +152,7 @@ class Daemon(_Served):
         prices = Prices(config.prices, can)
         teller = Teller(prices)
         injection_events = InjectionEvents(self.bus)
-        announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
+        announcer = self._announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
         enabled = {name: config.providers[name] for name in self._built}
         router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
         team = _team(config, self.store, self._built, clock)
@@ -257,6 +257,7 @@ class Daemon(_Served):
         if self._sharing is not None:
             await self._sharing.stop()
         await self._injections.stop()
+        self._announcer.stopping()
         await self.socket.stop()
         await self.providers.stop()
         await self._responses.stop()

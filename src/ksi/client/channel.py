@@ -12,7 +12,16 @@ import msgspec
 
 from ksi.client.link import ErrorAnswer, Link, Message
 from ksi.clock import MICROSECONDS, Chance, Clock
-from ksi.errors import ConnectionFailed, InvalidData, KsiError, PayloadTooLarge, RemoteError, SlowConsumer, WaitTimeout
+from ksi.errors import (
+    ConnectionFailed,
+    InvalidData,
+    KsiError,
+    PayloadTooLarge,
+    RemoteError,
+    ShuttingDown,
+    SlowConsumer,
+    WaitTimeout,
+)
 from ksi.protocol import encode
 
 FIRST_DELAY = 0.05
@@ -68,6 +77,11 @@ class _Call:
 def remote_error(answer: ErrorAnswer) -> RemoteError:
     """An error answer as what is raised for it."""
     return RemoteError(answer.code, answer.message, answer.details, retryable=answer.retryable)
+
+
+def _goes_on(answer: ErrorAnswer) -> bool:
+    """Whether the daemon stops and keeps the work that was asked for."""
+    return answer.code == ShuttingDown.code and answer.details.get("goes_on") is True
 
 
 Connect = Callable[[Path, Callable[[], Link]], Awaitable[Link]]
@@ -209,6 +223,8 @@ class Channel:
         call = self._calls.get(message.correlation_id) if isinstance(message.correlation_id, int) else None
         if call is None or call.future.done():
             return  # whoever asked has gone
+        if message.error is not None and call.repeatable and _goes_on(message.error):
+            return  # asked again when the daemon is back
         if message.error is not None:
             call.future.set_exception(remote_error(message.error))
         else:

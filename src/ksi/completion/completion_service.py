@@ -120,13 +120,18 @@ class CompletionService:
             reply.forked = ForkBody(parent=new.fork_of, child=new.conversation, kind="requested")
         return reply
 
-    async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
-        """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""
+    async def request(
+        self, data: CompletionData, listener: Listener, answer: Answer, refuse: Refuse
+    ) -> RequestReply | None:
+        """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once.
+
+        `refuse` is called when the daemon stops before that.
+        """
 
         def wait(enqueued: Enqueued) -> None:
             if enqueued.existing is not None and enqueued.existing.state.final:
                 return
-            self._announcer.wait_for(enqueued.request_id, answer)
+            self._announcer.wait_for(enqueued.request_id, answer, refuse)
             if data.stream:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
                 self._catch_up(listener, enqueued.request_id, None)
@@ -224,7 +229,7 @@ class CompletionService:
 
         With `stream`, the pieces behind `after_seq` come first and the further ones as they are made (R2).
         """
-        take_back = self._announcer.wait_for(data.request_id, answer)
+        take_back = self._announcer.wait_for(data.request_id, answer, refuse)
         view = await self._store.get(data.request_id)
         if view is None or view.state.final:
             if not take_back():

@@ -59,7 +59,7 @@ def handlers(
     """Every incoming event's handler."""
 
     async def request(data: CompletionData, exchange: Exchange) -> Any:
-        return await completions.request(data, exchange.connection, exchange.answer) or LATER
+        return await completions.request(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
 
     async def wait(data: WaitData, exchange: Exchange) -> Any:
         return await completions.wait(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
