@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ksi.errors import ConfigError
+from ksi.found_providers import found
 from ksi.protocol import field_names, nearest, split_path
 
 HOUR = 3600.0
@@ -254,6 +255,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     log: Log = Log()
     providers: Mapping[str, ProviderConfig] = msgspec.field(default_factory=dict)
+    sources: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """How the providers were found that nobody configured."""
     models: Mapping[str, ModelConfig] = msgspec.field(default_factory=dict)
     prices: Mapping[str, PriceConfig] = msgspec.field(default_factory=dict)
 
@@ -385,7 +388,11 @@ def load(
     environ = os.environ if environ is None else environ
     tree = _read_file(home / CONFIG_FILE)
     origin = _Origin(str(home / CONFIG_FILE), environ, flags)
-    tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
+    sources: dict[str, str] = {}
+    if "providers" not in tree:
+        there = found(environ)
+        tree["providers"] = {name: table for name, (table, _) in there.items()}
+        sources = {name: source for name, (_, source) in there.items()}
     for variable, setting in _from_environ(environ):
         _merge(tree, setting, f"variable {variable}")
     _merge(tree, flags or {}, "flags")
@@ -403,7 +410,7 @@ def load(
         name: _section(PriceConfig, value, f"prices.{name}", origin)
         for name, value in (_table(tree, "prices", origin) if "prices" in tree else {}).items()
     }
-    config = Config(home=home, providers=providers, models=models, prices=prices, **parts)
+    config = Config(home=home, providers=providers, sources=sources, models=models, prices=prices, **parts)
     _check(config, origin)
     return config
 

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,21 +39,23 @@ from ksi.completion.response_log import ResponseLog
 from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.completion.token_tracker import TokenTracker
-from ksi.config import Config
+from ksi.config import Config, ProviderConfig, Service
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
-from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
+from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse, UnknownModel
 from ksi.event_bus import EventBus, Voice
 from ksi.events import SPECS, EventSpec
+from ksi.found_providers import CONFIGURED, missing
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.logs import open_log
 from ksi.pid_file import PidFile
-from ksi.providers.base import Provider
-from ksi.request import HeadStarts
+from ksi.providers.accounts import account
+from ksi.providers.base import Capabilities, Provider
+from ksi.request import HeadStarts, full_model
 from ksi.store.base import Store
 from ksi.store.chains import ChainLimits
 from ksi.store.memory import MemoryStore
@@ -85,6 +88,8 @@ class _Served:
     _version: str
     _started: Moment | None
     _built: Mapping[str, Provider]
+    _facts: dict[str, dict[str, Any]]
+    providers: ProviderManager
 
     def identity(self) -> dict[str, Any]:
         """What every status begins with."""
@@ -115,10 +120,27 @@ class _Served:
             "providers": sorted(self._built),
         }
 
+    def provider_facts(self) -> dict[str, dict[str, Any]]:
+        """Where each provider comes from, and whose account it uses, by name."""
+        return self._facts
+
+    def _default_model_problems(self) -> list[str]:
+        """What keeps requests from being served that name no model, where somebody chose that model."""
+        chosen = self.config.service.default_model
+        if chosen == Service().default_model:
+            return []
+        try:
+            self.providers.route(full_model(None, chosen))
+        except UnknownModel as error:
+            return [f"service.default_model: {error.message}"]
+        return []
+
     def _health(self, problems: list[str]) -> dict[str, Any]:
+        problems = problems + self._default_model_problems()
         return {
             "status": "degraded" if problems else "healthy",
             "problems": problems,
+            "providers": self._facts,
             **self.identity(),
             "pid": os.getpid(),
             "home": str(self.config.home),
@@ -146,6 +168,7 @@ class Daemon(_Served):
         head_starts = _head_starts(config)
         self.store = store if store is not None else build_store(config, chance)
         self._built: Mapping[str, Provider] = build_providers(config, environ, clock)
+        self._facts = _provider_facts(config, environ)
         self.bus = _bus(config, clock)
         lock_events = LockEvents(self.bus)
         can = {name: provider.capabilities for name, provider in self._built.items()}
@@ -154,7 +177,7 @@ class Daemon(_Served):
         injection_events = InjectionEvents(self.bus)
         announcer = self._announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
         enabled = {name: config.providers[name] for name in self._built}
-        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        router = _router(enabled, config, can, environ)
         team = _team(config, self.store, self._built, clock)
         self.providers = ProviderManager(config, self._built, router, self.bus, clock, team, shared=config.store.shared)
         node = config.store.node if config.store.shared else None
@@ -324,10 +347,11 @@ class DirectDaemon(_Served):
         self._started = None
         self.stopping = asyncio.Event()
         self._built = build_providers(config, environ, clock)
+        self._facts = _provider_facts(config, environ)
         self.bus = _bus(config, clock)
         can = {name: provider.capabilities for name, provider in self._built.items()}
         enabled = {name: config.providers[name] for name in self._built}
-        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        router = _router(enabled, config, can, environ)
         team = _team(config, HeldRecords(), self._built, clock)
         self.providers = ProviderManager(config, self._built, router, self.bus, clock, team)
         dialogues = Dialogues(config.log_dir / "responses", logged=config.log.responses)
@@ -386,6 +410,30 @@ class DirectDaemon(_Served):
             "running": self.service.running,
             "grace_seconds": self.config.service.shutdown_grace,
         }
+
+
+def _router(
+    enabled: Mapping[str, ProviderConfig], config: Config, can: Mapping[str, Capabilities], environ: Mapping[str, str]
+) -> Router:
+    return Router(
+        enabled,
+        config.models,
+        with_mcp={name for name in can if can[name].mcp},
+        missing=partial(missing, environ=environ),
+    )
+
+
+def _provider_facts(config: Config, environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Where each provider comes from, and whose account it uses."""
+    facts = {
+        name: {"source": config.sources.get(name, CONFIGURED), "account": account(name, entry, environ)}
+        for name, entry in config.providers.items()
+        if entry.enabled
+    }
+    log = structlog.get_logger("ksi.providers")
+    for name, told in facts.items():
+        log.info("provider", provider=name, **told)
+    return facts
 
 
 def _bus(config: Config, clock: Clock) -> EventBus:
