@@ -12,7 +12,7 @@ from ksi.clock import Moment, microseconds
 from ksi.config import Session
 from ksi.injection.wrapper import join
 from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
-from ksi.request import RequestBody, Turn, decode_body, full_model
+from ksi.request import RequestBody, Turn, decode_body
 from ksi.store.base import Store
 from ksi.store.values import Claimed, SessionView
 
@@ -145,9 +145,10 @@ class SessionManager:
     async def last_model(self, conversation: str) -> str | None:
         """The full name of the model that a conversation's last turn asked for, where it named one."""
         view = await self._store.session(conversation)
-        turns = await self._store.history(view.head, 0) if view is not None and view.head is not None else []
-        asked = decode_body(turns[0].body).model if turns else None
-        return None if asked is None else full_model(asked, asked)
+        if view is None or view.head is None:
+            return None
+        last = await self._store.log_after(view.head - 1, 1, 1)
+        return last[0].attempt.asked if last and last[0].id == view.head else None
 
     def _note_last(self, conversation: str, provider: str) -> None:
         self._last[conversation] = provider
