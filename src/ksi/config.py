@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ksi.errors import ConfigError
+from ksi.found_providers import found
 from ksi.protocol import field_names, nearest, split_path
 
 HOUR = 3600.0
@@ -51,6 +52,9 @@ class Socket(_Section, frozen=True, kw_only=True):
     max_backlog: int = 64 * 1024 * 1024
     """Unread bytes at which a slow client is let go."""
     max_connections: int = 10_000
+    replies: Literal["v1", "v2"] | None = None
+    """The form of replies and pushes for clients that do not say which they read. Without it, that of the service's
+    version; see `Config.replies`."""
 
 
 class StoreConfig(_Section, frozen=True, kw_only=True):
@@ -103,6 +107,8 @@ class Lock(_Section, frozen=True, kw_only=True):
 
     expiry: float = 300.0
     """How long an external holder keeps a lock without renewing it."""
+    wait_timeout: float = 300.0
+    """How long an external holder waits for a lock when it does not say."""
 
 
 class Retry(_Section, frozen=True, kw_only=True):
@@ -250,6 +256,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     log: Log = Log()
     providers: Mapping[str, ProviderConfig] = msgspec.field(default_factory=dict)
+    sources: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """How the providers were found that nobody configured."""
     models: Mapping[str, ModelConfig] = msgspec.field(default_factory=dict)
     prices: Mapping[str, PriceConfig] = msgspec.field(default_factory=dict)
 
@@ -261,6 +269,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds that one turn of a provider may take, where the request does not say."""
         entry = self.providers.get(provider)
         return (entry.timeout if entry is not None else None) or self.limits.timeout
+
+    @property
+    def replies(self) -> Literal["v1", "v2"]:
+        """The form of replies and pushes for clients that do not say which they read."""
+        return self.socket.replies or ("v1" if self.service.version == 1 else "v2")
 
     @property
     def socket_path(self) -> Path:
@@ -415,7 +428,11 @@ def load(
     environ = os.environ if environ is None else environ
     tree = _read_file(home / CONFIG_FILE)
     origin = _Origin(str(home / CONFIG_FILE), environ, flags)
-    tree.setdefault("providers", {"local": {"kind": "local", "models": ["local/smollm2"], "max_concurrency": 2}})
+    sources: dict[str, str] = {}
+    if "providers" not in tree:
+        there = found(environ)
+        tree["providers"] = {name: table for name, (table, _) in there.items()}
+        sources = {name: source for name, (_, source) in there.items()}
     for variable, setting in _from_environ(environ):
         _merge(tree, setting, f"variable {variable}")
     _merge(tree, flags or {}, "flags")
@@ -433,7 +450,7 @@ def load(
         name: _section(PriceConfig, value, f"prices.{name}", origin)
         for name, value in (_table(tree, "prices", origin) if "prices" in tree else {}).items()
     }
-    config = Config(home=home, providers=providers, models=models, prices=prices, **parts)
+    config = Config(home=home, providers=providers, sources=sources, models=models, prices=prices, **parts)
     _check(config, origin)
     return config
 

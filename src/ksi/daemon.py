@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,16 @@ from ksi.completion.response_log import ResponseLog
 from ksi.completion.routes import Router
 from ksi.completion.session_manager import SessionManager
 from ksi.completion.token_tracker import TokenTracker
-from ksi.config import Config
+from ksi.config import Config, ProviderConfig, Service
 from ksi.config_view import shown_values
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
 from ksi.direct.service import DirectService
-from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse
-from ksi.event_bus import EventBus
+from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse, UnknownModel
+from ksi.event_bus import EventBus, Voice
+from ksi.events import SPECS, EventSpec
+from ksi.found_providers import CONFIGURED, missing
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
@@ -54,9 +57,10 @@ from ksi.logs import open_log
 from ksi.lookup_types import ConfigReply
 from ksi.pid_file import PidFile
 from ksi.platforms import raise_file_limit
-from ksi.providers.base import Provider
+from ksi.providers.accounts import account
+from ksi.providers.base import Capabilities, Provider
 from ksi.providers.process import memory_of
-from ksi.request import HeadStarts
+from ksi.request import HeadStarts, full_model
 from ksi.store.base import Store
 from ksi.store.chains import ChainLimits
 from ksi.store.memory import MemoryStore
@@ -64,9 +68,10 @@ from ksi.store.provider_records import HeldRecords
 from ksi.store.sqlite import SqliteStore
 from ksi.store.values import StoreRules
 from ksi.transports.direct_handlers import DIRECT_SPECS, direct_handlers
-from ksi.transports.dispatch import Dispatcher
+from ksi.transports.dispatch import Dispatcher, Handler
 from ksi.transports.handlers import handlers
 from ksi.transports.unix_socket import UnixSocket
+from ksi.transports.v1_form import V1_VOICE, V1Form
 
 if TYPE_CHECKING:
     from ksi.completion.sharing import Sharing
@@ -89,6 +94,8 @@ class _Served:
     _version: str
     _started: Moment | None
     _built: Mapping[str, Provider]
+    _facts: dict[str, dict[str, Any]]
+    providers: ProviderManager
 
     def identity(self) -> dict[str, Any]:
         """What every status begins with."""
@@ -123,12 +130,29 @@ class _Served:
         """`system:config`: the configuration that this daemon read at its start, without secrets."""
         return ConfigReply(home=str(self.config.home), values=shown_values(self.config))
 
+    def provider_facts(self) -> dict[str, dict[str, Any]]:
+        """Where each provider comes from, and whose account it uses, by name."""
+        return self._facts
+
+    def _default_model_problems(self) -> list[str]:
+        """What keeps requests from being served that name no model, where somebody chose that model."""
+        chosen = self.config.service.default_model
+        if chosen == Service().default_model:
+            return []
+        try:
+            self.providers.route(full_model(None, chosen))
+        except UnknownModel as error:
+            return [f"service.default_model: {error.message}"]
+        return []
+
     def _health(self, problems: list[str]) -> dict[str, Any]:
+        problems = problems + self._default_model_problems()
         leapt = clock_problem(self._clock, self.config.clock_path)
         problems = problems if leapt is None else [*problems, leapt]
         return {
             "status": "degraded" if problems else "healthy",
             "problems": problems,
+            "providers": self._facts,
             **self.identity(),
             "pid": os.getpid(),
             "home": str(self.config.home),
@@ -157,15 +181,16 @@ class Daemon(_Served):
         head_starts = _head_starts(config)
         self.store = store if store is not None else build_store(config, chance)
         self._built: Mapping[str, Provider] = build_providers(config, environ, clock)
-        self.bus = EventBus(clock)
+        self._facts = _provider_facts(config, environ)
+        self.bus = _bus(config, clock)
         lock_events = LockEvents(self.bus)
         can = {name: provider.capabilities for name, provider in self._built.items()}
         prices = Prices(config.prices, can)
         teller = Teller(prices)
         injection_events = InjectionEvents(self.bus)
-        announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
+        announcer = self._announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
         enabled = {name: config.providers[name] for name in self._built}
-        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        router = _router(enabled, config, can, environ)
         team = _team(config, self.store, self._built, clock)
         self.providers = ProviderManager(config, self._built, router, self.bus, clock, team, shared=config.store.shared)
         node = config.store.node if config.store.shared else None
@@ -204,7 +229,9 @@ class Daemon(_Served):
         )
         lookups = Lookups(self.store)
         chains = ChainService(self.store, self._injections, clock)
-        self._locks = ConversationLocks(self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due)
+        self._locks = ConversationLocks(
+            self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due, config.lock.wait_timeout
+        )
         self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
         self._clock_keeper = ClockKeeper(clock, config.clock_path)
@@ -212,9 +239,8 @@ class Daemon(_Served):
         checkpoints = Checkpoints(
             self.store, self._responses, config.path("var/checkpoints"), clock, self._version, self._work_came
         )
-        dispatcher = Dispatcher(
-            handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self), clock
-        )
+        events = handlers(completions, lookups, chains, tracker, self._locks, checkpoints, self.bus, self)
+        dispatcher = _dispatcher(config, events, SPECS, self.bus, clock)
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
@@ -271,6 +297,7 @@ class Daemon(_Served):
         if self._sharing is not None:
             await self._sharing.stop()
         await self._injections.stop()
+        self._announcer.stopping()
         await self.socket.stop()
         await self.providers.stop()
         await self._responses.stop()
@@ -339,10 +366,11 @@ class DirectDaemon(_Served):
         self._started = None
         self.stopping = asyncio.Event()
         self._built = build_providers(config, environ, clock)
-        self.bus = EventBus(clock)
+        self._facts = _provider_facts(config, environ)
+        self.bus = _bus(config, clock)
         can = {name: provider.capabilities for name, provider in self._built.items()}
         enabled = {name: config.providers[name] for name in self._built}
-        router = Router(enabled, config.models, with_mcp={name for name in can if can[name].mcp})
+        router = _router(enabled, config, can, environ)
         team = _team(config, HeldRecords(), self._built, clock)
         self.providers = ProviderManager(config, self._built, router, self.bus, clock, team)
         dialogues = Dialogues(config.log_dir / "responses", logged=config.log.responses)
@@ -351,7 +379,7 @@ class DirectDaemon(_Served):
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
-            Dispatcher(direct_handlers(self.service, self.bus, self), clock, DIRECT_SPECS),
+            _dispatcher(config, direct_handlers(self.service, self.bus, self), DIRECT_SPECS, self.bus, clock),
             clock,
             awaits=self.bus.awaits,
             on_gone=self._client_gone,
@@ -401,6 +429,43 @@ class DirectDaemon(_Served):
             "running": self.service.running,
             "grace_seconds": self.config.service.shutdown_grace,
         }
+
+
+def _router(
+    enabled: Mapping[str, ProviderConfig], config: Config, can: Mapping[str, Capabilities], environ: Mapping[str, str]
+) -> Router:
+    return Router(
+        enabled,
+        config.models,
+        with_mcp={name for name in can if can[name].mcp},
+        missing=partial(missing, environ=environ),
+    )
+
+
+def _provider_facts(config: Config, environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Where each provider comes from, and whose account it uses."""
+    facts = {
+        name: {"source": config.sources.get(name, CONFIGURED), "account": account(name, entry, environ)}
+        for name, entry in config.providers.items()
+        if entry.enabled
+    }
+    log = structlog.get_logger("ksi.providers")
+    for name, told in facts.items():
+        log.info("provider", provider=name, **told)
+    return facts
+
+
+def _bus(config: Config, clock: Clock) -> EventBus:
+    """The event bus, which writes in the configured form."""
+    return EventBus(clock, V1_VOICE if config.replies == "v1" else Voice())
+
+
+def _dispatcher(
+    config: Config, events: Mapping[str, Handler], specs: Mapping[str, EventSpec], bus: EventBus, clock: Clock
+) -> Dispatcher:
+    """The dispatcher, which answers in the configured form and in the one that a line asks for."""
+    v1 = V1Form(events, specs)
+    return Dispatcher(events, clock, specs, v1=v1, default=config.replies, speak=bus.speak)
 
 
 def build_daemon(

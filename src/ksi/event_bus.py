@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import translate
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -21,6 +22,9 @@ ENDINGS = frozenset({RESULT, LOCKED, LOCK_EXPIRED})
 """After one of these there is nothing more to follow: a request has ended, a wait for a lock is over."""
 
 
+Encode = Callable[[str, Any, float], bytes]
+"""Writes an event as one line: its name, its data, and the time in Unix seconds."""
+
 _TOLD = 1000
 """Ends told to followers alone that are remembered: their own publication, if it comes, is under way already."""
 
@@ -32,6 +36,27 @@ class _Wish(msgspec.Struct):
     chunks: bool
 
 
+def encode_push(name: str, data: Any, at: float) -> bytes:
+    """A pushed event in today's form."""
+    return encode_reply(name, data, None, at)
+
+
+NEWS_PAUSE = 0.002
+"""Seconds that news wait for more: a listener is then woken once for all of them, and no answer waits behind it."""
+
+
+class Voice(msgspec.Struct, frozen=True):
+    """How a listener wants to hear of things."""
+
+    encode: Encode = encode_push
+    apart: float | None = None
+    """Seconds between a reply and the end of the request that it is about, for clients that take all that they read
+    at once for one line. Without it, a follower hears of an end at once."""
+
+
+TODAY = Voice()
+
+
 class News(msgspec.Struct):
     """An event for subscribers, made into a line when it is sent, once for all of them. Its data changes no more."""
 
@@ -39,12 +64,23 @@ class News(msgspec.Struct):
     data: Any
     at: float
     """Unix seconds."""
+    voice: Voice = TODAY
     encoded: bytes | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it must not come together with an answer."""
+        return self.voice.apart is not None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that it waits for more."""
+        return self.voice.apart or NEWS_PAUSE
 
     def line(self) -> bytes:
         """The line to send."""
         if self.encoded is None:
-            self.encoded = encode_reply(self.name, self.data, None, self.at)
+            self.encoded = self.voice.encode(self.name, self.data, self.at)
         return self.encoded
 
 
@@ -63,8 +99,12 @@ class Listener(Protocol):
 class EventBus:
     """Hands each event to everybody who wants it, once (R1, L5). An event that nobody wants costs one look-up."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, voice: Voice = TODAY) -> None:
+        """`voice` is for every listener that has not asked for another."""
         self._clock = clock
+        self._voice = voice
+        self._voices: WeakKeyDictionary[Listener, Voice] = WeakKeyDictionary()
+        """Of the listeners that asked for one."""
         self._patterns: dict[Listener, dict[str, re.Pattern[str]]] = {}
         self._by_name: dict[str, tuple[Listener, ...]] = {}
         self._followers: dict[str, dict[Listener, _Wish]] = {}
@@ -121,6 +161,11 @@ class EventBus:
         """Everything that somebody follows."""
         return list(self._followers)
 
+    def speak(self, listener: Listener, voice: Voice) -> None:
+        """Tell a listener of things in this way from now on."""
+        if voice != self._voices.get(listener, self._voice):
+            self._voices[listener] = voice
+
     def forget(self, listener: Listener) -> None:
         """A listener is gone."""
         self.unsubscribe(listener, None)
@@ -152,12 +197,34 @@ class EventBus:
         if not subscribers and not followers:
             return
         told = self._told.pop(request_id, ()) if self._told and request_id is not None and name in ENDINGS else ()
-        news = News(name, data, self._clock.unix())
+        news = self._editions(name, data)
         for listener in followers:
-            listener.push(news.line())
+            self._tell(listener, news(listener))
         for listener in subscribers:
             if listener not in followers and listener not in told:
-                listener.news(news)
+                listener.news(news(listener))
+
+    def _editions(self, name: str, data: Any) -> Callable[[Listener], News]:
+        """One piece of news, written once for each form that a listener of it wants."""
+        at = self._clock.unix()
+        usual = News(name, data, at, self._voice)
+        if not self._voices:
+            return lambda _: usual
+        made = {self._voice: usual}
+
+        def edition(listener: Listener) -> News:
+            voice = self._voices.get(listener, self._voice)
+            if voice not in made:
+                made[voice] = News(name, data, at, voice)
+            return made[voice]
+
+        return edition
+
+    def _tell(self, follower: Listener, news: News) -> None:
+        if not news.apart or news.name == CHUNK:
+            follower.push(news.line())
+        else:
+            follower.news(news)
 
     def tell_followers(self, name: str, data: Any, request_id: str) -> None:
         """Push an ending to those who follow its request, and to nobody else: subscribers hear of it where it happened.
@@ -166,10 +233,10 @@ class EventBus:
         """
         if request_id not in self._followers:
             return
-        news = News(name, data, self._clock.unix())
+        news = self._editions(name, data)
         followers = self._followers_of(name, request_id)
         for listener in followers:
-            listener.push(news.line())
+            self._tell(listener, news(listener))
         subscribers = self._subscribers(name)
         if both := [listener for listener in followers if listener in subscribers]:
             self._told[request_id] = both
@@ -178,7 +245,7 @@ class EventBus:
 
     def push(self, listener: Listener, name: str, data: Any) -> None:
         """Send an event to one listener."""
-        listener.push(encode_reply(name, data, None, self._clock.unix()))
+        listener.push(self._editions(name, data)(listener).line())
 
     def _followers_of(self, name: str, request_id: str) -> list[Listener]:
         """Who follows a request and wants this of it; its end is told once."""

@@ -194,6 +194,8 @@ class AcquireLockData(Data):
     metadata: Json | None = None
     wait: bool = True
     timeout: Span | None = None
+    while_connected: bool = False
+    """Without a timeout: wait as long as this connection lasts, instead of for `lock.wait_timeout`."""
     priority: str | None = None
 
 
@@ -364,6 +366,14 @@ class InjectionRetryReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     warnings: list[str] = []
 
 
+class ForkBody(msgspec.Struct, kw_only=True):
+    """A conversation that a request made of another one."""
+
+    parent: str
+    child: str
+    kind: str
+
+
 class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A request as it stands; with `result` once it completed. Also the data of `completion:result`."""
 
@@ -409,6 +419,8 @@ class RequestReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     node: str | None = None
     """The machine whose daemons alone may start it now: its dialogue lives there (D4)."""
     cancelling: bool = False
+    forked: ForkBody | None = None
+    """The conversation that it forked, told with its end."""
     metadata: Json | None = None
     content: ContentReply | None = None
     chunks_lost: bool = False
@@ -428,6 +440,8 @@ class SubmitReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     conversation_locked: bool | UnsetType = UNSET
     holder: str | None = None
     due_at: float | None = None
+    forked: ForkBody | None = None
+    """The conversation that it forked, where it asked for that."""
     reason: ReasonBody | None = None
     """What blocked it."""
     chain: ChainReply | None = None
@@ -482,6 +496,8 @@ class LockReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     expires_at: float | None = None
     position: int | None = None
     holder: str | None = None
+    timeout: float | None = None
+    """Seconds that it waits at most, whatever becomes of its connection."""
     renewed: bool = False
     warnings: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
@@ -26,6 +26,8 @@ class Envelope(msgspec.Struct, frozen=True):
     event: str
     data: dict[str, Any] = {}
     correlation_id: str | int | None = None
+    replies: Literal["v1", "v2"] | None = None
+    """The form in which this client wants replies and pushes; without it, the configured one."""
 
 
 class LineReader:

@@ -75,7 +75,7 @@ class Talk:
             Refused: it was an error.
         """
         number = next(self._numbers)
-        line = json.dumps({"event": event, "data": data, "correlation_id": number})
+        line = json.dumps({"event": event, "data": data, "correlation_id": number, "replies": "v2"})
         self._socket.sendall(line.encode() + b"\n")
         reply = self._next(lambda message: message.get("correlation_id") == number)
         if "error" in reply:

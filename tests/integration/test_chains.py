@@ -11,6 +11,7 @@ import pytest
 
 from ksi.testing import SimulatedClock
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
+from tests.integration.conftest import Connect
 from tests.integration.serving import LONG, daemon_and_wire
 from tests.integration.wire import Json, Wire, answer, in_state, until
 
@@ -239,21 +240,21 @@ async def test_a_request_that_names_a_parent_joins_its_chain_and_a_blocked_one_s
     assert (waited["status"], waited["error"]["code"], waited["reason"]["code"]) == ("blocked", "blocked", "max_depth")
     fresh = await wire.ask("completion:request", prompt="x", circuit_breaker_config=deeper)
     assert (fresh["status"], fresh["chain"]["chain_id"]) == ("blocked", "a")
-    assert (await wire.pushed("completion:result", request_id="c"))["status"] == "blocked"
     unknown = await wire.refused("completion:async", prompt="x", circuit_breaker_config={"parent_request_id": "zz"})
     assert unknown.code == "unknown_parent"
 
 
 @pytest.mark.promise("C5", "R1")
-async def test_the_reply_of_a_blocked_request_comes_before_the_news_of_its_end(wire: Wire) -> None:
+async def test_a_blocked_request_is_told_to_its_sender_once_and_to_subscribers(connect: Connect, wire: Wire) -> None:
     await wire.ask("completion:request", prompt="x", request_id="a", circuit_breaker_config={"max_depth": 0})
-    config = {"parent_request_id": "a"}
-    data = {"prompt": "x", "circuit_breaker_config": config}
-    wire.raw(json.dumps({"event": "completion:async", "data": data}).encode())
-    wire.raw(b"\n")
-    first, second = await wire.line(), await wire.line()
-    assert (first["event"], first["data"]["status"]) == ("completion:async", "blocked")
-    assert (second["event"], second["data"]["status"]) == ("completion:result", "blocked")
+    data = {"prompt": "x", "request_id": "deep", "circuit_breaker_config": {"parent_request_id": "a"}}
+    listener = await connect()
+    await listener.ask("monitor:subscribe", patterns=["completion:result"])
+    wire.raw(json.dumps({"event": "completion:async", "data": data}).encode() + b"\n")
+    assert (await wire.line())["data"]["status"] == "blocked"
+    assert (await listener.pushed("completion:result", request_id="deep"))["status"] == "blocked"
+    await wire.ask("system:ready")
+    assert [line["event"] for line in wire.lines] == []
 
 
 @pytest.mark.promise("C5", "C6", "C8")

@@ -232,10 +232,16 @@ async def test_a_turn_that_did_not_complete_leaves_no_trace(tmp_path: Path) -> N
         async with daemon_and_wire(tmp_path, providers=team(endpoint)) as (_, wire):
             await wire.ask("completion:request", prompt="one", session_id="c", model="team/m")
             failing = {"fail": "invalid_request"}
-            await wire.ask("completion:request", prompt="bad", session_id="c", provider_options=failing)
+            await wire.ask("completion:request", prompt="bad", session_id="c", model="stub/x", provider_options=failing)
             stopped = {"pieces": 2, "piece_delay": 600}
             await wire.ask(
-                "completion:async", prompt="half", request_id="h", session_id="c", stream=True, provider_options=stopped
+                "completion:async",
+                prompt="half",
+                request_id="h",
+                session_id="c",
+                model="stub/x",
+                stream=True,
+                provider_options=stopped,
             )
             await wire.pushed("completion:chunk")
             await wire.ask("completion:cancel", request_id="h")

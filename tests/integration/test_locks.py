@@ -204,11 +204,13 @@ async def test_a_waiter_s_time_ends_its_wait_and_it_is_told() -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_a_waiter_goes_with_its_connection_and_a_holder_stays(wire: Wire, connect: Connect) -> None:
+async def test_a_waiter_stays_when_its_connection_goes_unless_it_waits_while_connected(
+    wire: Wire, connect: Connect
+) -> None:
     holding, waiting, patient = await connect(), await connect(), await connect()
     await acquire(holding, "a")
-    await acquire(waiting, "gone")
-    await acquire(patient, "stays", timeout=600)
+    await acquire(waiting, "gone", while_connected=True)
+    await acquire(patient, "stays")
     await acquire(wire, "last")
     for one in (holding, waiting, patient):
         await one.leave()
@@ -229,7 +231,7 @@ async def test_a_waiter_goes_with_its_connection_and_a_holder_stays(wire: Wire, 
 async def test_a_half_closed_waiter_that_vanishes_waits_no_longer(wire: Wire, connect: Connect) -> None:
     waiting = await connect()
     await acquire(wire, "a")
-    await acquire(waiting, "gone")
+    await acquire(waiting, "gone", while_connected=True)
     waiting.shut()
     await acquire(wire, "b")
     await waiting.leave()
@@ -249,8 +251,8 @@ async def test_a_real_daemon_notices_who_is_gone_and_who_only_sends_no_more(tmp_
         async with await Wire.open(process.socket_path) as wire, await Wire.open(process.socket_path) as quiet:
             await acquire(wire, "a")
             gone, late = await Wire.open(process.socket_path), await Wire.open(process.socket_path)
-            await acquire(gone, "gone")
-            await acquire(late, "gone later")
+            await acquire(gone, "gone", while_connected=True)
+            await acquire(late, "gone later", while_connected=True)
             await acquire(quiet, "stays")
             late.shut()
             quiet.shut()
@@ -271,8 +273,8 @@ async def test_a_real_daemon_notices_who_is_gone_and_who_only_sends_no_more(tmp_
 async def test_who_waits_on_two_connections_waits_until_both_are_gone(wire: Wire, connect: Connect) -> None:
     await acquire(wire, "a")
     first, second = await connect(), await connect()
-    await acquire(first, "w")
-    await acquire(second, "w")
+    await acquire(first, "w", while_connected=True)
+    await acquire(second, "w", while_connected=True)
     await first.leave()
     await wire.ask("system:ready")
 
@@ -327,8 +329,8 @@ async def test_outside_locks_survive_the_daemon_s_death_with_their_fence(tmp_pat
     process.start()
     async with await Wire.open(process.socket_path) as wire:
         held = await acquire(wire, "a")
-        await acquire(wire, "patient", timeout=600)
-        await acquire(wire, "bound to its connection")
+        await acquire(wire, "patient")
+        await acquire(wire, "bound to its connection", while_connected=True)
         await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", model="stub/x")
     process.end(signal.SIGKILL)
     with process:

@@ -86,6 +86,38 @@ async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path
     assert not process.socket_path.exists()
 
 
+@pytest.mark.promise("R6", "R1")
+async def test_an_orderly_stop_tells_who_waits_that_the_request_goes_on(home: Path, process: DaemonProcess) -> None:
+    make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.1"))
+    with process:
+        async with await Wire.open(process.socket_path) as wire:
+            data = {"prompt": "x", "request_id": "r", "model": "slow/x"}
+            waits = [wire.post("completion:request", data), wire.post("completion:wait", {"request_id": "r"})]
+            await in_state(wire, "r", "running")
+            assert process.end(signal.SIGTERM) == 0
+            for reply in [await waiting for waiting in waits]:
+                assert reply["error"]["code"] == "shutting_down"
+                assert reply["error"]["details"] == {"request_id": "r", "goes_on": True}
+                assert "completion:wait" in reply["error"]["message"]
+        process.start()
+        async with await Wire.open(process.socket_path) as wire:
+            await in_state(wire, "r", "running")
+            await wire.ask("completion:cancel", request_id="r")
+
+
+@pytest.mark.promise("R6", "R1")
+async def test_our_own_client_goes_on_waiting_over_an_orderly_restart(home: Path, process: DaemonProcess) -> None:
+    make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.1"))
+    with process:
+        async with Client(process.socket_path) as client, await Wire.open(process.socket_path) as wire:
+            waits = asyncio.create_task(client.complete("x", request_id="r", model="slow/x"))
+            await in_state(wire, "r", "running")
+            assert process.end(signal.SIGTERM) == 0
+            make_home(home, CONFIG.replace("delay = 600", "delay = 0"))
+            process.start()
+            assert (await waits).result == "echo: x"
+
+
 @pytest.mark.promise("R6", "Q3")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 async def test_what_does_not_end_in_its_grace_goes_back_to_the_queue_and_counts_no_interruption(

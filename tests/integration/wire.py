@@ -112,7 +112,8 @@ class Wire:
         if self.closed:
             future.set_exception(ConnectionResetError("the daemon closed the connection"))
         else:
-            self.raw(json.dumps({"event": event, "data": data, "correlation_id": number}).encode() + b"\n")
+            message = {"event": event, "data": data, "correlation_id": number, "replies": "v2"}
+            self.raw(json.dumps(message).encode() + b"\n")
         return future
 
     # -- in -------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def _print(reports: Mapping[str, Json]) -> None:
     columns = ("provider", "kind", "state", "running", "calls", "good", "p50", "p95", "first text", "last error")
     table(columns, [_row(name, report) for name, report in reports.items()])
     for name, report in reports.items():
+        if report.get("account") is not None:
+            note(f"{name} ({report.get('source')}): {report['account']}")
         if report.get("problem"):
             note(f"{name}: {report['problem']}")
         for limit in report.get("limits") or ():

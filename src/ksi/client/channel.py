@@ -12,7 +12,16 @@ import msgspec
 
 from ksi.client.link import ErrorAnswer, Link, Message
 from ksi.clock import MICROSECONDS, Chance, Clock
-from ksi.errors import ConnectionFailed, InvalidData, KsiError, PayloadTooLarge, RemoteError, SlowConsumer, WaitTimeout
+from ksi.errors import (
+    ConnectionFailed,
+    InvalidData,
+    KsiError,
+    PayloadTooLarge,
+    RemoteError,
+    ShuttingDown,
+    SlowConsumer,
+    WaitTimeout,
+)
 from ksi.protocol import encode
 
 FIRST_DELAY = 0.05
@@ -72,6 +81,11 @@ class _Call:
 def remote_error(answer: ErrorAnswer) -> RemoteError:
     """An error answer as what is raised for it."""
     return RemoteError(answer.code, answer.message, answer.details, retryable=answer.retryable)
+
+
+def _goes_on(answer: ErrorAnswer) -> bool:
+    """Whether the daemon stops and keeps the work that was asked for."""
+    return answer.code == ShuttingDown.code and answer.details.get("goes_on") is True
 
 
 Connect = Callable[[Path, Callable[[], Link]], Awaitable[Link]]
@@ -174,7 +188,7 @@ class Channel:
 
     def _encode(self, event: str, data: Mapping[str, Any], number: int) -> bytes:
         try:
-            line = encode({"event": event, "data": data, "correlation_id": number})
+            line = encode({"event": event, "data": data, "correlation_id": number, "replies": "v2"})
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidData(f"the data of {event} cannot be written as JSON: {error}") from None
         if len(line) > self._max_line:
@@ -213,6 +227,8 @@ class Channel:
         call = self._calls.get(message.correlation_id) if isinstance(message.correlation_id, int) else None
         if call is None or call.future.done():
             return  # whoever asked has gone
+        if message.error is not None and call.repeatable and _goes_on(message.error):
+            return  # asked again when the daemon is back
         if message.error is not None:
             call.future.set_exception(remote_error(message.error))
         else:

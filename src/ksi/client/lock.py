@@ -64,6 +64,8 @@ class Lock:
         self._clock = clock
         self._timeout = timeout
         self._wish: dict[str, Any] = {"request_id": request_id, "conversation_id": conversation_id, "wait": wait}
+        if timeout is None:
+            self._wish["while_connected"] = True
         for name, value in (("timeout", timeout), ("priority", priority), ("metadata", metadata)):
             if value is not None:
                 self._wish[name] = value
@@ -124,7 +126,7 @@ class Lock:
             self._granted.exception()  # read here too: the wait may not have begun
 
     async def rejoin(self) -> None:
-        """Ask again over a new connection: the daemon drops who waits with the old one (promise L5)."""
+        """Ask again over a new connection: the daemon drops who waits as long as the old one lasts."""
         try:
             reply = await self._client.send_event("conversation:acquire_lock", self._wish)
         except KsiError as error:

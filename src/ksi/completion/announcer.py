@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from ksi.clock import to_seconds
 from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.render import Teller
+from ksi.conversation.forks import fork_body
 from ksi.conversation.lock_events import LockEvents
+from ksi.errors import ShuttingDown
 from ksi.event_bus import CHUNK, RESULT, EventBus, Listener
 from ksi.event_types import ChainReply, ChunkPush, ProgressPush, RequestReply
 from ksi.request import Attempt, State
 from ksi.store.base import Store
-from ksi.store.values import Claimed, Ended, Finish, RequestView, Retry, Settled, Verdict
+from ksi.store.values import Claimed, Ended, Finish, Fork, RequestView, Retry, Settled, Verdict
 
 Waiter = Callable[[RequestReply], None]
+Refuse = Callable[[Exception], None]
+
+
+class _Waiting(msgspec.Struct, eq=False):
+    """Somebody who waits for a request's end."""
+
+    answer: Waiter
+    refuse: Refuse | None
 
 
 class Announcer:
@@ -28,24 +40,43 @@ class Announcer:
         self._bus = bus
         self._locks = locks
         self._injections = injections
-        self._waiters: dict[str, list[Waiter]] = {}
+        self._waiters: dict[str, list[_Waiting]] = {}
 
     # -- waiting for ends -----------------------------------------------------------------------------------------
 
-    def wait_for(self, request_id: str, waiter: Waiter) -> Callable[[], bool]:
-        """Call `waiter` once when the request ends; the returned function takes it back, and says whether it could."""
+    def wait_for(self, request_id: str, answer: Waiter, refuse: Refuse | None = None) -> Callable[[], bool]:
+        """Call `answer` once when the request ends; the returned function takes it back, and says whether it could.
+
+        `refuse` is called instead when the daemon stops before that.
+        """
         waiters = self._waiters.setdefault(request_id, [])
-        waiters.append(waiter)
+        waiting = _Waiting(answer, refuse)
+        waiters.append(waiting)
 
         def take_back() -> bool:
-            waits = self._waiters.get(request_id) is waiters and waiter in waiters
+            waits = self._waiters.get(request_id) is waiters and waiting in waiters
             if waits:
-                waiters.remove(waiter)
+                waiters.remove(waiting)
                 if not waiters:
                     del self._waiters[request_id]
             return waits
 
         return take_back
+
+    def stopping(self) -> None:
+        """The daemon stops: tell everybody who waits that the requests are kept and go on when it is back."""
+        for request_id, waiters in list(self._waiters.items()):
+            for waiting in waiters:
+                if waiting.refuse is not None:
+                    waiting.refuse(
+                        ShuttingDown(
+                            f"the daemon is stopping; {request_id!r} is kept and goes on when it is back: "
+                            "ask for its end with completion:wait",
+                            request_id=request_id,
+                            goes_on=True,
+                        )
+                    )
+            self._waiters[request_id] = [waiting for waiting in waiters if waiting.refuse is None]
 
     def awaited(self) -> list[str]:
         """The ids of which somebody here waits to hear."""
@@ -64,20 +95,20 @@ class Announcer:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
             if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
-                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled))
+                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled), fork=settled.fork)
             else:
-                await self.ended(claim.request_id)
+                await self.ended(claim.request_id, fork=settled.fork)
 
-    async def ended(self, request_id: str, chain: ChainReply | None = None) -> None:
+    async def ended(self, request_id: str, chain: ChainReply | None = None, fork: Fork | None = None) -> None:
         """A request reached its final state. Where no run brought it there, its end may have to be routed (C3).
 
-        `chain`: its chain's figures, where that is why it ended.
+        `chain`: its chain's figures, where that is why it ended. `fork`: what its last attempt forked.
         """
         self._injections.unrouted.set()
         if self._cared_for(request_id):
             view = await self._store.get(request_id)
             if view is not None:
-                await self._ended(request_id, view, chain)
+                await self._ended(request_id, view, chain, fork)
 
     def look_for_unrouted(self) -> None:
         """A daemon that is gone may have left ends that have to be routed (C3)."""
@@ -96,15 +127,18 @@ class Announcer:
     def _cared_for(self, request_id: str) -> bool:
         return request_id in self._waiters or self._bus.wanted(RESULT, request_id)
 
-    async def _ended(self, request_id: str, view: RequestView, chain: ChainReply | None = None) -> None:
+    async def _ended(
+        self, request_id: str, view: RequestView, chain: ChainReply | None = None, fork: Fork | None = None
+    ) -> None:
         reply = await self._teller.tell(view)
         reply.chain = chain
+        reply.forked = fork_body(fork) if fork is not None else None
         self._bus.publish(RESULT, reply, request_id)
         self._answer(request_id, reply)
 
     def _answer(self, request_id: str, reply: RequestReply) -> None:
-        for waiter in self._waiters.pop(request_id, ()):
-            waiter(reply)
+        for waiting in self._waiters.pop(request_id, ()):
+            waiting.answer(reply)
 
     # -- progress -------------------------------------------------------------------------------------------------
 

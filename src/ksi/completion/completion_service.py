@@ -19,6 +19,7 @@ from ksi.completion.intake import Intake
 from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.queue_manager import QueueManager
 from ksi.completion.render import Teller, content_reply, row_reply
+from ksi.completion.routes import parse_route
 from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.conversation.lock_events import LockEvents
@@ -29,6 +30,7 @@ from ksi.errors import (
     NotFound,
     ProviderError,
     ShuttingDown,
+    UnknownModel,
     WaitTimeout,
 )
 from ksi.event_bus import EventBus, Listener
@@ -39,6 +41,7 @@ from ksi.event_types import (
     CompletionData,
     FailedData,
     FailedReply,
+    ForkBody,
     GetData,
     PageData,
     ProviderName,
@@ -103,6 +106,8 @@ class CompletionService:
         """`completion:async`: into the queue; the result is pushed. A known id answers as it stands (Q4)."""
 
         def follow(enqueued: Enqueued) -> None:
+            if enqueued.block is not None:
+                return  # the reply is all that there is to tell
             if enqueued.existing is None or not enqueued.existing.state.final:
                 self._bus.follow(listener, enqueued.request_id, chunks=data.stream)
                 if data.stream:
@@ -112,15 +117,23 @@ class CompletionService:
         if enqueued.existing is not None:
             return await self._teller.tell(enqueued.existing)
         due = to_seconds(new.due) if enqueued.state is State.SCHEDULED else None
-        return _submit_reply(enqueued, due, self._clock.now().wall)
+        reply = _submit_reply(enqueued, due, self._clock.now().wall)
+        if new.fork_of is not None and enqueued.block is None:
+            reply.forked = ForkBody(parent=new.fork_of, child=new.conversation, kind="requested")
+        return reply
 
-    async def request(self, data: CompletionData, listener: Listener, answer: Answer) -> RequestReply | None:
-        """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once."""
+    async def request(
+        self, data: CompletionData, listener: Listener, answer: Answer, refuse: Refuse
+    ) -> RequestReply | None:
+        """`completion:request`: as `submit`, but `answer` is called when it is done, unless it is returned at once.
+
+        `refuse` is called when the daemon stops before that.
+        """
 
         def wait(enqueued: Enqueued) -> None:
             if enqueued.existing is not None and enqueued.existing.state.final:
                 return
-            self._announcer.wait_for(enqueued.request_id, answer)
+            self._announcer.wait_for(enqueued.request_id, answer, refuse)
             if data.stream:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
                 self._catch_up(listener, enqueued.request_id, None)
@@ -132,13 +145,46 @@ class CompletionService:
 
     async def _enqueue(self, data: CompletionData, attach: Attach, *, awaited: bool) -> tuple[NewRequest, Enqueued]:
         """Make the request, and enter it."""
-        model = full_model(data.model, self._config.service.default_model)
+        model = await self._model(data)
         route = self._providers.route(model, mcp=bool(data.mcp_config))
         new = self._intake.new_request(data, model, route, self._clock.now())
         if data.injection_config is not None or data.circuit_breaker_config is not None:
             chain = await self._injections.membership(decode_body(new.body), new.conversation)
             new = msgspec.structs.replace(new, chain=chain)
         return new, await self._enter(new, attach, awaited=awaited)
+
+    async def _model(self, data: CompletionData) -> str:
+        """The model that a request asks for. Without one, its conversation stays with its kind of model.
+
+        Raises:
+            UnknownModel: nothing serves the model that the conversation was made with.
+        """
+        default = full_model(data.model, self._config.service.default_model)
+        name = conversation_name(data.session_id, data.conversation_id)
+        if data.model is not None or name is None:
+            return default
+        last = await self._sessions.last_provider(name)
+        kinds = {self._kind(step.provider) for step in parse_route(self._route_or_none(default))}
+        if last is None or self._kind(last) in kinds:
+            return default
+        usual = await self._sessions.last_model(name)
+        if usual is not None and self._route_or_none(usual):
+            return usual
+        raise UnknownModel(
+            f"conversation {name!r} was made with {usual or 'a model'} at {last}, and nothing serves that now; "
+            "configure it again, or name a model to go on elsewhere with what was said",
+            model=usual,
+        )
+
+    def _kind(self, provider: str) -> str:
+        entry = self._config.providers.get(provider)
+        return provider if entry is None else entry.kind
+
+    def _route_or_none(self, model: str) -> str:
+        try:
+            return self._providers.route(model)
+        except UnknownModel:
+            return ""
 
     async def _enter(self, new: NewRequest, attach: Attach, *, awaited: bool = False) -> Enqueued:
         """Into the store, and to work if it may run at once; `attach` comes in between, so that no end is missed."""
@@ -220,7 +266,7 @@ class CompletionService:
 
         With `stream`, the pieces behind `after_seq` come first and the further ones as they are made (R2).
         """
-        take_back = self._announcer.wait_for(data.request_id, answer)
+        take_back = self._announcer.wait_for(data.request_id, answer, refuse)
         view = await self._store.get(data.request_id)
         if view is None or view.state.final:
             if not take_back():

@@ -8,7 +8,7 @@ others and is asked only while none of them can be.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import msgspec
 
@@ -72,8 +72,13 @@ class Router:
         providers: Mapping[str, ProviderConfig],
         models: Mapping[str, ModelConfig],
         with_mcp: Container[str] = (),
+        missing: Callable[[str], str | None] = lambda _: None,
     ) -> None:
-        """`with_mcp` are the providers that take MCP servers."""
+        """Args:
+        with_mcp: the providers that take MCP servers.
+        missing: what to do to get the models of a kind that nothing serves.
+        """
+        self._missing = missing
         self._providers = providers
         self._models = models
         self._with_mcp = with_mcp
@@ -129,6 +134,9 @@ class Router:
     def _unknown(self, model: str) -> UnknownModel:
         patterns = sorted({p for config in self._providers.values() for p in config.models})
         family = model.partition("/")[0]
+        missing = self._missing(family)
+        if missing is not None and not any(pattern.startswith(f"{family}/") for pattern in patterns):
+            return UnknownModel(f"no provider serves {model[:100]!r}: {missing}", model=model[:100])
         guess = nearest(model, patterns) or nearest(family, {p.partition("/")[0] for p in patterns})
         hint = f"; did you mean {guess!r}?" if guess and guess != family else ""
         return UnknownModel(

@@ -25,6 +25,9 @@ MESSAGE_TOKENS = 4
 ANSWER_SHARE = 4
 """An answer without `max_tokens` is left a quarter of the context."""
 
+KEPT_PROVIDERS = 10_000
+"""Conversations whose last provider is remembered."""
+
 MOST_READ = 16 * 1024 * 1024
 """Characters of a conversation in the store, after which no more of it is read for one call."""
 
@@ -91,6 +94,8 @@ class SessionManager:
         self._config = config
         self._cache: OrderedDict[str, Past] = OrderedDict()
         self._cached_bytes = 0
+        self._last: OrderedDict[str, str] = OrderedDict()
+        """Who made the last turn of conversations in play."""
 
     async def prepare(
         self, claim: Claimed, body: RequestBody, model: str, provider: Provider, *, stream: bool, shrink: int = 1
@@ -126,6 +131,30 @@ class SessionManager:
             mcp_config=body.mcp_config,
             options=body.provider_options or {},
         )
+
+    async def last_provider(self, conversation: str) -> str | None:
+        """Who made a conversation's last turn; None for a conversation without one."""
+        known = self._last.get(conversation)
+        if known is None:
+            view = await self._store.session(conversation)
+            known = view.provider if view is not None else None
+            if known is not None:
+                self._note_last(conversation, known)
+        return known
+
+    async def last_model(self, conversation: str) -> str | None:
+        """The full name of the model that a conversation's last turn asked for, where it named one."""
+        view = await self._store.session(conversation)
+        if view is None or view.head is None:
+            return None
+        last = await self._store.log_after(view.head - 1, 1, 1)
+        return last[0].attempt.asked if last and last[0].id == view.head else None
+
+    def _note_last(self, conversation: str, provider: str) -> None:
+        self._last[conversation] = provider
+        self._last.move_to_end(conversation)
+        if len(self._last) > KEPT_PROVIDERS:
+            self._last.popitem(last=False)
 
     async def _place(self, claim: Claimed, provider: Provider) -> _Place:
         """Where in a stateful provider the conversation stands: at its head, or in a dialogue that it adopts (L9)."""
@@ -184,6 +213,7 @@ class SessionManager:
 
     def turn_made(self, claim: Claimed, body: RequestBody, turn: int, text: str) -> None:
         """A turn was settled: go on from what the cache has, so that the next call need not read it."""
+        self._note_last(claim.conversation, claim.provider)
         cached = self._cache.get(claim.conversation)
         if claim.head is None:
             past = _NOTHING

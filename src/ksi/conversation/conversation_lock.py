@@ -1,4 +1,4 @@
-"""What outside holders can ask of conversations' locks (L5, L6)."""
+"""What outside holders can ask of conversations' locks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ class ConversationLocks:
         head_starts: HeadStarts,
         clock: Clock,
         on_due: Callable[[], None],
+        wait_timeout: float,
     ) -> None:
+        """`wait_timeout` is how long a waiter waits that does not say, in seconds."""
         self._store = store
         self._events = events
         self._bus = bus
         self._head_starts = head_starts
         self._clock = clock
         self._on_due = on_due
+        self._wait_timeout = wait_timeout
         self._bound: dict[Listener, set[str]] = {}
 
     async def acquire(self, data: AcquireLockData, listener: Listener) -> LockReply:
@@ -46,7 +49,8 @@ class ConversationLocks:
             raise InvalidData("conversation_id: which conversation?", path="conversation_id")
         check_depth("metadata", data.metadata)
         now, priority = self._clock.now(), parse_priority(data.priority)
-        deadline = now.mono + microseconds(data.timeout) if data.timeout is not None else None
+        timeout = data.timeout or (None if data.while_connected else self._wait_timeout)
+        deadline = now.mono + microseconds(timeout) if timeout is not None else None
         # Followed before it is asked for, so that no grant can come in between.
         first = self._bus.follow(listener, data.request_id)
         lock = NewLock(
@@ -72,7 +76,9 @@ class ConversationLocks:
             elif deadline is None:
                 # Its connection went before the answer: nobody else would take it out of the line.
                 await self._withdraw(data.request_id)
-            return self._reply(data, conversation, "queued", position=acquired.position + 1, holder=acquired.holder)
+            reply = self._reply(data, conversation, "queued", position=acquired.position + 1, holder=acquired.holder)
+            reply.timeout = timeout
+            return reply
         self._bus.unfollow(listener, data.request_id)
         if acquired.grant is None:
             return self._reply(data, conversation, "busy", position=acquired.position + 1, holder=acquired.holder)
@@ -151,7 +157,7 @@ class ConversationLocks:
         return reply if page.cursor is None else {**reply, "cursor": page.cursor}
 
     async def forget(self, listener: Listener) -> None:
-        """A connection is gone: its waiters without a timeout go with it; holders stay (L5)."""
+        """A connection is gone: the waiters that wait as long as it lasts go with it; holders stay."""
         for request_id in self._bound.pop(listener, ()):
             await self._withdraw(request_id)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import structlog
+
 from ksi.clock import MICROSECONDS, to_seconds
 from ksi.event_bus import LOCK_EXPIRED, LOCKED, EventBus
 from ksi.event_types import ForkPush, LockPush
@@ -15,6 +17,7 @@ class LockEvents:
         self._bus = bus
         self.lapses = 0
         """Locks and waits for one whose time ran out, since the daemon started."""
+        self._log = structlog.get_logger("ksi.locks")
 
     def held(self, claim: Claimed) -> None:
         """A running request has its conversation."""
@@ -38,7 +41,10 @@ class LockEvents:
             )
 
     def forked(self, conversation: str, fork: Fork) -> None:
-        """A conversation went on in another place (L7)."""
+        """A conversation went on in another place."""
+        self._log.warning(
+            "conversation forked", parent=fork.parent, child=fork.child, kind=fork.kind, request_id=fork.request_id
+        )
         self._bus.publish(
             "conversation:forked",
             ForkPush(
@@ -83,6 +89,12 @@ class LockEvents:
     def lapsed(self, lapsed: Lapsed) -> None:
         """An outside holder's time ran out, or a waiter's."""
         self.lapses += 1
+        self._log.warning(
+            "lock expired" if lapsed.held else "wait for a lock expired",
+            conversation=lapsed.conversation,
+            request_id=lapsed.request_id,
+            next_request=lapsed.passing.next_request if lapsed.passing is not None else None,
+        )
         self._bus.publish(
             LOCK_EXPIRED,
             LockPush(

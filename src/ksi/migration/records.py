@@ -100,6 +100,10 @@ class _Known:
         return own, at
 
 
+_CLAUDE = "claude-cli/sonnet"
+"""What version 1 asked Claude Code for where a request named no model."""
+
+
 class _Placed(msgspec.Struct, frozen=True):
     """A new turn: its entry, conversation, and whether the provider's session is this conversation's."""
 
@@ -326,8 +330,13 @@ class Merge:
         taken = set(self._known.request_ids)
         for key, (number, placed, turn) in enumerate(self._numbered_turns(), self._known.last_key + 1):
             identity = self._new_ids[number]
-            body = turn.body or RequestBody(prompt=NOT_KEPT, session_id=placed.conversation, agent_id=turn.agent_id)
             attempt = self._attempt(placed, turn)
+            body = turn.body or RequestBody(
+                prompt=NOT_KEPT,
+                model=attempt.asked or (_CLAUDE if turn.provider == "claude-cli" else None),
+                session_id=placed.conversation,
+                agent_id=turn.agent_id,
+            )
             saved = SavedAttempt.of(identity, attempt, self._previous.get(identity))
             fresh = turn.finished_at + self._keep_finished > self._now.wall
             if turn.good and fresh and turn.request_id is not None and turn.request_id not in taken:

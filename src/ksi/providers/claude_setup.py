@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,14 +11,13 @@ from pathlib import Path
 import msgspec
 
 from ksi.errors import FailureClass, ProviderError
+from ksi.found_providers import find_program
 from ksi.providers.claude_faults import LOG_IN
 from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError
 
 OLDEST = (2, 1, 97)
 """The oldest version that was tried and works; 2.1.39 cannot go on where a conversation stood."""
 _PATIENCE = 20.0
-_USUAL_PLACES = (".local/bin/claude", ".claude/local/claude")
-"""Where Claude Code's own installers put it below the user's home, which services often do not have in their PATH."""
 
 
 class _AuthStatus(msgspec.Struct, rename="camel"):
@@ -51,11 +49,7 @@ class Installation:
     def program(self) -> list[str] | None:
         """The command with the program's path; None where there is no such program."""
         name, *rest = self._command
-        environment = self._environment()
-        path = shutil.which(name, path=environment.get("PATH"))
-        if path is None and name == "claude" and "HOME" in environment:
-            places = (Path(environment["HOME"]) / place for place in _USUAL_PLACES)
-            path = next((str(place) for place in places if place.is_file()), None)
+        path = find_program(name, self._environment())
         return None if path is None else [path, *rest]
 
     def problem(self) -> str | None:

@@ -48,6 +48,10 @@ class System(Protocol):
         """The configuration that it holds."""
         ...
 
+    def provider_facts(self) -> dict[str, dict[str, Any]]:
+        """Where each provider comes from, and whose account it uses."""
+        ...
+
     def ask_to_stop(self) -> dict[str, Any]:
         """Begin to stop in order."""
         ...
@@ -66,13 +70,17 @@ def handlers(
     """Every incoming event's handler."""
 
     async def request(data: CompletionData, exchange: Exchange) -> Any:
-        return await completions.request(data, exchange.connection, exchange.answer) or LATER
+        return await completions.request(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
 
     async def wait(data: WaitData, exchange: Exchange) -> Any:
         return await completions.wait(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
 
     async def status(_data: Any, _: Exchange) -> Any:
         return {**await completions.status(), **system.identity()}
+
+    async def provider_status(_data: Any, _: Exchange) -> Any:
+        reports, facts = completions.provider_status()["providers"], system.provider_facts()
+        return {"providers": {name: {**report, **facts.get(name, {})} for name, report in reports.items()}}
 
     async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
         return {"patterns": bus.subscribe(exchange.connection, patterns_of(data) or ["*"])}
@@ -109,7 +117,7 @@ def handlers(
         "provider:disable": _plain(completions.disable_provider),
         "provider:enable": _plain(completions.enable_provider),
         "provider:reset": _plain(completions.reset_provider),
-        "completion:provider_status": _report(completions.provider_status),
+        "completion:provider_status": provider_status,
         "conversation:acquire_lock": lambda data, exchange: locks.acquire(data, exchange.connection),
         "conversation:release_lock": lambda data, exchange: locks.release(data, exchange.connection),
         "conversation:renew_lock": _plain(locks.renew),

@@ -27,9 +27,6 @@ IN_FLIGHT = 1_000
 BURST = 1024 * 1024
 """Bytes that are collected in one turn of the loop before they are sent."""
 
-NEWS_PAUSE = 0.002
-"""Seconds that news wait for more: a listener is then woken once for all of them, and no answer waits behind it."""
-
 NEWS_BURST = 1_000
 """News that are collected before they are made into lines."""
 
@@ -173,9 +170,9 @@ class SocketConnection(asyncio.Protocol):
         self._news.append(news)
         if self._paused or len(self._news) >= NEWS_BURST:
             self._take_news()
-        if not self._flushing and not self._news_due:
+        if not self._news_due and (news.apart or not self._flushing):
             self._news_due = True
-            self._loop.call_later(NEWS_PAUSE, self._flush_news)
+            self._loop.call_later(news.pause, self._flush_news)
 
     def _take_news(self) -> None:
         waiting, self._news = self._news, []
@@ -203,7 +200,8 @@ class SocketConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        self._take_news()
+        if not self._news_due:
+            self._take_news()
         if self._paused or self._transport is None or not self._out:
             return
         data = b"".join(self._out)
@@ -242,6 +240,7 @@ class SocketConnection(asyncio.Protocol):
         """The daemon stops: send what is there, then close."""
         if self._transport is not None and not self._closing:
             self._paused = False
+            self._take_news()
             self._flush()
             self._closing = True
             self._transport.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from ksi.clock import MICROSECONDS, Chance, Moment
 from ksi.conversation.conversation_lock import ConversationLocks
@@ -66,6 +67,9 @@ class GatedStore(MemoryStore):
         return acquired
 
 
+BOUND: Any = {"while_connected": True}
+
+
 class Desk:
     """The locks, with short words for what clients say."""
 
@@ -75,7 +79,7 @@ class Desk:
         self.bus = EventBus(self.clock)
         self.events = LockEvents(self.bus)
         self.dues = 0
-        self.locks = ConversationLocks(self.store, self.events, self.bus, HEAD_STARTS, self.clock, self._on_due)
+        self.locks = ConversationLocks(self.store, self.events, self.bus, HEAD_STARTS, self.clock, self._on_due, 300.0)
 
     def _on_due(self) -> None:
         self.dues += 1
@@ -275,7 +279,7 @@ async def test_who_does_not_hold_a_lock_can_neither_release_nor_renew_and_change
 @pytest.mark.promise("L5")
 async def test_a_waiter_that_tried_to_release_still_goes_with_its_connection(desk: Desk, client: Client) -> None:
     await desk.acquire(Client(), "h")
-    await desk.acquire(client, "a")
+    await desk.acquire(client, "a", **BOUND)
     with pytest.raises(NotLockHolder):
         await desk.release(client, "a")
     await desk.gone(client)
@@ -308,15 +312,13 @@ async def test_a_lock_can_be_released_from_another_connection(desk: Desk, client
 
 
 @pytest.mark.promise("L5")
-async def test_a_waiter_without_a_timeout_goes_with_its_connection_and_a_holder_stays(
-    desk: Desk, client: Client
-) -> None:
+async def test_a_waiter_that_waits_while_it_is_connected_goes_and_others_stay(desk: Desk, client: Client) -> None:
     other = Client()
     await desk.acquire(client, "h")
     await desk.acquire(client, "w", "elsewhere")
     await desk.acquire(client, "a", timeout=60)
-    await desk.acquire(other, "b")
-    await desk.acquire(other, "x", "elsewhere")
+    await desk.acquire(other, "b", **BOUND)
+    await desk.acquire(other, "x", "elsewhere", **BOUND)
     await desk.gone(client)
     assert (await desk.status(conversation_id="talk"))["holder"] == "h"
     assert (await desk.status(conversation_id="elsewhere"))["holder"] == "w"
@@ -326,12 +328,31 @@ async def test_a_waiter_without_a_timeout_goes_with_its_connection_and_a_holder_
     assert await desk.line("elsewhere") == []
 
 
+@pytest.mark.promise("L5", "L4")
+async def test_a_waiter_stays_when_its_connection_goes_and_waits_as_long_as_its_reply_said(
+    desk: Desk, client: Client
+) -> None:
+    await desk.acquire(Client(), "h")
+    reply = await desk.acquire(client, "a")
+    assert (reply.state, reply.position, reply.timeout) == ("queued", 1, 300.0)
+    await desk.gone(client)
+    await desk.clock.advance(299)
+    await desk.locks.renew(convert({"request_id": "h"}, LockHolderData))
+    await desk.expire()
+    assert await desk.line() == ["a"]
+    await desk.clock.advance(1)
+    with capture_logs() as logs:
+        await desk.expire()
+    assert await desk.line() == []
+    assert [(entry["event"], entry["request_id"]) for entry in logs] == [("wait for a lock expired", "a")]
+
+
 @pytest.mark.promise("L5")
 async def test_who_waits_on_two_connections_waits_until_both_are_gone(desk: Desk, client: Client) -> None:
     other = Client()
     await desk.acquire(Client(), "h")
     for one in (client, other):
-        await desk.acquire(one, "a")
+        await desk.acquire(one, "a", **BOUND)
     await desk.gone(client)
     assert await desk.line() == ["a"]
     await desk.gone(other)
@@ -346,7 +367,7 @@ async def test_a_waiter_whose_connection_went_before_its_reply_is_not_left_in_th
     desk.bus.subscribe(watcher, ["conversation:locked"])
     await desk.acquire(holder, "h")
     desk.store.gate.clear()
-    waits = asyncio.create_task(desk.acquire(client, "a"))
+    waits = asyncio.create_task(desk.acquire(client, "a", **BOUND))
     await settle_down()
     await desk.gone(client)
     desk.store.gate.set()
@@ -375,9 +396,9 @@ async def test_a_waiter_with_a_timeout_stays_though_its_connection_went_before_i
 async def test_one_connection_that_went_early_takes_no_wait_from_another(desk: Desk, client: Client) -> None:
     other = Client()
     await desk.acquire(Client(), "h")
-    await desk.acquire(other, "a")
+    await desk.acquire(other, "a", **BOUND)
     desk.store.gate.clear()
-    waits = asyncio.create_task(desk.acquire(client, "a"))
+    waits = asyncio.create_task(desk.acquire(client, "a", **BOUND))
     await settle_down()
     await desk.gone(client)
     desk.store.gate.set()
@@ -389,10 +410,10 @@ async def test_one_connection_that_went_early_takes_no_wait_from_another(desk: D
 async def test_a_waiter_that_goes_lets_the_line_close_up(desk: Desk, client: Client) -> None:
     other, holder = Client(), Client()
     await desk.acquire(holder, "h")
-    await desk.acquire(client, "a", priority="high")
-    await desk.acquire(other, "b")
+    await desk.acquire(client, "a", priority="high", **BOUND)
+    await desk.acquire(other, "b", **BOUND)
     await desk.gone(client)
-    assert (await desk.acquire(other, "b")).position == 1
+    assert (await desk.acquire(other, "b", **BOUND)).position == 1
     await desk.release(holder, "h")
     assert [data["request_id"] for _, data in other.heard()] == ["b"]
 
@@ -400,7 +421,7 @@ async def test_a_waiter_that_goes_lets_the_line_close_up(desk: Desk, client: Cli
 @pytest.mark.promise("L5")
 async def test_a_fault_while_waiters_are_dropped_is_told(desk: Desk, client: Client) -> None:
     await desk.acquire(Client(), "h")
-    await desk.acquire(client, "a")
+    await desk.acquire(client, "a", **BOUND)
     desk.store.fault = StoreUnavailable("no disk")
     with pytest.raises(StoreUnavailable):
         await desk.gone(client)
