@@ -35,6 +35,8 @@ _DRAIN = 0.25
 again; one that keeps it open loses the connection, and nothing else."""
 _ERROR_BODY = 5.0
 """Seconds that an error body may take; after that the status alone has to do."""
+_LONGEST_ERROR = 1024 * 1024
+"""Bytes of an error body that are read."""
 _STALE = 5.0
 """Seconds within which a reused connection that the endpoint had closed shows it. An endpoint that breaks off later has
 perhaps worked on the call."""
@@ -350,20 +352,21 @@ class Endpoint:
         self, arrivals: _Arrivals, read: Callable[[bytes], Completion | Continuation]
     ) -> Completion | Continuation:
         """An answer in one piece. One that is whole stands, also where its framing promised more."""
-        body, fault = await self._read(arrivals)
+        body, fault = await self._read(arrivals, self._body_limit + 1)
+        self._allow(len(body))
         if fault is not None and not is_json(body):
             raise fault
         return read(body)
 
-    async def _read(self, arrivals: _Arrivals) -> tuple[bytes, Exception | None]:
-        """The whole body, untouched, and the fault that it broke with."""
+    async def _read(self, arrivals: _Arrivals, most: int) -> tuple[bytes, Exception | None]:
+        """A body, untouched, and the fault that it broke with; no more than the piece that goes over `most` bytes."""
         parts: list[bytes] = []
         size = 0
         while True:
             part, fault = await arrivals.next()
             parts.append(part)
-            self._allow(size := size + len(part))
-            if fault is not None or not part:
+            size += len(part)
+            if fault is not None or not part or size >= most:
                 return b"".join(parts), fault
 
     def _allow(self, size: int) -> None:
@@ -376,7 +379,7 @@ class Endpoint:
         body = b""
         try:
             async with asyncio.timeout(_ERROR_BODY):
-                body, _ = await self._read(arrivals)
+                body, _ = await self._read(arrivals, _LONGEST_ERROR)
         except TimeoutError:
             pass  # the status speaks
         return refusal(
