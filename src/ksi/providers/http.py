@@ -28,8 +28,6 @@ from ksi.providers.sse import SseEvent, SseParser, SseTooLong
 
 _LARGE_BODY = 512 * 1024
 """Request bodies over this are handed to the socket in pieces, so that one prompt does not hold the loop."""
-_LAST_WORDS = 3.0
-"""Seconds that a stream gets behind the end of its answer, for the counts and its own end."""
 _DRAIN = 0.25
 """Seconds that an endpoint gets to close its stream properly after the last event, so that the connection can be used
 again; one that keeps it open loses the connection, and nothing else."""
@@ -321,10 +319,13 @@ class Endpoint:
 
     async def _opening(self, arrivals: _Arrivals, *, asked: bool) -> bytes:
         """The first bytes of a body that are more than blanks; nothing is taken from it."""
+        limit = asyncio.timeout(self._timeouts.idle if asked else None)
         try:
-            async with asyncio.timeout(self._timeouts.idle if asked else None):
+            async with limit:
                 return await arrivals.opening()
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise idle(self._timeouts) from None
 
     async def _chunks(self, arrivals: _Arrivals, reply: Reply) -> AsyncGenerator[Chunk, None]:
@@ -335,11 +336,14 @@ class Endpoint:
         """
         parser, size, more = SseParser(self._body_limit), 0, True
         while more and not reply.done:
+            limit = asyncio.timeout(self._timeouts.end if reply.ended else self._timeouts.idle)
             try:
-                async with asyncio.timeout(_LAST_WORDS if reply.ended else self._timeouts.idle):
+                async with limit:
                     text, error, more = await _progress(arrivals, parser, reply)
-            except TimeoutError:
-                text, error, more = "", None if reply.ended else idle(self._timeouts), False
+            except TimeoutError as fault:
+                # Either this limit or that of the whole call, which aiohttp keeps.
+                text, more = "", False
+                error = idle(self._timeouts) if limit.expired() and not reply.ended else fault
             if not more:
                 text += reply.rest()
             if text:
@@ -527,4 +531,5 @@ def is_stream(opening: bytes, content_type: str, *, asked: bool) -> bool:
         return False
     if _EVENTS.match(start):
         return True
+    asked = asked and bool(start)
     return content_type == "text/event-stream" or (asked and content_type not in ("application/json", "text/html"))
