@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -14,66 +14,26 @@ import pytest
 
 from ksi.clock import SystemClock
 from ksi.errors import ConfigError, FailureClass, ProviderError
-from ksi.providers.anthropic import AnthropicProvider, MessagesSettings
-from ksi.providers.base import Call, Chunk, Completion, Message
+from ksi.providers.anthropic import AnthropicProvider
+from ksi.providers.base import Chunk, Completion, Message
 from ksi.providers.http import Endpoint, Streaming
 from ksi.providers.http_checks import Timeouts
 from ksi.providers.openai import ChatSettings, OpenAIProvider, chat, chat_body
 from ksi.request import Usage
-from tests.endpoint import Answer, ScriptedEndpoint, chat_answer, message_answer
-
-KEY = "sk-secret-0123456789"
-HttpProvider = OpenAIProvider | AnthropicProvider
-APIS = ("openai", "anthropic")
-SOON = 10.0
-
-CHAT_OR_MESSAGE = {"openai": chat_answer, "anthropic": message_answer}
-both_apis = pytest.mark.parametrize("api", APIS)
-both_ways = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-
-
-def make(api: str, url: str, *, streaming: Streaming = Streaming.ASKED, **arguments: Any) -> HttpProvider:
-    """A provider named `team` for a base URL without `/v1`."""
-    arguments = {"clock": SystemClock(), "api_key": KEY, **arguments}
-    if api == "openai":
-        return OpenAIProvider("team", base_url=f"{url}/v1", settings=ChatSettings(streaming=streaming), **arguments)
-    return AnthropicProvider("team", base_url=url, settings=MessagesSettings(streaming=streaming), **arguments)
-
-
-@asynccontextmanager
-async def running(provider: HttpProvider) -> AsyncIterator[HttpProvider]:
-    await provider.start()
-    try:
-        yield provider
-    finally:
-        await provider.stop()
-
-
-@asynccontextmanager
-async def pair(api: str, *answers: Answer, **arguments: Any) -> AsyncIterator[tuple[ScriptedEndpoint, HttpProvider]]:
-    async with ScriptedEndpoint(*answers) as endpoint, running(make(api, endpoint.url, **arguments)) as provider:
-        yield endpoint, provider
-
-
-def a_call(prompt: str = "Hi", *, stream: bool = False, **fields: Any) -> Call:
-    given = {"messages": [Message("user", prompt)], **fields}
-    return Call(request_id="r1", attempt=1, conversation="c1", model="small", stream=stream, **given)
-
-
-async def whole(provider: HttpProvider, call: Call) -> tuple[list[str], Completion]:
-    """All chunks and the completion, which must be the last."""
-    *chunks, last = [piece async for piece in provider.complete(call)]
-    assert isinstance(last, Completion)
-    return [chunk.text for chunk in chunks if isinstance(chunk, Chunk)], last
-
-
-async def failure(provider: HttpProvider, call: Call) -> ProviderError:
-    with pytest.raises(ProviderError) as caught:
-        await whole(provider, call)
-    assert KEY not in str(caught.value)
-    assert str(caught.value).startswith("team: ")
-    assert caught.value.details["provider"] == "team"
-    return caught.value
+from tests.endpoint import Answer, ScriptedEndpoint
+from tests.integration.http_calls import (
+    CHAT_OR_MESSAGE,
+    KEY,
+    SOON,
+    a_call,
+    both_apis,
+    both_ways,
+    failure,
+    make,
+    pair,
+    running,
+    whole,
+)
 
 
 class TestAnswers:
@@ -83,7 +43,7 @@ class TestAnswers:
     @pytest.mark.promise("T1")
     @pytest.mark.parametrize(
         "pieces",
-        [("Hello", " there."), ("",), ("one\n\ntwo\r\n", "data: x", "\u2028"), ("é🙂" * 500,), tuple("abc" * 100)],
+        [("Hello", " there."), ("one\n\ntwo\r\n", "data: x", "\u2028"), ("é🙂" * 500,), tuple("abc" * 100)],
     )
     async def test_streamed_and_whole_answers_are_the_same(self, api: str, pieces: tuple[str, ...]) -> None:
         usage = Usage(input_tokens=11, output_tokens=7, cache_read_tokens=5)
@@ -128,6 +88,7 @@ class TestAnswers:
     async def test_a_later_count_replaces_an_earlier_one_field_by_field(self) -> None:
         events = [
             {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 5, "output_tokens": 1}}},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello"}},
             {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 20, "cache_read_input_tokens": 3}},
             {
                 "type": "message_delta",
@@ -252,10 +213,10 @@ class TestAnswers:
 
     async def test_counts_written_as_decimals_or_null_are_read(self) -> None:
         usage = {"prompt_tokens": 5.0, "completion_tokens": "2", "prompt_tokens_details": {"cached_tokens": None}}
-        body = msgspec.json.encode({"choices": [{"message": {"content": None}}], "usage": usage})
+        body = msgspec.json.encode({"choices": [{"message": {"content": "Yes"}}], "usage": usage})
         async with pair("openai", Answer(body=body)) as (_, provider):
             _, completion = await whole(provider, a_call())
-        assert (completion.text, completion.usage) == ("", Usage(input_tokens=5, output_tokens=2))
+        assert (completion.text, completion.usage) == ("Yes", Usage(input_tokens=5, output_tokens=2))
 
     @both_apis
     @pytest.mark.promise("T1")
@@ -335,7 +296,7 @@ class TestFailures:
             (Answer(status=404), "invalid_request"),
             (Answer(status=408), "timeout"),
             (Answer(status=429), "rate_limited"),
-            (Answer(status=429, error_code="insufficient_quota"), "rate_limited"),
+            (Answer(status=429, error_code="insufficient_quota"), "billing"),
             (Answer(status=500), "provider_error"),
             (Answer(status=502, body=b"<html>Bad gateway</html>", content_type="text/html"), "provider_error"),
             (Answer(status=503), "overloaded"),

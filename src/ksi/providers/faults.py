@@ -248,7 +248,7 @@ def _limited_models(report: Report, window: str | None, model: str) -> str:
     return ""
 
 
-def _named_models(value: Any, depth: int = 6) -> Iterator[str]:
+def _named_models(value: Any, depth: int = 16) -> Iterator[str]:
     """All that an error body calls a model."""
     if depth and isinstance(value, Mapping):
         for name, item in value.items():

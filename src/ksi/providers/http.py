@@ -28,13 +28,13 @@ from ksi.providers.sse import SseEvent, SseParser, SseTooLong
 
 _LARGE_BODY = 512 * 1024
 """Request bodies over this are handed to the socket in pieces, so that one prompt does not hold the loop."""
-_LAST_WORDS = 3.0
-"""Seconds that a stream gets behind the end of its answer, for the counts and its own end."""
 _DRAIN = 0.25
 """Seconds that an endpoint gets to close its stream properly after the last event, so that the connection can be used
 again; one that keeps it open loses the connection, and nothing else."""
 _ERROR_BODY = 5.0
 """Seconds that an error body may take; after that the status alone has to do."""
+_LONGEST_ERROR = 1024 * 1024
+"""Bytes of an error body that are read."""
 _STALE = 5.0
 """Seconds within which a reused connection that the endpoint had closed shows it. An endpoint that breaks off later has
 perhaps worked on the call."""
@@ -319,10 +319,13 @@ class Endpoint:
 
     async def _opening(self, arrivals: _Arrivals, *, asked: bool) -> bytes:
         """The first bytes of a body that are more than blanks; nothing is taken from it."""
+        limit = asyncio.timeout(self._timeouts.idle if asked else None)
         try:
-            async with asyncio.timeout(self._timeouts.idle if asked else None):
+            async with limit:
                 return await arrivals.opening()
         except TimeoutError:
+            if not limit.expired():
+                raise
             raise idle(self._timeouts) from None
 
     async def _chunks(self, arrivals: _Arrivals, reply: Reply) -> AsyncGenerator[Chunk, None]:
@@ -333,11 +336,14 @@ class Endpoint:
         """
         parser, size, more = SseParser(self._body_limit), 0, True
         while more and not reply.done:
+            limit = asyncio.timeout(self._timeouts.end if reply.ended else self._timeouts.idle)
             try:
-                async with asyncio.timeout(_LAST_WORDS if reply.ended else self._timeouts.idle):
+                async with limit:
                     text, error, more = await _progress(arrivals, parser, reply)
-            except TimeoutError:
-                text, error, more = "", None if reply.ended else idle(self._timeouts), False
+            except TimeoutError as fault:
+                # Either this limit or that of the whole call, which aiohttp keeps.
+                text, more = "", False
+                error = idle(self._timeouts) if limit.expired() and not reply.ended else fault
             if not more:
                 text += reply.rest()
             if text:
@@ -350,20 +356,21 @@ class Endpoint:
         self, arrivals: _Arrivals, read: Callable[[bytes], Completion | Continuation]
     ) -> Completion | Continuation:
         """An answer in one piece. One that is whole stands, also where its framing promised more."""
-        body, fault = await self._read(arrivals)
+        body, fault = await self._read(arrivals, self._body_limit + 1)
+        self._allow(len(body))
         if fault is not None and not is_json(body):
             raise fault
         return read(body)
 
-    async def _read(self, arrivals: _Arrivals) -> tuple[bytes, Exception | None]:
-        """The whole body, untouched, and the fault that it broke with."""
+    async def _read(self, arrivals: _Arrivals, most: int) -> tuple[bytes, Exception | None]:
+        """A body, untouched, and the fault that it broke with; no more than the piece that goes over `most` bytes."""
         parts: list[bytes] = []
         size = 0
         while True:
             part, fault = await arrivals.next()
             parts.append(part)
-            self._allow(size := size + len(part))
-            if fault is not None or not part:
+            size += len(part)
+            if fault is not None or not part or size >= most:
                 return b"".join(parts), fault
 
     def _allow(self, size: int) -> None:
@@ -376,7 +383,7 @@ class Endpoint:
         body = b""
         try:
             async with asyncio.timeout(_ERROR_BODY):
-                body, _ = await self._read(arrivals)
+                body, _ = await self._read(arrivals, _LONGEST_ERROR)
         except TimeoutError:
             pass  # the status speaks
         return refusal(
@@ -524,4 +531,5 @@ def is_stream(opening: bytes, content_type: str, *, asked: bool) -> bool:
         return False
     if _EVENTS.match(start):
         return True
+    asked = asked and bool(start)
     return content_type == "text/event-stream" or (asked and content_type not in ("application/json", "text/html"))

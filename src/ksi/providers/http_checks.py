@@ -18,12 +18,14 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Time limits of a call, in seconds.
 
     `connect` until the connection stands, `idle` between two pieces of a streamed answer and before its first, `total`
-    for the whole call. An answer in one piece is silent until it is whole, so only `connect` and `total` bind it.
+    for the whole call. An answer in one piece is silent until it is whole, so only `connect` and `total` bind it. `end`
+    is what a stream gets behind the end of its answer, for the counts and its own end.
     """
 
     total: float = 600.0
     idle: float = 120.0
     connect: float = 10.0
+    end: float = 3.0
 
 
 class Credential(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ together again. A half that never finds the other becomes U+FFFD, and the rest o
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _STRAY_BYTES = re.compile("[\udc80-\udcff]+")
 """Bytes that are no UTF-8, as the error handler `surrogateescape` writes them."""
-_UNFINISHED = re.compile("(?:[\ud800-\udbff]|[\udc80-\udcff]{1,3})\\Z")
+_LAST_BYTES = re.compile("[\udc80-\udcff]+\\Z")
 
 
 def decode_json(data: bytes, decoder: msgspec.json.Decoder[_T]) -> tuple[_T, bool]:
@@ -58,14 +59,33 @@ def encode_clean(value: Any) -> bytes:
 
 def repaired(text: str) -> str:
     """Text without lone surrogates: halves that belong together are joined, the others become U+FFFD."""
-    if _SURROGATES.search(text) is None:
-        return text
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-    text = _STRAY_BYTES.sub(
-        lambda run: run[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
-        text,
-    )
+    return text if _SURROGATES.search(text) is None else _without_halves(_paired(text))
+
+
+def _paired(text: str) -> str:
+    """Two halves of UTF-16 that stand side by side as the character that they are."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _without_halves(text: str) -> str:
+    text = _STRAY_BYTES.sub(lambda run: _bytes(run[0]).decode("utf-8", "replace"), text)
     return _SURROGATES.sub("\ufffd", text)
+
+
+def _bytes(run: str) -> bytes:
+    return run.encode("utf-8", "surrogateescape")
+
+
+def _unfinished(text: str) -> int:
+    """How many characters at the end of a text are the beginning of one that is not whole."""
+    if text and "\ud800" <= text[-1] <= "\udbff":
+        return 1
+    run = _LAST_BYTES.search(text)
+    if run is None:
+        return 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(_bytes(run[0]))
+    return len(decoder.getstate()[0])
 
 
 class TextJoiner:
@@ -78,10 +98,10 @@ class TextJoiner:
         """The text that is whole now; an unfinished character at its end is kept for the next piece."""
         if not self._held and (text.isascii() or _SURROGATES.search(text) is None):
             return text
-        text = self._held + text
-        unfinished = _UNFINISHED.search(text)
-        self._held = unfinished[0] if unfinished is not None else ""
-        return repaired(text[: len(text) - len(self._held)])
+        text = _paired(self._held + text)
+        whole = len(text) - _unfinished(text)
+        self._held = text[whole:]
+        return _without_halves(text[:whole])
 
     def rest(self) -> str:
         """What is left at the end: U+FFFD in the place of a character that was never finished."""

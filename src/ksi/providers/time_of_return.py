@@ -25,7 +25,7 @@ _EPOCH_SECONDS = 1e9
 _EPOCH_MILLISECONDS = 1e12
 _ROUND_MILLISECONDS = 10_000
 """From here on, whole thousands that are no whole hours are taken for milliseconds."""
-_DEPTH = 6
+_DEPTH = 16
 """Levels of an error body that are searched."""
 
 

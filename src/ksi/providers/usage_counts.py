@@ -121,7 +121,7 @@ def later_message_report(before: Any, after: Any) -> Any:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         latest = {name: before.get(name) if after.get(name) is None else after[name] for name in _INPUT}
         if _sum(latest.values()) >= _sum(before.get(name) for name in _INPUT):
-            merged = {**merged, **latest}
+            merged = {**merged, **{name: value for name, value in latest.items() if value is not None}}
     return merged
 
 

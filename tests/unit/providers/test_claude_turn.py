@@ -166,7 +166,7 @@ def test_a_spent_quota_tells_when_it_returns() -> None:
     ("fields", "word", "failure"),
     [
         ({"status": 400, "text": "API Error: 400 bad"}, "unknown", "invalid_request"),
-        ({"status": 400, "text": "Credit balance is too low"}, "billing_error", "authentication"),
+        ({"status": 400, "text": "Credit balance is too low"}, "billing_error", "billing"),
         ({"status": 400, "terminal_reason": "prompt_too_long"}, None, "context_too_long"),
         ({"status": 403}, "authentication_failed", "authentication"),
         ({"status": 404}, "model_not_found", "invalid_request"),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from multidict import CIMultiDict
 
-from ksi.errors import FailureClass
-from ksi.providers.faults import read_report, refusal, reported, retry_after
+from ksi.errors import FailureClass, ProviderError
+from ksi.providers.faults import is_error, read_report, refusal
+from ksi.providers.faults import reported as reported_with
 
 NOW = 1_800_000_000.0
 
@@ -20,6 +19,10 @@ NOW = 1_800_000_000.0
 def classify(status: int, body: Any) -> FailureClass:
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return refusal(status, "Reason", {}, data, now=NOW).failure
+
+
+def reported(body: bytes) -> ProviderError:
+    return reported_with(body, {}, now=NOW)
 
 
 def error(message: str = "no", **words: Any) -> dict[str, Any]:
@@ -32,11 +35,15 @@ def error(message: str = "no", **words: Any) -> dict[str, Any]:
     [
         (400, "invalid_request"),
         (401, "authentication"),
-        (402, "authentication"),
+        (402, "billing"),
         (403, "authentication"),
         (404, "invalid_request"),
         (408, "timeout"),
+        (409, "provider_error"),
         (413, "context_too_long"),
+        (420, "rate_limited"),
+        (425, "provider_error"),
+        (499, "provider_error"),
         (422, "invalid_request"),
         (429, "rate_limited"),
         (500, "provider_error"),
@@ -80,7 +87,7 @@ def test_a_context_that_is_too_long_is_known_by_code_or_words(status: int, body:
         (
             400,
             error("Your credit balance is too low to access the API", type="invalid_request_error"),
-            "authentication",
+            "billing",
         ),
         (400, error("API key not valid. Please pass a valid API key.", status="INVALID_ARGUMENT"), "authentication"),
         (500, error("Overloaded", type="overloaded_error"), "overloaded"),
@@ -164,54 +171,218 @@ def test_a_redirect_says_where_to_point_base_url() -> None:
     assert "set base_url" in refusal(301, "Moved", {"Location": "https://there"}, b"", now=NOW).message
 
 
-@pytest.mark.promise("F1", "F5")
-@pytest.mark.parametrize(
-    ("headers", "wait"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7.0),
-        ({"retry-after": "0.5"}, 0.5),
-        ({"retry-after-ms": "1500", "Retry-After": "2"}, 1.5),
-        ({"Retry-After": "Fri, 15 Jan 2027 08:01:00 GMT"}, 60.0),
-        ({"Retry-After": "Fri, 15 Jan 2027 07:00:00 GMT"}, 0.0),
-        ({"Retry-After": "Thu, 01 Jan 2026 00:01:00 GMT", "Date": "Thu, 01 Jan 2026 00:00:00 GMT"}, 60.0),
-        ({"Retry-After": "soon"}, None),
-        ({"Retry-After": "-5"}, None),
-        ({"Retry-After": "inf"}, None),
-        (
-            {
-                "anthropic-ratelimit-requests-remaining": "0",
-                "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:30Z",
-            },
-            30.0,
-        ),
-        (
-            {
-                "anthropic-ratelimit-requests-remaining": "9",
-                "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:30Z",
-            },
-            None,
-        ),
-        (
-            {"anthropic-ratelimit-unified-status": "rejected", "anthropic-ratelimit-unified-reset": "1800003600"},
-            3600.0,
-        ),
-        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0.5s"}, 360.5),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20ms"}, 0.02),
-        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "later"}, None),
-        ({"Retry-After": "1", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}, 1.0),
-    ],
-)
-def test_the_wait_is_read_as_the_endpoint_says_it(headers: Mapping[str, str], wait: float | None) -> None:
-    assert retry_after(CIMultiDict(headers), now=NOW) == (pytest.approx(wait) if wait is not None else None)
-
-
-@given(st.dictionaries(st.sampled_from(["Retry-After", "retry-after-ms", "Date"]), st.text(max_size=12)))
-def test_no_header_breaks_the_reading_of_the_wait(headers: dict[str, str]) -> None:
-    wait = retry_after(CIMultiDict(headers), now=NOW)
-    assert wait is None or wait >= 0
-
-
 def test_a_failure_that_no_wait_can_help_carries_none() -> None:
     assert refusal(401, None, {"Retry-After": "5"}, b"", now=NOW).retry_after is None
     assert refusal(529, None, {"Retry-After": "5"}, b"", now=NOW).retry_after == 5.0
+
+
+GEMINI_GONE = "models/gemini-x is not found for API version v1main, or is not supported for generateContent."
+
+
+@pytest.mark.promise("F12")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, error("It does not exist or you have no access to it.", code="model_not_found")),
+        (403, error("Project `p` does not have access to model `m-1`", code="model_not_found")),
+        (404, {"type": "error", "error": {"type": "not_found_error", "message": "model: m-1"}}),
+        (404, {"object": "error", "message": "The model `m-1` does not exist.", "type": "NotFoundError", "code": 404}),
+        (404, {"error": "model 'm-1' not found"}),
+        (404, error('model "m-1" not found, try pulling it first', type="api_error")),
+        (404, [error(GEMINI_GONE, code=404, status="NOT_FOUND")]),
+        (404, error("Model not found, inaccessible, and/or not deployed", code="NOT_FOUND")),
+        (404, error("The API deployment for this resource does not exist.", code="DeploymentNotFound")),
+        (400, error("m-1 is not a valid model ID", code=400)),
+        (400, error("Model Not Exist", type="invalid_request_error")),
+        (400, error("Invalid model: m-1", type="invalid_model", code="1500")),
+        (400, error("The model `m-1` has been decommissioned and is no longer supported", code="model_decommissioned")),
+    ],
+)
+def test_a_model_that_is_not_there_is_known_and_named(status: int, body: Any) -> None:
+    told = refusal(status, "Reason", {}, msgspec.json.encode(body), now=NOW, model="m-1")
+    assert told.failure is FailureClass.MODEL_NOT_FOUND
+    assert told.message.startswith("the endpoint does not have the model 'm-1': HTTP")
+
+
+@pytest.mark.promise("F12")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"<html><body><h1>404 Not Found</h1></body></html>"),
+        (404, {"detail": "Not Found"}),
+        (404, {"type": "error", "error": {"type": "not_found_error", "message": "Not found"}}),
+        (404, b""),
+    ],
+)
+def test_a_404_that_names_no_model_doubts_the_base_url(status: int, body: Any) -> None:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    told = refusal(status, "Not Found", {}, data, now=NOW, model="m-1")
+    assert told.failure is FailureClass.INVALID_REQUEST
+    assert "base_url may be wrong" in told.message
+    assert "<" not in told.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "max_tokens is too large: 1. This model supports at most 16384",
+        "The parameter `temperature` is not supported with this model; invalid value.",
+        "model is required",
+        "Invalid value for model parameter top_p: not valid",
+    ],
+)
+def test_a_sentence_that_only_mentions_a_model_is_about_the_request(said: str) -> None:
+    assert classify(400, error(said)) is FailureClass.INVALID_REQUEST
+
+
+@pytest.mark.promise("F5")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (429, error("You exceeded your current quota, please check your plan.", code="insufficient_quota")),
+        (402, error("Insufficient Balance")),
+        (402, b""),
+        (400, error("Your credit balance is too low to access the Anthropic API.", type="invalid_request_error")),
+        (403, error("Your team has either used all available credits or reached its monthly spending limit.")),
+        (429, error("Your account org-1 is suspended, please check your plan and billing details")),
+        (400, error("no", type="billing_error")),
+    ],
+)
+def test_an_account_without_money_is_no_throttle(status: int, body: Any) -> None:
+    assert classify(status, body) is FailureClass.BILLING
+
+
+@pytest.mark.promise("F5")
+def test_a_quota_that_comes_back_is_no_matter_of_money() -> None:
+    said = "You exceeded your current quota, please check your plan and billing details. Please retry in 12s."
+    told = refusal(429, None, {}, msgspec.json.encode([error(said, status="RESOURCE_EXHAUSTED")]), now=NOW)
+    assert (told.failure, told.retry_after) == (FailureClass.RATE_LIMITED, 12.0)
+
+
+@pytest.mark.promise("A4")
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, error("The response was filtered due to the prompt", code="content_filter")),
+        (400, error("Output blocked by content filtering policy", type="invalid_request_error")),
+        (403, error('requires moderation. Your input was flagged for "violence"', code=403)),
+        (400, error("Content Exists Risk", type="invalid_request_error")),
+        (400, error("may contain inappropriate content", code="data_inspection_failed")),
+    ],
+)
+def test_a_filter_before_the_model_is_a_refusal(status: int, body: Any) -> None:
+    assert classify(status, body) is FailureClass.REFUSED
+
+
+@pytest.mark.promise("F1")
+def test_one_request_that_is_larger_than_a_minute_s_limit_is_too_long() -> None:
+    said = "Request too large for gpt-4.1 in organization org-1 on tokens per min (TPM): Limit 30000, Requested 35364."
+    assert classify(429, error(said, type="tokens", code="rate_limit_exceeded")) is FailureClass.CONTEXT_TOO_LONG
+
+
+@pytest.mark.promise("A4")
+@pytest.mark.parametrize(
+    ("body", "failure", "words"),
+    [
+        ({"object": "error", "message": "The model `x` does not exist.", "code": 404}, "model_not_found", "`x`"),
+        (
+            {"object": "error", "message": "too large 4711", "type": "BadRequestError", "code": 400},
+            *("invalid_request", "4711"),
+        ),
+        ({"text": "**HIGH TRAFFIC** 4711", "error_code": 50001}, "provider_error", "HIGH TRAFFIC"),
+        ({"text": "no worker", "error_code": 42901}, "rate_limited", "no worker"),
+        ({"text": "too long", "error_code": 40303}, "context_too_long", "too long"),
+        ({"base_resp": {"status_code": 2013, "status_msg": "invalid params"}}, "invalid_request", "invalid params"),
+        ({"base_resp": {"status_code": 1002, "status_msg": "slow down"}}, "rate_limited", "slow down"),
+        ({"base_resp": {"status_code": 1008, "status_msg": "no money"}}, "billing", "no money"),
+        ({"success": False, "errors": [{"code": 10000, "message": "who are you"}]}, "provider_error", "who are you"),
+        ({"error": "overloaded", "message": "come later"}, "provider_error", "overloaded: come later"),
+        ({"code": 500, "msg": "404 NOT_FOUND", "success": False}, "provider_error", "404 NOT_FOUND"),
+        (
+            error("Provider returned error", code=429, metadata={"raw": "it is rate-limited upstream"}),
+            *("rate_limited", "Provider returned error: it is rate-limited upstream"),
+        ),
+    ],
+)
+def test_an_error_body_with_a_good_status_is_known_and_keeps_its_words(body: Any, failure: str, words: str) -> None:
+    assert is_error(body)
+    told = reported(msgspec.json.encode(body))
+    assert told.failure == failure
+    assert words in told.message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"type": "ping"},
+        {"error": None, "code": 0},
+        {"base_resp": {"status_code": 0, "status_msg": ""}},
+        {"object": "chat.completion.chunk", "choices": []},
+        [],
+        7,
+    ],
+)
+def test_what_is_no_error_is_not_taken_for_one(value: Any) -> None:
+    assert not is_error(value)
+
+
+QUOTA = {
+    "error": {
+        "code": 429,
+        "status": "RESOURCE_EXHAUSTED",
+        "details": [{"violations": [{"quotaDimensions": {"model": "gemini-9-pro", "location": "global"}}]}],
+    }
+}
+OPENAI_LIMIT = "Rate limit reached for gpt-4o in organization org-x on tokens per min (TPM). Please try again in 6m0s."
+
+
+@pytest.mark.promise("F5")
+@pytest.mark.parametrize(
+    ("model", "body", "headers", "limited", "window"),
+    [
+        ("gpt-4o-2024-08-06", error(OPENAI_LIMIT), {}, "gpt-4o-2024-08-06", None),
+        ("gemini-9-pro", QUOTA, {}, "gemini-9-pro", None),
+        ("gemini-9-flash", QUOTA, {}, "", None),
+        ("gemini-9", error("You have exhausted your capacity on this model."), {}, "gemini-9", None),
+        ("claude-x[1m]", error("rate limit of 80,000 tokens (model: claude-x[1m])"), {}, "claude-x[[]1m]", None),
+        ("gpt-4", error("Rate limit of gpt-4.1-mini is spent."), {}, "", None),
+        ("claude-x", error("slow down"), {}, "", None),
+        (
+            *("claude-x", error("slow down")),
+            {"anthropic-ratelimit-unified-representative-claim": "seven_day_opus"},
+            *("*opus*", "seven_day_opus"),
+        ),
+        (
+            *("claude-x", error("slow down")),
+            {"anthropic-ratelimit-unified-representative-claim": "five_hour"},
+            *("", "five_hour"),
+        ),
+    ],
+)
+def test_a_limit_of_one_model_says_so(
+    model: str, body: Any, headers: dict[str, str], limited: str, window: str | None
+) -> None:
+    told = refusal(429, None, headers, msgspec.json.encode(body), now=NOW, model=model)
+    assert (told.failure, told.limited_models, told.limit_window) == (FailureClass.RATE_LIMITED, limited, window)
+
+
+@pytest.mark.promise("F1")
+@pytest.mark.parametrize(
+    ("said", "unserved"),
+    [
+        ("Loading model", True),
+        ("Model m is currently loading", True),
+        ("The model is not ready", True),
+        ("Overloaded", False),
+        ("", False),
+    ],
+)
+def test_a_model_that_is_loading_has_not_served_the_request(said: str, unserved: bool) -> None:
+    told = refusal(503, "Unavailable", {}, msgspec.json.encode(error(said)), now=NOW)
+    assert (told.failure, told.unserved) == (FailureClass.OVERLOADED, unserved)
+
+
+def test_a_loading_model_s_estimate_is_its_time_of_return() -> None:
+    body = msgspec.json.encode({"error": "Model m is currently loading", "estimated_time": 20.0})
+    assert refusal(503, None, {}, body, now=NOW).retry_after == 20.0
