@@ -6,6 +6,7 @@ import asyncio
 import enum
 import random
 import time
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -45,6 +46,11 @@ def to_seconds(time: int | None) -> float | None:
 def microseconds(seconds: float) -> int:
     """Seconds as whole microseconds."""
     return round(seconds * MICROSECONDS)
+
+
+def iso_time(unix: float) -> str:
+    """Unix seconds as ISO 8601 in UTC, as version 1 wrote times."""
+    return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")
 
 
 class Leap(msgspec.Struct, frozen=True):

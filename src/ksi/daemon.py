@@ -45,6 +45,7 @@ from ksi.config_view import shown_values
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.direct.dialogues import Dialogues
+from ksi.direct.left_behind import left_behind
 from ksi.direct.service import DirectService
 from ksi.errors import ConfigError, KsiError, StoreError, StoreInUse, UnknownModel
 from ksi.event_bus import EventBus, Voice
@@ -177,6 +178,8 @@ class Daemon(_Served):
         self._version = version("ksi")
         self._started: Moment | None = None
         self._ready = False
+        self._left_behind: str | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         head_starts = _head_starts(config)
         self.store = store if store is not None else build_store(config, chance)
@@ -232,7 +235,13 @@ class Daemon(_Served):
         self._locks = ConversationLocks(
             self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due, config.lock.wait_timeout
         )
-        self._responses = ResponseLog(self.store, config.log_dir / "responses", clock, enabled=config.log.responses)
+        self._responses = ResponseLog(
+            self.store,
+            config.log_dir / "responses",
+            clock,
+            enabled=config.log.responses,
+            iso=config.replies == "v1",
+        )
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
         self._clock_keeper = ClockKeeper(clock, config.clock_path)
         tracker = TokenTracker(self.store, prices, list(can), config.retention, clock)
@@ -284,12 +293,16 @@ class Daemon(_Served):
             undo.pop_all()
         self._started = self._clock.now()
         self._ready = True
+        self._looking = asyncio.create_task(self._look_for_version_1(), name="ksi-version-1")
         self._log.info("ready", socket=str(self.config.socket_path), store=self.config.store.shown_url, pid=os.getpid())
 
     async def stop(self) -> None:
         """Take no more, let what runs end or give it back, then close in reverse order (R6)."""
         self._ready = False
         self._log.info("stopping", running=len(self.queue.runs))
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         if self._sharing is not None:
             self._sharing.leave_soon()
         await self._cleaner.stop()
@@ -304,6 +317,21 @@ class Daemon(_Served):
         await self.store.close()
         await self._clock_keeper.stop()
         self._log.info("stopped")
+
+    async def _look_for_version_1(self) -> None:
+        """Tell of version 1's conversations that were not brought in."""
+        kept = self._clock.now().wall - microseconds(self.config.retention.sessions)
+        try:
+            found = await left_behind(self.config.log_dir / "responses", self.store, kept)
+        except StoreError as error:
+            self._log.warning("version 1's session logs were not looked at", error=error.message)
+            return
+        if found:
+            self._left_behind = (
+                f"{len(found)} conversations of version 1 in var/logs/responses were not brought in (one is "
+                f"{found[0]!r}); stop the daemon, run `ksi migrate`, and start it again"
+            )
+            self._log.warning(self._left_behind)
 
     async def _work_came(self) -> None:
         """A checkpoint was loaded: offer its routes, claim what may run, look at what has a time."""
@@ -344,6 +372,8 @@ class Daemon(_Served):
             f"{waiting[route]} requests wait for {route}, which is not configured any more"
             for route in self.providers.orphans(waiting)
         ]
+        if self._left_behind is not None:
+            problems.append(self._left_behind)
         if not self.queue.claiming:
             problems.append("stopping")
         nodes = None if self._sharing is None else await self._sharing.nodes()

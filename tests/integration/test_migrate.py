@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from ksi.migration import backup, database, forward
 from ksi.migration.backward import Backward
 from ksi.migration.forward import Forward
 from ksi.migration.records import NOT_KEPT
-from ksi.migration.settings_file import with_version
+from ksi.migration.settings_file import with_settings
 from ksi.testing import running_daemon
+from tests.acceptance.old_clients import one_shot
+from tests.acceptance.talk import until
 from tests.acceptance.v1_home import (
     BEGAN,
     CONFIG,
@@ -119,16 +123,22 @@ def test_the_command_checks_backs_up_brings_in_switches_and_verifies(home: Path)
         "checked",
         "found",
         "damaged",
-        "service.version is to be set from 1 to 2",
+        "service.version is to be set to 2",
+        "socket.replies is to be set to v1",
         "backed up",
         "brought in",
+        "set",
         "set",
         "verified",
         "done",
     ]
     assert "var/logs/responses/alpha.jsonl line 2: " in done.stdout
     after = snapshot(home, "var/backups", "var/db")
-    assert after.pop("ksi.toml").decode() == CONFIG.replace("version = 1 ", "version = 2 ")
+    settings = CONFIG.replace("version = 1 ", "version = 2 ")
+    assert after.pop("ksi.toml").decode() == f'{settings}\n[socket]\nreplies = "v1"\n'.replace(
+        "\n\n[socket]", "\n[socket]"
+    )
+    assert f"--home {home} start; back again: ksi --home {home} migrate --rollback" in done.stdout
     assert after == {path: data for path, data in before.items() if path != "ksi.toml"}
     again = command(home)
     assert again.returncode == 0
@@ -243,6 +253,65 @@ def test_a_home_of_version_2_has_nothing_to_migrate(tmp_path: Path) -> None:
     before = snapshot(home)
     assert migrate(home)[-1].startswith("nothing to do")
     assert snapshot(home) == before
+
+
+@pytest.mark.promise("O8")
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("service", [OLD_SERVICE, "ksi_daemon/completion/completion_service.py"])
+def test_an_old_tree_serves_after_its_migration_what_it_served_to_the_clients_that_it_had(
+    tmp_path: Path, service: str
+) -> None:
+    home = make_v1_home(tmp_path / "old", config=None)
+    (home / service).parent.mkdir(parents=True)
+    (home / service).write_text("# the old service\n")
+    old_script = "#!/bin/sh\nexec python3 ksi-daemon.py\n"
+    (home / "daemon_control.sh").write_text(old_script)
+    before = snapshot(home)
+    said = migrate(home)
+    assert said[-1].startswith(f"done: start the daemon with {home}/daemon_control.sh start; ")
+    assert (home / "ksi.toml").read_text() == (
+        '[service]\ndefault_model = "claude-cli/sonnet"\nversion = 2\n\n[socket]\nreplies = "v1"\n'
+    )
+    assert (home / "daemon_control.sh.disabled").read_text() == old_script
+    control = [str(home / "daemon_control.sh")]
+    environ = {**clean_environ(), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    run = partial(subprocess.run, capture_output=True, text=True, timeout=100, env=environ)
+    assert run([*control, "start"]).returncode == 0
+    try:
+        path = home / "var" / "run" / "daemon.sock"
+        assert one_shot(path, "completion:status", {})["active_count"] == 0
+        for data in ({"session_id": "alpha"}, {}):
+            refused = one_shot(path, "completion:request", {"prompt": "And now?", **data})
+            assert "Claude Code is not installed" in refused["error"]
+        problems = one_shot(path, "system:health", {})["problems"]
+        assert any("Claude Code is not installed" in problem for problem in problems)
+    finally:
+        assert run([*control, "stop"]).returncode == 0
+    roll_back(home)
+    after = snapshot(home, "var")
+    assert after.pop("ksi.toml") == b"[service]\nversion = 1\n"
+    assert after == {name: data for name, data in before.items() if not name.startswith("var")}
+
+
+@pytest.mark.promise("R4")
+def test_a_version_that_was_changed_by_hand_is_told_what_was_not_brought_in(tmp_path: Path) -> None:
+    home = make_v1_home(tmp_path / "home", config=CONFIG.replace("version = 1 ", "version = 2 "))
+    (home / "var" / "logs" / "responses" / "alpha.jsonl").unlink()
+    (home / "var" / "logs" / "responses" / "2025" / "beta.jsonl").unlink()
+    write_log(home, "gamma", claude_line("Now.", time.time()))
+
+    def problems() -> list[str]:
+        return [one for one in one_shot(process.socket_path, "system:health", {})["data"]["problems"] if "gamma" in one]
+
+    with DaemonProcess(home) as process:
+        (told,) = until(problems, "a word about gamma")
+    assert told.startswith("1 conversations of version 1 in var/logs/responses were not brought in")
+    assert "brought in: 1 turns" in command(home).stdout
+    with DaemonProcess(home) as process:
+        assert one_shot(process.socket_path, "completion:session_status", {"session_id": "gamma"})["data"]["turns"] == 1
+        log = home / "var" / "logs" / "daemon.log"
+        until(lambda: "ready" in log.read_text(), "the start")
+        assert problems() == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -363,7 +432,7 @@ FAULTS: list[tuple[Any, str, int]] = [
     (database, "_verify", 1),
     (database, "put", 1),
     (backup, "write", 3),
-    (forward, "with_version", 1),
+    (forward, "with_settings", 1),
     (Forward, "_verify", 1),
 ]
 
@@ -641,11 +710,11 @@ def test_without_a_migration_there_is_nothing_to_roll_back(home: Path) -> None:
     ],
 )
 def test_only_the_version_is_changed_in_a_settings_file(text: str, changed: str) -> None:
-    assert with_version(text, 2) == changed
-    assert with_version(changed, 2) == changed
+    assert with_settings(text, {("service", "version"): 2}) == changed
+    assert with_settings(changed, {("service", "version"): 2}) == changed
 
 
 @pytest.mark.parametrize("text", ["service = {version = 1}\n", 'a = """\n[service]\nversion = 1\n"""\n', "[service\n"])
 def test_a_settings_file_that_is_not_understood_is_left_alone(text: str) -> None:
     with pytest.raises(MigrationError):
-        with_version(text, 2)
+        with_settings(text, {("service", "version"): 2})

@@ -60,6 +60,9 @@ from ksi.store.values import CancelOutcome, Enqueued, Fork, Lapsed, Listing, New
 PAGES_READ_ON = 100
 """Pages of a list that are read for one page of a part of it."""
 
+USUAL_CLAUDE = "sonnet"
+"""The model that goes on with a dialogue of Claude Code whose own model is not known."""
+
 Answer = Callable[[RequestReply], None]
 Refuse = Callable[[Exception], None]
 Attach = Callable[[Enqueued], None]
@@ -168,11 +171,18 @@ class CompletionService:
         if last is None or self._kind(last) in kinds:
             return default
         usual = await self._sessions.last_model(name)
-        if usual is not None and self._route_or_none(usual):
-            return usual
+        if usual is None and self._kind(last) == "claude-cli":
+            usual = f"{last}/{USUAL_CLAUDE}"
+        why = "nothing serves that now"
+        try:
+            if usual is not None:
+                self._providers.route(usual)
+                return usual
+        except UnknownModel as error:
+            why = error.message
         raise UnknownModel(
-            f"conversation {name!r} was made with {usual or 'a model'} at {last}, and nothing serves that now; "
-            "configure it again, or name a model to go on elsewhere with what was said",
+            f"conversation {name!r} was made at {last} and stays there: {why}; name a model to go on elsewhere with "
+            "what was said",
             model=usual,
         )
 

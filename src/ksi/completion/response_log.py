@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from ksi.clock import MICROSECONDS, Clock
+from ksi.clock import MICROSECONDS, Clock, iso_time
 from ksi.errors import ConfigError, StoreError
 from ksi.platforms import folds_case
 from ksi.request import answer_chars
@@ -50,9 +50,10 @@ def log_name(session: str, *, folded: bool = False) -> str:
 class ResponseLog:
     """Writes behind the store's back."""
 
-    def __init__(self, store: Store, folder: Path, clock: Clock, *, enabled: bool) -> None:
+    def __init__(self, store: Store, folder: Path, clock: Clock, *, enabled: bool, iso: bool = False) -> None:
+        """`iso`: times are written as version 1 wrote them."""
         self._store = store
-        self._files = _Files(folder)
+        self._files = _Files(folder, iso=iso)
         self._clock = clock
         self._enabled = enabled
         self._watermark = 0
@@ -129,7 +130,8 @@ class _Journal(msgspec.Struct):
 class _Files:
     """The folder of session files, and its journal."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, iso: bool) -> None:
+        self._iso = iso
         self._folder = folder
         self._journal = folder.with_name(f"{folder.name}.journal")
 
@@ -154,7 +156,7 @@ class _Files:
         lines: dict[str, list[bytes]] = defaultdict(list)
         folded = folds_case(self._folder)
         for turn in turns:
-            lines[log_name(turn.conversation, folded=folded)].append(log_line(turn))
+            lines[log_name(turn.conversation, folded=folded)].append(log_line(turn, iso=self._iso))
         sizes = {name: self._size(name) for name in lines}
         _replace(self._journal, msgspec.json.encode(_Journal(watermark, sizes)))
         for name, its_lines in lines.items():
@@ -202,15 +204,16 @@ def _append(path: str, data: bytes) -> None:
         os.close(descriptor)
 
 
-def log_line(turn: LoggedTurn, **more: Any) -> bytes:
-    """A turn's line; `more` goes beside what KSI itself says in it."""
+def log_line(turn: LoggedTurn, *, iso: bool = False, **more: Any) -> bytes:
+    """A turn's line; `more` goes beside what KSI itself says in it. `iso`: its time is text in ISO 8601."""
     attempt = turn.attempt
+    at = attempt.finished_at / MICROSECONDS
     ksi: dict[str, Any] = {
         "provider": attempt.provider,
         "request_id": turn.request_id,
         "session_id": turn.conversation,
         "client_id": turn.agent_id,
-        "timestamp": attempt.finished_at / MICROSECONDS,
+        "timestamp": iso_time(at) if iso else at,
         "duration_ms": (attempt.finished_at - attempt.started_at) / 1000,
         **more,
     }

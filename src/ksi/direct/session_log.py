@@ -114,7 +114,7 @@ def read_line(line: bytes) -> V1Turn:
 
 def write_line(turn: LoggedTurn, body: RequestBody) -> bytes:
     """A turn as a line, with what was asked."""
-    return log_line(turn, request=msgspec.Raw(msgspec.json.encode(body)))
+    return log_line(turn, iso=True, request=msgspec.Raw(msgspec.json.encode(body)))
 
 
 class SessionLog:

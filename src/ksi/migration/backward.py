@@ -13,11 +13,11 @@ from ksi.clock import Clock
 from ksi.completion.response_log import log_name
 from ksi.direct.session_log import DamagedLine, read_line, write_line
 from ksi.errors import KsiError, MigrationError
-from ksi.migration import backup, database
+from ksi.migration import backup, control, database
 from ksi.migration.forward import Forward, free_name, settings_mode
 from ksi.migration.house import House, Say
 from ksi.migration.journal import Journal, JournalFile
-from ksi.migration.settings_file import with_version
+from ksi.migration.settings_file import with_settings
 from ksi.request import RequestBody, decode_body
 from ksi.store.base import Store
 
@@ -98,7 +98,9 @@ class Backward:
                 raise MigrationError(f"{what}; everything is as version 2 had it") from error
             raise
         self._file.write(msgspec.structs.replace(journal, stage="rolled_back"))
-        self._say("done: start the daemon with ./daemon_control.sh start; forward again: ksi migrate")
+        home = house.home
+        start = f"{home}/{control.NAME} start" if house.old_project else control.start_command(home)
+        self._say(f"done: start the daemon with {start}; forward again: ksi --home {home} migrate")
 
     def _restore(self, journal: Journal, folder: Path, manifest: backup.Manifest, kept: Path) -> None:
         house = self._house
@@ -109,12 +111,14 @@ class Backward:
                 backup.restore(folder, item, house.home)
                 house.disabled.unlink(missing_ok=True)
                 self._say(f"restored: {item.path}")
+        if house.old_project:
+            Forward(house.home, self._clock, self._ksi, self._say).restore_control()
         settings = next((item for item in manifest.items if item.path == house.relative(house.settings)), None)
         text = (folder / settings.path).read_text("utf-8") if settings is not None else ""
         if settings is not None:
             backup.restore(folder, settings, house.home)
         if House(house.home).config.service.version != 1:
-            changed = with_version(text, 1)
+            changed = with_settings(text, {("service", "version"): 1})
             backup.write(house.settings, changed.encode(), mode=settings_mode(house.settings))
         self._say(f"set: service.version = 1 in {house.relative(house.settings)}")
         if meanwhile.waiting:
@@ -213,12 +217,15 @@ class Backward:
             self._disable_again(kept)
 
     def _disable_again(self, kept: Path) -> None:
-        """The old service file was disabled: its place is empty, and it stands beside it."""
+        """The old service file was disabled, and ours stood in the control script's place: they stand beside it."""
         house = self._house
         journal = self._file.read()
-        source = None if journal is None else house.home / journal.backup / house.relative(house.old_service)
-        if source is not None and source.is_file() and not house.disabled.exists():
-            backup.write(house.disabled, source.read_bytes(), mode=source.stat().st_mode & 0o777)
+        if journal is None:
+            return
+        for place, disabled in ((house.old_service, house.disabled), (house.control, house.old_control)):
+            source = house.home / journal.backup / house.relative(place)
+            if source.is_file() and not disabled.exists():
+                backup.write(disabled, source.read_bytes(), mode=source.stat().st_mode & 0o777)
 
 
 async def _body(store: Store, turn: int) -> RequestBody:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import KsiError, MigrationError
-from ksi.migration import backup, database
+from ksi.migration import backup, control, database
 from ksi.migration.checks import check_parts, self_test
 from ksi.migration.house import House, Say
 from ksi.migration.journal import Journal, JournalFile
 from ksi.migration.records import Counts
-from ksi.migration.settings_file import with_version
+from ksi.migration.settings_file import Key, settings_in, with_settings
 from ksi.migration.v1_data import V1Data, look
 from ksi.platforms import sync_folder
 
@@ -27,14 +28,20 @@ DAMAGED = "damaged.jsonl"
 NAMED = 20
 """Damaged lines that are named one by one."""
 
+OLD_DEFAULT = "claude-cli/sonnet"
+"""The model that the old project asked where a request named none."""
+
 Agree = Callable[[], bool]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be done."""
 
-    set_version: bool
+    settings: Mapping[Key, str | int]
+    """Keys of ksi.toml that are to be set."""
     disable: bool
+    control: bool
+    """Whether our control script is to stand where the old project's stands."""
     counts: Counts
     data: V1Data
 
@@ -46,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.set_version or self.disable or self.bring)
+        return not (self.settings or self.disable or self.control or self.bring)
 
 
 class Forward:
@@ -133,11 +140,26 @@ class Forward:
         if house.old_service.is_file() and house.disabled.exists():
             raise MigrationError(f"{house.disabled} is in the way; move it away first")
         return Plan(
-            set_version=house.config.service.version == 1,
+            settings=self._settings(),
             disable=house.old_service.is_file(),
+            control=house.old_project and not control.is_ours(house.control),
             counts=counts,
             data=data,
         )
+
+    def _settings(self) -> dict[Key, str | int]:
+        """What ksi.toml needs to serve what version 1 served, to the clients that it had."""
+        house = self._house
+        first = house.config.service.version == 1
+        if not first and not house.old_service.is_file():
+            return {}
+        has = settings_in(house.settings.read_text("utf-8") if house.settings.exists() else "")
+        wanted: dict[Key, str | int] = {("service", "version"): 2} if first or "service" not in has else {}
+        if "replies" not in has.get("socket", {}):
+            wanted["socket", "replies"] = "v1"
+        if house.old_project and "providers" not in has and "default_model" not in has.get("service", {}):
+            wanted["service", "default_model"] = OLD_DEFAULT
+        return wanted
 
     def _data(self) -> V1Data:
         house = self._house
@@ -161,8 +183,10 @@ class Forward:
                 self._say(f"  and {len(data.damaged) - NAMED} more, all in the backup's {DAMAGED}")
         if plan.disable:
             self._say(f"the old service file {self._house.relative(self._house.old_service)} is to be disabled")
-        if plan.set_version:
-            self._say("service.version is to be set from 1 to 2")
+        if plan.control:
+            self._say(f"{control.NAME} is to start KSI; the old one is kept as {self._house.old_control.name}")
+        for (section, key), value in plan.settings.items():
+            self._say(f"{section}.{key} is to be set to {value}")
 
     # -- do -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +213,8 @@ class Forward:
                 raise
         if base is not None:
             database.remove(_before(base))
-        self._say("done: start the daemon with ./daemon_control.sh start; back again: ksi migrate --rollback")
+        again = f"ksi --home {shlex.quote(str(house.home))} migrate --rollback"
+        self._say(f"done: start the daemon with {control.start_command(house.home)}; back again: {again}")
 
     def _steps(self, plan: Plan, folder: Path) -> None:
         house, now = self._house, self._clock.now()
@@ -207,11 +232,19 @@ class Forward:
             house.old_service.rename(house.disabled)
             sync_folder(house.disabled.parent)
             self._say(f"disabled: {house.relative(house.old_service)}, now {house.disabled.name}")
-        if plan.set_version:
+        if plan.control:
+            self._begin("control")
+            if house.control.exists():
+                house.control.rename(house.old_control)
+            backup.write(house.control, control.script().encode(), mode=0o755)
+            self._say(f"put: {control.NAME}, which starts KSI in this home")
+        if plan.settings:
             self._begin("version")
             text = house.settings.read_text("utf-8") if house.settings.exists() else ""
-            backup.write(house.settings, with_version(text, 2).encode(), mode=settings_mode(house.settings))
-            self._say(f"set: service.version = 2 in {house.relative(house.settings)}")
+            changed = with_settings(text, plan.settings)
+            backup.write(house.settings, changed.encode(), mode=settings_mode(house.settings))
+            for (section, key), value in plan.settings.items():
+                self._say(f"set: {section}.{key} = {value} in {house.relative(house.settings)}")
         self._begin("verify")
         self._verify(manifest, plan)
         self._say("verified: the database opens, the backup is whole, and V1's logs are untouched")
@@ -251,7 +284,8 @@ class Forward:
             raise MigrationError(f"service.version is still {version}")
         if house.database is not None and house.database.exists():
             database.look_into(house, house.database, self._clock)
-        touched = {house.relative(house.settings)} if plan.set_version else set()
+        touched = {house.relative(house.settings)} if plan.settings else set()
+        touched |= {house.relative(house.control)} if plan.control else set()
         touched |= {house.relative(house.old_service)} if plan.disable else set()
         for item in manifest.items:
             path = house.home / item.path
@@ -271,6 +305,7 @@ class Forward:
         undo: dict[str, Callable[[], None]] = {
             "version": lambda: self._restore_settings(folder),
             "service": self._restore_service,
+            "control": self.restore_control,
             "data": lambda: _restore_database(house.database, had_store=journal.had_store),
         }
         try:
@@ -297,6 +332,14 @@ class Forward:
             backup.restore(folder, item, house.home)
         else:
             house.settings.unlink(missing_ok=True)
+
+    def restore_control(self) -> None:
+        """Put the old project's control script back to its place."""
+        house = self._house
+        if house.old_control.exists():
+            house.old_control.replace(house.control)
+        elif control.is_ours(house.control):
+            house.control.unlink()
 
     def _restore_service(self) -> None:
         house = self._house

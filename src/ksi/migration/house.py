@@ -12,12 +12,16 @@ from ksi.clock import Chance
 from ksi.config import CONFIG_FILE, Config, load
 from ksi.daemon import store_rules
 from ksi.errors import MigrationError, StoreInUse
+from ksi.migration import control
 from ksi.pid_file import PidFile
 from ksi.platforms import find_socket
 from ksi.store.sqlite import SqliteStore
 
-OLD_SERVICE = "ksi_daemon/plugins/completion/completion_service.py"
-"""Where the old project has its completion service."""
+OLD_SERVICES = (
+    "ksi_daemon/plugins/completion/completion_service.py",
+    "ksi_daemon/completion/completion_service.py",
+)
+"""Where the old project had its completion service, at first and later."""
 DISABLED = ".disabled"
 VARIABLE = "KSI_SERVICE__VERSION"
 
@@ -41,8 +45,16 @@ class House:
         self.settings = home / CONFIG_FILE
         self.logs = self.config.log_dir / "responses"
         self.backups = home / "var" / "backups"
-        self.old_service = home / OLD_SERVICE
-        self.disabled = self.old_service.with_name(self.old_service.name + DISABLED)
+        self.old_service = _old_service(home)
+        self.disabled = _disabled(self.old_service)
+        self.control = home / control.NAME
+        self.old_control = _disabled(self.control)
+        """The old project's own control script, once ours stands in its place."""
+
+    @property
+    def old_project(self) -> bool:
+        """Whether this is a tree of the old project."""
+        return self.old_service.is_file() or self.disabled.is_file()
 
     @property
     def database(self) -> Path | None:
@@ -57,7 +69,8 @@ class House:
     def files(self) -> list[Path]:
         """V1's files, as they stand now."""
         logs = sorted(path for path in self.logs.rglob("*") if path.is_file()) if self.logs.is_dir() else []
-        return [path for path in (self.settings, self.old_service) if path.is_file()] + logs
+        others = (self.settings, self.old_service, *((self.control,) if self.old_project else ()))
+        return [path for path in others if path.is_file()] + logs
 
     def relative(self, path: Path) -> str:
         """A path as it is told."""
@@ -88,6 +101,16 @@ class House:
             yield
         finally:
             pid_file.release()
+
+
+def _disabled(path: Path) -> Path:
+    return path.with_name(path.name + DISABLED)
+
+
+def _old_service(home: Path) -> Path:
+    """The old project's completion service where it stands, enabled or not; else where it would stand."""
+    places = [home / place for place in OLD_SERVICES]
+    return next((path for path in places if path.is_file() or _disabled(path).is_file()), places[0])
 
 
 def _answers(path: Path) -> bool:

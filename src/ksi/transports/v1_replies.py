@@ -6,9 +6,9 @@ Every function is pure. A key that means something else today is replaced; today
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from ksi.clock import iso_time
 from ksi.errors import KsiError, NotFound
 
 Json = dict[str, Any]
@@ -22,8 +22,8 @@ _LISTED = 5
 
 
 def iso(at: float | None) -> str | None:
-    """Unix seconds as version 1 wrote times: ISO 8601 in UTC."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+    """Unix seconds as version 1 wrote times; None stays None."""
+    return None if at is None else iso_time(at)
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
