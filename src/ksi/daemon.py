@@ -294,6 +294,8 @@ class Daemon(_Served):
         self._started = self._clock.now()
         self._ready = True
         self._looking = asyncio.create_task(self._look_for_version_1(), name="ksi-version-1")
+        for name, told in self._facts.items():
+            self._log.info("provider", provider=name, **told)
         self._log.info("ready", socket=str(self.config.socket_path), store=self.config.store.shown_url, pid=os.getpid())
 
     async def stop(self) -> None:
@@ -430,6 +432,8 @@ class DirectDaemon(_Served):
             await self.socket.start()
             undo.pop_all()
         self._started = self._clock.now()
+        for name, told in self._facts.items():
+            self._log.info("provider", provider=name, **told)
         self._log.info("ready", socket=str(self.config.socket_path), service_version=1, pid=os.getpid())
 
     async def stop(self) -> None:
@@ -474,15 +478,11 @@ def _router(
 
 def _provider_facts(config: Config, environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Where each provider comes from, and whose account it uses."""
-    facts = {
+    return {
         name: {"source": config.sources.get(name, CONFIGURED), "account": account(name, entry, environ)}
         for name, entry in config.providers.items()
         if entry.enabled
     }
-    log = structlog.get_logger("ksi.providers")
-    for name, told in facts.items():
-        log.info("provider", provider=name, **told)
-    return facts
 
 
 def _bus(config: Config, clock: Clock) -> EventBus:

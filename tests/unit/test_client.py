@@ -764,6 +764,7 @@ async def test_a_free_conversation_s_lock_is_held_and_given_back(daemon: Scripte
             "request_id": lock.request_id,
             "conversation_id": "c",
             "wait": True,
+            "while_connected": True,
             "priority": "high",
             "metadata": {"by": "me"},
         }

@@ -284,7 +284,7 @@ def test_a_home_that_cannot_be_used_is_an_error_code_and_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert run(configured(tmp_path, socket={"path": "file/daemon.sock"})) == module.EXIT_FAULT
+    assert run(configured(tmp_path, socket={"path": "file/daemon.sock"})) == module.EXIT_CONFIG
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ksi: ")
     assert "choose another home" in line

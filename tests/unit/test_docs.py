@@ -247,7 +247,7 @@ def test_the_error_reference_draws_the_tree() -> None:
 
 def parts() -> dict[str, type[msgspec.Struct]]:
     """The sections of the configuration, by their names."""
-    tables = {"home", "providers", "models", "prices"}
+    tables = {"home", "providers", "sources", "models", "prices"}
     return {name: kind for name, kind in get_type_hints(configuration.Config).items() if name not in tables}
 
 

@@ -52,6 +52,10 @@ _STARTS: Mapping[Listing, tuple[int | str, int | str, int]] = {
 }
 
 
+_NAMED = {"request": "requests_named", "conversation": "conversations_named"}
+"""The statement that finds names of a kind by their beginning."""
+
+
 class Reads:
     """Answers from the tables; changes nothing."""
 
@@ -138,7 +142,7 @@ class Reads:
         """See `Store.find`."""
         # Names are compared by their bytes, which no character's begin with 0xF8.
         end = beginning.encode() + b"\xf8"
-        rows = self._cursor.execute(self._sql[f"{kind}s_named"], (beginning, end, limit)).fetchall()
+        rows = self._cursor.execute(self._sql[_NAMED[kind]], (beginning, end, limit)).fetchall()
         return tuple(str(name) for (name,) in rows)
 
     def history(self, head: int, max_chars: int) -> list[Turn]:
