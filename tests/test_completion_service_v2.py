@@ -22,9 +22,16 @@ def by_hand() -> int:
     """Run all checks against the running daemon; 0 where all hold."""
     path = find_socket(Path(__file__).resolve().parents[1])
     try:
-        Talk(path).__exit__(None, None, None)
+        with Talk(path) as talk:
+            version = talk.ask("system:startup")["service_version"]
     except OSError as error:
         print(f"no daemon on {path} ({error.strerror}); start it with ./daemon_control.sh start")
+        return 3
+    if version == 1:
+        print(
+            f"the daemon on {path} runs service version 1, which has none of this; stop it, run `ksi migrate`, and "
+            "start it again"
+        )
         return 3
     failed = []
     for name, check in CHECKS.items():
@@ -82,3 +89,13 @@ def test_the_documents_payloads_have_the_documents_answers(daemon: Path, name: s
 def test_by_hand_it_says_where_no_daemon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_HOME", str(tmp_path))
     assert by_hand() == 3
+
+
+def test_by_hand_it_says_that_a_daemon_runs_version_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = make_home(tmp_path, CONFIG.replace("[service]\n", "[service]\nversion = 1\n"))
+    monkeypatch.setenv("KSI_HOME", str(home))
+    with DaemonProcess(home):
+        assert by_hand() == 3
+    assert "runs service version 1" in capsys.readouterr().out

@@ -191,7 +191,16 @@ class Daemon(_Served):
         prices = Prices(config.prices, can)
         teller = Teller(prices)
         injection_events = InjectionEvents(self.bus)
-        announcer = self._announcer = Announcer(self.store, teller, self.bus, lock_events, injection_events)
+        self._responses = ResponseLog(
+            self.store,
+            config.log_dir / "responses",
+            clock,
+            enabled=config.log.responses,
+            iso=config.replies == "v1",
+        )
+        announcer = self._announcer = Announcer(
+            self.store, teller, self.bus, lock_events, injection_events, self._responses.saved
+        )
         enabled = {name: config.providers[name] for name in self._built}
         router = _router(enabled, config, can, environ)
         team = _team(config, self.store, self._built, clock)
@@ -234,13 +243,6 @@ class Daemon(_Served):
         chains = ChainService(self.store, self._injections, clock)
         self._locks = ConversationLocks(
             self.store, lock_events, self.bus, head_starts, clock, self.queue.on_due, config.lock.wait_timeout
-        )
-        self._responses = ResponseLog(
-            self.store,
-            config.log_dir / "responses",
-            clock,
-            enabled=config.log.responses,
-            iso=config.replies == "v1",
         )
         self._cleaner = Cleaner(self.store, lock_events, config.retention, clock)
         self._clock_keeper = ClockKeeper(clock, config.clock_path)

@@ -8,6 +8,8 @@ import resource
 import socket
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -426,3 +428,55 @@ async def test_another_user_s_client_is_turned_away_and_root_s_and_ours_are_not(
         assert served.socket.connections == before + welcome
         connection.connection_lost(None)
         assert served.socket.connections == before
+
+
+NETCAT = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+for line in sys.stdin:
+    connection.sendall(line.encode())
+while data := connection.recv(65536):
+    sys.stdout.write(data.decode())
+"""
+
+
+def piped(tmp_path: Path, name: str, socket_path: Path, *lines: Json) -> subprocess.Popen[str]:
+    """A program of this name that sends lines and, like Debian's netcat, then waits without closing its side."""
+    program = tmp_path / name
+    program.symlink_to(sys.executable)
+    process = subprocess.Popen(
+        [program, "-c", NETCAT, socket_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    process.stdin.write("".join(json.dumps(line) + "\n" for line in lines))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+@pytest.mark.promise("S1")
+def test_a_netcat_that_keeps_its_side_open_ends_when_it_has_all_that_it_asked_for(tmp_path: Path) -> None:
+    with DaemonProcess(make_home(tmp_path / "home")) as process:
+        path = process.socket_path
+        status: Json = {"event": "completion:status", "data": {}}
+        submit: Json = {"event": "completion:async", "data": {"prompt": "x", "model": "drip/x"}}
+        nc = piped(tmp_path, "nc", path, status, submit)
+        printed = [json.loads(line) for line in nc.communicate(timeout=60)[0].splitlines()]
+        assert [line["event"] for line in printed] == ["completion:status", "completion:async", "completion:result"]
+
+
+@pytest.mark.promise("S1")
+async def test_another_program_that_keeps_its_side_open_stays_connected(tmp_path: Path) -> None:
+    with DaemonProcess(make_home(tmp_path / "home")) as process:
+        status: Json = {"event": "completion:status", "data": {}}
+        other = piped(tmp_path, "thinker", process.socket_path, status)
+        try:
+            nc = piped(tmp_path, "nc", process.socket_path, status)
+            await asyncio.to_thread(nc.communicate, timeout=60)
+            again = piped(tmp_path / "home", "nc", process.socket_path, status)
+            await asyncio.to_thread(again.communicate, timeout=60)
+            assert other.poll() is None, "two looks later it is still there"
+        finally:
+            other.kill()
+            other.communicate()

@@ -132,11 +132,17 @@ def _figures(item: Json) -> dict[str, object]:
         "risk": reason.get("risk_score") if reason else None,
         "evidence": reason.get("evidence") if reason else None,
         "requests": f"{item.get('members')}, {item.get('unfinished')} not ended",
-        "depth": f"{item.get('ideation_depth')} of {item.get('max_depth')}",
+        "depth": _depth(item),
         "tokens": _tokens(item),
         "age": f"{duration(item.get('age'))} of {duration(item.get('time_window'))}",
         "resets": item.get("resets") or None,
     }
+
+
+def _depth(item: Json) -> str:
+    """How deep the chain went; a request that was blocked for its depth did not go there."""
+    depth, most = item.get("ideation_depth", 0), item.get("max_depth", 0)
+    return f"{most} of {most}, and a request at depth {depth} was blocked" if depth > most else f"{depth} of {most}"
 
 
 def _tokens(item: Json) -> str:

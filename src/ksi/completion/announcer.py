@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -33,9 +33,17 @@ class Announcer:
     """The way from a commit to those who care about it."""
 
     def __init__(
-        self, store: Store, teller: Teller, bus: EventBus, locks: LockEvents, injections: InjectionEvents
+        self,
+        store: Store,
+        teller: Teller,
+        bus: EventBus,
+        locks: LockEvents,
+        injections: InjectionEvents,
+        saved: Callable[[], Awaitable[None]],
     ) -> None:
+        """`saved` returns when all answers that were committed are in their session's files."""
         self._store = store
+        self._saved = saved
         self._teller = teller
         self._bus = bus
         self._locks = locks
@@ -94,6 +102,8 @@ class Announcer:
         if not settled.state.final:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
+            if settled.state is State.COMPLETED:
+                await self._saved()
             if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
                 await self._ended(claim.request_id, _first_try(claim, model, attempt, settled), fork=settled.fork)
             else:

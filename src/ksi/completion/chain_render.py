@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from ksi.clock import MICROSECONDS, to_seconds
 from ksi.event_types import ChainReply, InjectionReply, MemberReply, ReasonBody
-from ksi.store.chains import Block, ChainView, InjectionView, MemberRow
+from ksi.store.chains import Block, ChainView, InjectionView, MemberRow, check
 
 
 def reason_body(block: Block | None) -> ReasonBody | None:
@@ -21,9 +23,10 @@ def reason_body(block: Block | None) -> ReasonBody | None:
 def chain_reply(view: ChainView, now: int) -> ChainReply:
     """A chain's figures; `now` is wall time in microseconds."""
     spending, limits = view.spending, view.limits
+    stopped = _used_up(view, now)
     return ChainReply(
         chain_id=view.chain,
-        state=_state(view, now),
+        state=_state(view, stopped),
         ideation_depth=view.depth,
         max_depth=limits.max_depth,
         tokens_used=spending.used,
@@ -37,19 +40,27 @@ def chain_reply(view: ChainView, now: int) -> ChainReply:
         guard_messages=view.guard_messages,
         resets=view.resets,
         created_at=view.created_at / MICROSECONDS,
-        reason=reason_body(spending.tripped),
+        reason=reason_body(spending.tripped or stopped),
     )
 
 
-def _state(view: ChainView, now: int) -> Literal["open", "tripped", "exhausted", "closed"]:
+def _used_up(view: ChainView, now: int) -> Block | None:
+    """The limit that keeps a chain from going on; None where it can."""
     spending, limits = view.spending, view.limits
-    if spending.closed:
+    spent = msgspec.structs.replace(spending, reserved=0)  # what is set aside for a run may come back
+    block = check(spent, limits, 0, now)
+    if block is not None or view.depth <= limits.max_depth or view.unfinished:
+        return block
+    # Its deepest request was blocked, and nothing that still runs could bring it on.
+    return check(spent, limits, view.depth, now)
+
+
+def _state(view: ChainView, stopped: Block | None) -> Literal["open", "tripped", "exhausted", "closed"]:
+    if view.spending.closed:
         return "closed"
-    if spending.tripped is not None:
+    if view.spending.tripped is not None:
         return "tripped"
-    if spending.used >= limits.token_budget or now - spending.started_at > limits.time_window:
-        return "exhausted"
-    return "open"
+    return "open" if stopped is None else "exhausted"
 
 
 def member_reply(row: MemberRow) -> MemberReply:

@@ -149,6 +149,8 @@ class CompletionService:
     async def _enqueue(self, data: CompletionData, attach: Attach, *, awaited: bool) -> tuple[NewRequest, Enqueued]:
         """Make the request, and enter it."""
         model = await self._model(data)
+        if data.model is None and model != full_model(None, self._config.service.default_model):
+            data = msgspec.structs.replace(data, model=model)
         route = self._providers.route(model, mcp=bool(data.mcp_config))
         new = self._intake.new_request(data, model, route, self._clock.now())
         if data.injection_config is not None or data.circuit_breaker_config is not None:

@@ -1,9 +1,10 @@
 """The response log: a line per answer in `var/logs/responses/<session>.jsonl`, as V1 wrote it (R3).
 
-It follows the store: what was committed is read from a stored watermark on, appended in a thread, and then the
-watermark moves. Before a batch is appended a journal notes how long its files are; whoever finds a journal whose batch
-is not behind the watermark cuts the files back to that and writes the batch again. So no line is lost, none is there
-twice, and none is half. The store is the truth; these files are for people and their tools.
+It follows the store: what was committed is read from a stored watermark on and appended in a thread, when an answer
+waits to be told or some time has passed. The watermark moves now and then. Before a file is appended to, a journal
+notes how long it was at the watermark; whoever finds such a journal cuts the files back to that and writes again what
+is behind the watermark. So no line is lost, none is there twice, and none is half. The store is the truth; these files
+are for people and their tools.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ _BATCH = 5_000
 _BATCH_CHARS = 8 * 1024 * 1024
 """Characters of answers in one batch, about."""
 
+_MOST_NOTED = 1_000
+"""Files in the journal at which the watermark moves before its time: each new file writes the journal again."""
+
 _PAUSE = 2.0
-"""Seconds between looks: opening files is what the log costs, and answers of that time share it."""
+"""Seconds between looks that nobody asked for, and between moves of the watermark."""
 
 
 def log_name(session: str, *, folded: bool = False) -> str:
@@ -57,7 +61,12 @@ class ResponseLog:
         self._clock = clock
         self._enabled = enabled
         self._watermark = 0
+        """As it is stored."""
+        self._written = 0
+        """The last answer that is in its file."""
         self._writing = asyncio.Lock()
+        self._asked = asyncio.Event()
+        self._askers: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.responses")
 
@@ -74,7 +83,7 @@ class ResponseLog:
         """
         if self._enabled:
             self._files.make_folder()
-        self._watermark = await self._store.log_watermark()
+        self._watermark = self._written = await self._store.log_watermark()
         await self._write_all()
         self._task = asyncio.create_task(self._follow(), name="ksi-responses")
 
@@ -86,42 +95,91 @@ class ResponseLog:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._write_all()
+        self._answer_askers()
 
     async def forget(self) -> None:
         """Another store's answers follow from here on: what the files have stays as it is. Not while it follows."""
         await asyncio.to_thread(self._files.forget)
 
-    async def _follow(self) -> None:
-        while True:
-            await self._clock.sleep(_PAUSE)
-            try:
-                await self._write_all()
-            except Exception:  # noqa: BLE001 - the top of a long-lived loop: a defect in one look must not end all
-                self._log.exception("response log not written")
+    async def saved(self) -> None:
+        """Return when everything that was committed before is in its file, or could not be written."""
+        if not self._enabled or not self.alive:
+            return
+        if self._askers is None:
+            self._askers = asyncio.get_running_loop().create_future()
+            self._asked.set()
+        await asyncio.shield(self._askers)
 
-    async def _write_all(self) -> None:
-        """Everything that is there now. What cannot be written stays behind the watermark for the next time."""
+    async def _follow(self) -> None:
+        """Write when somebody asks for it, and move the watermark after each pause."""
+        pause = asyncio.create_task(self._clock.sleep(_PAUSE))
+        asked = asyncio.create_task(self._asked.wait())
+        try:
+            while True:
+                await asyncio.wait((pause, asked), return_when=asyncio.FIRST_COMPLETED)
+                due = pause.done()
+                if due:
+                    pause = asyncio.create_task(self._clock.sleep(_PAUSE))
+                if asked.done():
+                    self._asked.clear()
+                    asked = asyncio.create_task(self._asked.wait())
+                try:
+                    await self._write_all(settle=due)
+                except Exception:  # noqa: BLE001 - the top of a long-lived loop: a defect in one look must not end all
+                    self._log.exception("response log not written")
+                    self._answer_askers()
+        finally:
+            pause.cancel()
+            asked.cancel()
+
+    async def _write_all(self, *, settle: bool = True) -> None:
+        """Everything that is there now. What cannot be written stays behind the watermark for the next time.
+
+        `settle` moves the watermark, too.
+        """
+        askers, self._askers = self._askers, None
         try:
             async with self._writing:
                 while await self._write_some():
                     pass
+                _answer(askers)
+                if settle or self._files.noted > _MOST_NOTED:
+                    await self._settle()
         except (OSError, StoreError) as error:
+            self._written = self._watermark
+            self._files.doubt()
             self._log.error("response log not written", error=str(error))
+        finally:
+            _answer(askers)
 
     async def _write_some(self) -> bool:
         """One batch; whether there may be more."""
-        turns = await self._store.log_after(self._watermark, _BATCH, _BATCH_CHARS)
+        turns = await self._store.log_after(self._written, _BATCH, _BATCH_CHARS)
         if not turns:
             return False
         if self._enabled:
             await asyncio.to_thread(self._files.write, turns, self._watermark)
-        await self._store.set_log_watermark(turns[-1].id)
-        self._watermark = turns[-1].id
+        self._written = turns[-1].id
         return len(turns) == _BATCH or sum(answer_chars(turn.attempt) for turn in turns) >= _BATCH_CHARS
+
+    async def _settle(self) -> None:
+        """Move the watermark behind what is written."""
+        if self._written > self._watermark:
+            await self._store.set_log_watermark(self._written)
+            self._watermark = self._written
+
+    def _answer_askers(self) -> None:
+        askers, self._askers = self._askers, None
+        _answer(askers)
+
+
+def _answer(askers: asyncio.Future[None] | None) -> None:
+    if askers is not None and not askers.done():
+        askers.set_result(None)
 
 
 class _Journal(msgspec.Struct):
-    """How long the files of a batch were before it, and which batch: the watermark that it came behind."""
+    """How long the files were at a watermark that have been appended to since."""
 
     behind: int
     sizes: dict[str, int]
@@ -133,6 +191,8 @@ class _Files:
     def __init__(self, folder: Path, *, iso: bool) -> None:
         self._iso = iso
         self._folder = folder
+        self._noted: _Journal | None = None
+        """The journal as it stands; None where it must be read."""
         self._journal = folder.with_name(f"{folder.name}.journal")
 
     def make_folder(self) -> None:
@@ -152,15 +212,33 @@ class _Files:
     def write(self, turns: Sequence[LoggedTurn], watermark: int) -> None:
         """Append a batch, whole."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._cut_back(watermark)
         lines: dict[str, list[bytes]] = defaultdict(list)
         folded = folds_case(self._folder)
         for turn in turns:
             lines[log_name(turn.conversation, folded=folded)].append(log_line(turn, iso=self._iso))
-        sizes = {name: self._size(name) for name in lines}
-        _replace(self._journal, msgspec.json.encode(_Journal(watermark, sizes)))
+        self._note(watermark, lines)
         for name, its_lines in lines.items():
             _append(f"{self._folder}/{name}", b"".join(its_lines))
+
+    def _note(self, watermark: int, names: Iterable[str]) -> None:
+        """Have in the journal how long these files are, where they are not in it since the watermark."""
+        if self._noted is None:
+            self._cut_back(watermark)
+        if self._noted is None or self._noted.behind != watermark:
+            self._noted = _Journal(watermark, {})
+        new = {name: self._size(name) for name in names if name not in self._noted.sizes}
+        if new:
+            self._noted = _Journal(watermark, {**self._noted.sizes, **new})
+            _replace(self._journal, msgspec.json.encode(self._noted))
+
+    @property
+    def noted(self) -> int:
+        """Files in the journal."""
+        return 0 if self._noted is None else len(self._noted.sizes)
+
+    def doubt(self) -> None:
+        """Writing failed: what the files have since the watermark is cut off before they are written again."""
+        self._noted = None
 
     def _cut_back(self, watermark: int) -> None:
         """Undo a batch whose watermark was not moved. That of another store, now gone, came behind another one."""
@@ -177,6 +255,7 @@ class _Files:
 
     def forget(self) -> None:
         """What was written is whole."""
+        self._noted = None
         self._journal.unlink(missing_ok=True)
 
     def _size(self, name: str) -> int:

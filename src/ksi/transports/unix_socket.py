@@ -20,6 +20,7 @@ from ksi.event_bus import News
 from ksi.platforms import SOCKET_PATH_LIMIT, peer_uid, private_folder, socket_place
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
+from ksi.transports.netcat import is_piped_netcat
 
 IN_FLIGHT = 1_000
 """Lines of one connection that are served at a time; above it, reading waits."""
@@ -56,6 +57,8 @@ class SocketConnection(asyncio.Protocol):
         self._reading = True
         self._half_closed = False
         self._closing = False
+        self._asked = False
+        self._looks_in_vain = 0
 
     # -- coming and going -----------------------------------------------------------------------------------------
 
@@ -98,29 +101,38 @@ class SocketConnection(asyncio.Protocol):
     def look_after(self) -> None:
         """After its end of file nothing is read any more, so a client that leaves then must be asked after.
 
-        What it waited for may also have ended without a word for it: then it is closed.
+        What it waited for may also have ended without a word for it: then it is closed. So is a netcat that has asked,
+        was answered, and said nothing more until the next look.
         """
         if self.is_gone():
             self._abort()
-        else:
+        elif self._half_closed:
             self._close_if_done()
+        elif self._idle():
+            self._looks_in_vain += 1
+            if self._looks_in_vain > 1:
+                self._close_if_idle()
+        else:
+            self._looks_in_vain = 0
 
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def _close_if_done(self) -> None:
-        if (
-            self._half_closed
-            and not self._owed
-            and not self._closing
-            and not self._out
-            and not self._news
-            and self._transport is not None
-            and not self._server.awaits(self)
-        ):
+        if self._half_closed:
+            self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._idle() and not self._closing and self._transport is not None:
             self._closing = True
             self._transport.close()
+
+    def _idle(self) -> bool:
+        """Whether nothing is owed to it or may still come for it; one that may yet ask is not idle."""
+        return (self._asked or self._half_closed) and not (
+            self._owed or self._out or self._news or self._server.awaits(self)
+        )
 
     # -- in -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +145,8 @@ class SocketConnection(asyncio.Protocol):
                 self._serve(line)
 
     def _serve(self, line: bytes) -> None:
+        self._asked = True
+        self._looks_in_vain = 0
         self._owed += 1
         task = self._loop.create_task(self._server.dispatcher.serve(line, self))
         self._serving.add(task)
@@ -271,6 +285,7 @@ class UnixSocket:
         self._connections: set[SocketConnection] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self.half_closed: set[SocketConnection] = set()
+        """Clients that send no more, and netcats that may not: they are looked after."""
         self._watch: asyncio.Task[None] | None = None
         self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -352,6 +367,8 @@ class UnixSocket:
             transport.write(encode_error(None, full, None, self.clock.unix()))
             return False
         self._connections.add(connection)
+        if is_piped_netcat(peer):
+            self.half_closed.add(connection)
         return True
 
     async def _watch_half_closed(self) -> None:

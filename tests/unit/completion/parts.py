@@ -205,7 +205,7 @@ class Parts:
         can = {name: player.capabilities for name, player in self.players.items()}
         prices = Prices({}, can)
         self.injection_events = InjectionEvents(self.bus)
-        self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events)
+        self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events, _saved)
         router = Router(configured, {})
         places = {name: Place(slots=configured[name].max_concurrency) for name in self.players}
         self.team = Team(self.store, places, self.config.breaker, self.clock, alone=not shared)
@@ -302,3 +302,7 @@ class Parts:
         answers: list[RequestReply] = []
         self.announcer.wait_for(request_id, answers.append)
         return answers
+
+
+async def _saved() -> None:
+    """No response log is kept."""
