@@ -78,6 +78,15 @@ class Chunk(msgspec.Struct, frozen=True):
     text: str
 
 
+class ToolUsed(msgspec.Struct, frozen=True):
+    """The turn calls a tool that may change something outside of it: such a turn must not be run again by itself.
+
+    It comes before the tool has done its work. A call that is denied afterwards was told all the same.
+    """
+
+    name: str
+
+
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer."""
 
@@ -152,8 +161,8 @@ class Provider(Protocol):
         """End all that it started."""
         ...
 
-    def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
-        """Answer a call: any number of Chunks, then one Completion.
+    def complete(self, call: Call) -> AsyncGenerator[Chunk | ToolUsed | Completion, None]:
+        """Answer a call: any number of Chunks and ToolUsed, then one Completion.
 
         Closing the iterator early ends the work at the provider.
 

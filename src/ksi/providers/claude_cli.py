@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,17 @@ import msgspec
 import structlog
 
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
-from ksi.providers.claude_faults import is_lost, says_lost
+from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting, StopReason, ToolUsed
+from ksi.providers.claude_faults import is_lost, says_lost, told
 from ksi.providers.claude_launch import environment, inert, quoted
+from ksi.providers.claude_limits import named_zone
+from ksi.providers.claude_login import LoginGate, Passage, StoredLogin, came_back, is_given, stored_login
 from ksi.providers.claude_options import WORK, Options, launch_of, wishes_of
 from ksi.providers.claude_pool import ClaudePool
 from ksi.providers.claude_process import ProcessFault, SilentError
 from ksi.providers.claude_sessions import Opened, Sessions, Start
 from ksi.providers.claude_setup import Installation
+from ksi.providers.claude_stream import Started
 from ksi.providers.claude_transcript import Seal, find, projects_folder
 from ksi.providers.claude_turn import Turn
 from ksi.providers.process import ProcessRegistry
@@ -75,6 +78,10 @@ class ClaudeProvider:
         self._pool = ClaudePool(
             setting.clock, limit=options.warm, age=options.warm_age, memory=options.warm_memory * 2**20
         )
+        self._gate = LoginGate(lambda: stored_login(self._base_environment()), setting.clock)
+        self._failed_login: StoredLogin | None = None
+        self._seen_logged_out = False
+        self._zone = named_zone(options.env.get("TZ"))
         self._sessions: Sessions | None = None
         self._look: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.claude")
@@ -115,19 +122,41 @@ class ClaudeProvider:
         """Whether Claude Code has a session of this name, be it one of a terminal: its transcript is there."""
         return find(self._projects(), session) is not None
 
+    async def login_works(self) -> bool | None:
+        """See `LoginProvider`. A login that is stored in a file is compared with the one that failed. Without such a
+        file Claude Code is asked for its status, which takes half a second and asks nobody."""
+        environment = self._base_environment()
+        if is_given(environment):
+            return None
+        found = await asyncio.to_thread(stored_login, environment)
+        if found is not None:
+            works = came_back(self._failed_login, found)
+        else:
+            logged_in = None
+            with suppress(ProviderError):
+                logged_in = await self._installation.look_at_login()
+            works = logged_in if self._seen_logged_out or not logged_in else None
+            self._seen_logged_out = self._seen_logged_out or logged_in is False
+        if works:
+            self._installation.logged_in = True
+        return works
+
     # -- a call ---------------------------------------------------------------------------------------------------
 
-    async def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
+    async def complete(self, call: Call) -> AsyncGenerator[Chunk | ToolUsed | Completion, None]:
         """See the protocol."""
+        tools: list[str] = []
+        passage: Passage | None = None
         try:
             sessions, start = await self._prepared(call)
+            passage = await self._gate.enter()
             pointed = lost = False
             while True:
                 try:
                     opened = await (sessions.begin if lost else sessions.open)(call, start)
-                    async with aclosing(self._turn(call, sessions, opened)) as pieces:
-                        async for piece in pieces:
-                            yield piece
+                    async with aclosing(self._turn(call, sessions, opened, passage, tools)) as items:
+                        async for item in items:
+                            yield item
                     return
                 except _LostError:
                     lost = pointed or not await sessions.point(call)
@@ -135,19 +164,16 @@ class ClaudeProvider:
                 except _NotTakenError:
                     self._log.warning("a warm process hung; a new one goes on", session=call.provider_session)
         except OSError as fault:
-            raise ProviderError(
-                FailureClass.PROVIDER_ERROR, f"{self.name}: its transcript cannot be used: {fault}", provider=self.name
-            ) from None
+            error = ProviderError(FailureClass.PROVIDER_ERROR, f"its transcript cannot be used: {fault}")
+            raise told(error, self.name, tools) from None
         except ProviderError as error:
             if error.failure is FailureClass.AUTHENTICATION:
                 self._installation.logged_in = False
-            raise ProviderError(
-                error.failure,
-                f"{self.name}: {error.message}",
-                retry_after=error.retry_after,
-                status=error.details.get("status"),
-                provider=self.name,
-            ) from None
+                self._failed_login = passage.login if passage is not None else None
+            raise told(error, self.name, tools) from None
+        finally:
+            if passage is not None:
+                passage.close()
 
     async def _prepared(self, call: Call) -> tuple[Sessions, Start]:
         if self._sessions is None:
@@ -166,14 +192,17 @@ class ClaudeProvider:
         )
         return self._sessions, Start(launch=launch, command=command, environment=variables)
 
-    async def _turn(self, call: Call, sessions: Sessions, opened: Opened) -> AsyncGenerator[Chunk | Completion, None]:
-        """One turn in a process, which is kept if the turn was good and ended if not."""
+    async def _turn(
+        self, call: Call, sessions: Sessions, opened: Opened, passage: Passage, tools: list[str]
+    ) -> AsyncGenerator[Chunk | ToolUsed | Completion, None]:
+        """One turn in a process, which is kept if the turn was good and ended if not. `tools` is filled with the tools
+        with effects that it used."""
         process, turn, prompt_id = opened.process, Turn(call.model), sessions.new_id()
         kept = False
         try:
-            async with aclosing(self._texts(call, opened, turn, prompt_id)) as texts:
-                async for text in texts:
-                    yield Chunk(text)
+            async with aclosing(self._items(call, opened, turn, prompt_id, passage)) as items:
+                async for item in items:
+                    yield item
             if turn.failed_servers:
                 self._log.warning(
                     "MCP servers did not start, the turn went on without their tools",
@@ -189,16 +218,20 @@ class ClaudeProvider:
                 self._pool.put(process)
                 kept = True
             self._installation.logged_in = True
+            self._seen_logged_out = False
         except ProcessFault as fault:
             failure = FailureClass.TIMEOUT if isinstance(fault, SilentError) else FailureClass.PROVIDER_ERROR
             raise ProviderError(failure, f"{fault}; the next call starts a new process") from None
         finally:
+            tools[:] = turn.tools_used
             if not kept:
-                await self._pool.discard(process)
+                await self._pool.discard(process, gently=passage.refreshes)
         yield msgspec.structs.replace(completion, fork=fork or opened.fork)
 
-    async def _texts(self, call: Call, opened: Opened, turn: Turn, prompt_id: str) -> AsyncGenerator[str, None]:
-        """The turn's pieces of text, until its `result` came."""
+    async def _items(
+        self, call: Call, opened: Opened, turn: Turn, prompt_id: str, passage: Passage
+    ) -> AsyncGenerator[Chunk | ToolUsed, None]:
+        """The turn's pieces of text and uses of tools, until its `result` came."""
         process, taken = opened.process, False
         patience = _TAKEN if opened.warm else self._options.start_timeout
         try:
@@ -206,12 +239,19 @@ class ClaudeProvider:
             event = await process.next(patience)
             taken, patience = True, self._idle_timeout
             while True:
-                if text := turn.take(event, now=self._setting.clock.now().unix):
-                    yield text
+                text = turn.take(event, now=self._setting.clock.now().unix)
+                if turn.accepted:
+                    passage.close()
+                if text:
+                    yield Chunk(text)
+                for tool in turn.new_tools():
+                    yield ToolUsed(tool)
                 if turn.finished is not None:
                     return
-                if turn.cut and call.max_tokens is not None and not turn.stopped:
-                    turn.stopped = True  # it would go on behind its limit, three times
+                if isinstance(event, Started) and process.launch.mcp_config is not None:
+                    await process.ask_for_harmless_tools(patience)
+                if _goes_on_in_vain(turn, call):
+                    turn.stopped = True
                     await process.interrupt(patience)
                 event = await process.next(patience)
         except ProcessFault as fault:
@@ -245,7 +285,7 @@ class ClaudeProvider:
         if cost is None and finished.total_cost is not None and before is not None:
             cost = finished.total_cost - before
         process.total_cost = finished.total_cost
-        completion = turn.completion(finished, cost=cost, now=self._setting.clock.now().unix)
+        completion = turn.completion(finished, cost=cost, now=self._setting.clock.now().unix, zone=self._zone)
         return msgspec.structs.replace(completion, mcp=process.launch.mcp_config is not None)
 
     # -- the home -------------------------------------------------------------------------------------------------
@@ -284,6 +324,12 @@ def _check(call: Call) -> None:
         raise ProviderError(FailureClass.INVALID_REQUEST, "the last message must be the user's")
     if not last.content.strip():
         raise ProviderError(FailureClass.INVALID_REQUEST, "the prompt is empty; Claude Code takes none like that")
+
+
+def _goes_on_in_vain(turn: Turn, call: Call) -> bool:
+    """Whether the program goes on, three times, behind a limit that stands: the request's own or the model's window."""
+    limits = (StopReason.CONTEXT_WINDOW, *((StopReason.MAX_TOKENS,) if call.max_tokens is not None else ()))
+    return turn.cut in limits and not turn.stopped
 
 
 def build(setting: Setting, options: Options) -> ClaudeProvider:

@@ -57,7 +57,7 @@ _KEPT_PREFIXES = (
     "CLAUDE_CODE_SKIP_",
 )
 _ALWAYS = {
-    "CLAUDE_CODE_MAX_RETRIES": "1",  # the event before the one retry names the status and the wait; it is never made
+    "CLAUDE_CODE_MAX_RETRIES": "1",  # the event before the one retry names the status and the wait
     "CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK": "1",
     "CLAUDE_CODE_DISABLE_REFUSAL_RETRY": "1",
     "CLAUDE_CODE_DISABLE_REFUSAL_FALLBACK": "1",
@@ -67,6 +67,8 @@ _ALWAYS = {
     "DISABLE_TELEMETRY": "1",
     "DISABLE_AUTOUPDATER": "1",
 }
+_RETRIES_AFTER_TOOLS = "4"
+"""How often the program may ask again in a turn that has used tools with effects, and cannot be run again."""
 _NO_MENTIONS = {"CLAUDE_CODE_DISABLE_ATTACHMENTS": "1"}
 
 
@@ -150,6 +152,8 @@ def environment(
     }
     made |= _ALWAYS
     made["API_TIMEOUT_MS"] = str(round(timeout * 1000))
+    if launch.tools or launch.mcp_config is not None:
+        made["CLAUDE_CODE_MAX_RETRIES"] = _RETRIES_AFTER_TOOLS
     if not launch.mentions:
         made |= _NO_MENTIONS
     if launch.max_tokens is not None:

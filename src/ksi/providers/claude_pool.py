@@ -53,11 +53,14 @@ class ClaudePool:
         if self._idle and (self._timer is None or self._timer.done()):
             self._timer = asyncio.create_task(self._keep_time(), name="claude pool")
 
-    async def discard(self, process: ClaudeProcess) -> None:
-        """End a process that must not go on, with all that it started; returns when that is done."""
+    async def discard(self, process: ClaudeProcess, *, gently: bool = False) -> None:
+        """End a process that must not go on, with all that it started; returns when that is done.
+
+        `gently` gives it two seconds to write down what it has in hand.
+        """
         self._idle.pop(process.session, None)
         try:
-            await process.stop()
+            await (process.finish() if gently else process.stop())
         finally:
             self._working.discard(process)
 

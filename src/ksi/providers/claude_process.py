@@ -11,7 +11,7 @@ import msgspec
 
 from ksi.clock import MICROSECONDS, Clock
 from ksi.providers.claude_launch import Launch, Place, arguments
-from ksi.providers.claude_stream import Event, Limited, LineSplitter, Other, UnreadableError, parse
+from ksi.providers.claude_stream import Event, HarmlessTools, Limited, LineSplitter, Other, UnreadableError, parse
 from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError, memory_of
 
 _GRACE = 2.0
@@ -22,7 +22,7 @@ _UNREADABLE = 50
 """Lines that are no stream-json until the program counts as broken; a few may be a library's warnings."""
 _AHEAD = 1000
 """Events that are read before somebody takes them."""
-_QUIET = (Other, Limited)
+_QUIET = (Other, Limited, HarmlessTools)
 """What may come between turns."""
 
 
@@ -137,9 +137,11 @@ class ClaudeProcess:
 
     async def interrupt(self, patience: float) -> None:
         """Have it end the turn now, with its `result`."""
-        await self._send(
-            {"type": "control_request", "request_id": "stop", "request": {"subtype": "interrupt"}}, patience
-        )
+        await self._control("interrupt", patience)
+
+    async def ask_for_harmless_tools(self, patience: float) -> None:
+        """Have it tell the annotations of its MCP tools; they come as `HarmlessTools`."""
+        await self._control("mcp_status", patience)
 
     async def next(self, patience: float) -> Event:
         """What it says next.
@@ -168,6 +170,9 @@ class ClaudeProcess:
         self.turns += 1
         self.used_at = self._clock.now().mono
         self.spot = spot
+
+    async def _control(self, what: str, patience: float) -> None:
+        await self._send({"type": "control_request", "request_id": what, "request": {"subtype": what}}, patience)
 
     async def _send(self, message: object, patience: float) -> None:
         try:

@@ -99,10 +99,22 @@ class Installation:
     async def look(self) -> None:
         """Find out all that `problem` tells. What cannot be found out is left open: the calls will say."""
         with suppress(ProviderError):
-            program = await self.ready()
-            answer = await self._ask(program, "auth", "status")
-            with suppress(msgspec.DecodeError):
-                self.logged_in = msgspec.json.decode(answer, type=_AuthStatus).logged_in
+            await self.look_at_login()
+
+    async def look_at_login(self) -> bool | None:
+        """Whether the program has a login, by its own word; None if it does not say. It asks nobody for that, and so
+        takes a login that was revoked for a good one.
+
+        Raises:
+            ProviderError: as for `ready`.
+        """
+        program = await self.ready()
+        try:
+            said = msgspec.json.decode(await self._ask(program, "auth", "status"), type=_AuthStatus)
+        except msgspec.DecodeError:
+            return None
+        self.logged_in = said.logged_in
+        return said.logged_in
 
     async def _ask(self, program: Sequence[str], *arguments: str) -> str:
         """What a short command prints; empty where it does not end."""

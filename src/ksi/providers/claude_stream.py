@@ -1,17 +1,21 @@
-"""What Claude Code writes in stream-json: bytes to lines, lines to typed events. Pure.
+"""Claude Code's stream-json: bytes to lines, lines to typed events. Pure.
 
 One turn is: `Started`, then for each message of the model its `Piece`s of text, the `Said` of each of its blocks and
-a `Stopped`; then a `Finished`. A line of any other kind is an `Other`, a sign of life. What is said within a
-sub-agent is an `Other` too: the turn's own text is what its user gets.
+a `Stopped`; then a `Finished`. The tools of sub-agents come as `Called`; their text is not the turn's, and is dropped.
+
+A line of any other kind, or of another shape than expected, is an `Other`: a sign of life. Only a line that is no JSON
+object is unreadable. Stray bytes and halves of characters are read as `ksi.providers.json_text` reads them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from ksi.providers.json_text import decode_json, encode_clean, repaired
 from ksi.request import Usage
 
 MAX_LINE = 64 * 1024 * 1024
@@ -40,18 +44,44 @@ class MessageBegins(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A piece of the message's text."""
+    """A piece of the message's text. It can end in the first half of a character (see `json_text.TextJoiner`)."""
 
     text: str
 
 
+class Tool(msgspec.Struct, frozen=True):
+    """A call of a tool; `id` is empty if the program does not tell it."""
+
+    name: str
+    id: str = ""
+
+
 class Said(msgspec.Struct, frozen=True):
-    """`assistant`: a block of a message, as it is in the transcript; `error` is a word where it tells of a fault."""
+    """`assistant`: a block of a message, as it is in the transcript; `error` is a word if it tells of a fault."""
 
     uuid: str
     model: str
     text: str
     error: str | None
+    tools: tuple[Tool, ...] = ()
+
+
+class Called(msgspec.Struct, frozen=True):
+    """A sub-agent calls tools."""
+
+    tools: tuple[Tool, ...]
+
+
+class Denied(msgspec.Struct, frozen=True):
+    """The program did not run the tool call of this id, for want of a permission."""
+
+    id: str
+
+
+class HarmlessTools(msgspec.Struct, frozen=True):
+    """The tools of MCP servers that are annotated as read-only: an answer to `mcp_status`."""
+
+    names: frozenset[str]
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -76,23 +106,34 @@ class Limited(msgspec.Struct, frozen=True):
     kind: str | None
 
 
+class Denial(msgspec.Struct, frozen=True):
+    """A tool call that the program did not run, as the `result` lists it."""
+
+    tool: Tool
+    input: Any
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """`result`: the turn's end. `usage` None where none was reported; costs in US dollars."""
+    """`result`: the turn's end. `usage` is None if none was reported; costs are in US dollars."""
 
     session: str
     text: str
     is_error: bool
     status: int | None
     subtype: str
-    turns: int
+    turns: int | None
+    """How often the model was asked; None if the program does not tell."""
     stop_reason: str | None
     terminal_reason: str | None
     errors: tuple[str, ...]
     usage: Usage | None
     turn_cost: float | None
-    """What this turn cost, where the program says so."""
+    """The cost of this turn, if the program says so."""
     total_cost: float | None
-    """What it counted since a beginning that differs from version to version."""
+    """The cost since a beginning that differs from version to version."""
+    denials: tuple[Denial, ...] = ()
+    structured: bool = False
+    """The answer is an object by a JSON schema, which the model gave by calling a tool."""
     raw: bytes
 
 
@@ -102,7 +143,20 @@ class Other(msgspec.Struct, frozen=True):
     type: str
 
 
-Event = Started | MessageBegins | Piece | Said | Stopped | Retrying | Limited | Finished | Other
+Event = (
+    Started
+    | MessageBegins
+    | Piece
+    | Said
+    | Called
+    | Denied
+    | HarmlessTools
+    | Stopped
+    | Retrying
+    | Limited
+    | Finished
+    | Other
+)
 
 
 class LineSplitter:
@@ -134,13 +188,13 @@ class LineSplitter:
                 raise UnreadableError(f"a line is longer than {self._limit} bytes")
 
 
-# -- the lines' shapes: only what is used of them ------------------------------------------------------------------
+# -- the lines' shapes: only the fields that are used --------------------------------------------------------------
 
 
 class _Head(msgspec.Struct):
-    type: str
-    subtype: str | None = None
-    parent_tool_use_id: str | None = None
+    type: Any = None
+    subtype: Any = None
+    parent_tool_use_id: Any = None
 
 
 class _Server(msgspec.Struct):
@@ -149,7 +203,7 @@ class _Server(msgspec.Struct):
 
 
 class _Init(msgspec.Struct):
-    session_id: str
+    session_id: str = ""
     model: str = ""
     claude_code_version: str = ""
     mcp_servers: list[_Server] = []
@@ -171,20 +225,10 @@ class _LimitLine(msgspec.Struct):
     rate_limit_info: _LimitInfo
 
 
-class _Block(msgspec.Struct):
-    type: str = ""
-    text: str = ""
-
-
-class _Message(msgspec.Struct):
-    model: str = ""
-    content: list[_Block] | str = ""
-
-
 class _Assistant(msgspec.Struct):
-    message: _Message
-    uuid: str = ""
-    error: str | None = None
+    message: Any = None
+    uuid: Any = None
+    error: Any = None
 
 
 class _Delta(msgspec.Struct):
@@ -219,21 +263,24 @@ class _ModelCost(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    session_id: str | None = None
-    result: str | None = None
-    is_error: bool = False
-    api_error_status: int | None = None
-    subtype: str | None = None
-    num_turns: int | None = None
-    stop_reason: str | None = None
-    terminal_reason: str | None = None
-    errors: list[Any] | None = None
-    usage: _Usage | None = None
-    total_cost_usd: float | None = None
-    model_usage_since_last_result: dict[str, _ModelCost] | None = None
+    session_id: Any = None
+    result: Any = None
+    is_error: Any = False
+    api_error_status: Any = None
+    subtype: Any = None
+    num_turns: Any = None
+    stop_reason: Any = None
+    terminal_reason: Any = None
+    errors: Any = None
+    usage: Any = None
+    total_cost_usd: Any = None
+    model_usage_since_last_result: Any = None
+    permission_denials: Any = None
+    structured_output: Any = None
 
 
 _T = TypeVar("_T")
+_ANY = msgspec.json.Decoder()
 _HEAD = msgspec.json.Decoder(_Head)
 _INIT = msgspec.json.Decoder(_Init)
 _RETRY = msgspec.json.Decoder(_Retry)
@@ -247,19 +294,29 @@ def parse(line: bytes) -> Event:
     """A line as an event.
 
     Raises:
-        UnreadableError: it is no JSON object with a `type`, or lacks what its type must have.
+        UnreadableError: it is no JSON object.
     """
-    head = _decode(_HEAD, line)
-    kind = head.type
-    if head.parent_tool_use_id is not None:
+    try:
+        head, _ = decode_json(line, _HEAD)
+    except msgspec.DecodeError as fault:
+        raise UnreadableError(f"{fault} in {line[:100].decode('utf-8', 'replace')!r}") from None
+    kind = _text(head.type)
+    try:
+        if head.parent_tool_use_id is not None:
+            return _of_sub_agent(kind, line)
+        return _event(kind, _text(head.subtype), line)
+    except msgspec.DecodeError:
         return Other(kind)
-    match kind, head.subtype:
+
+
+def _event(kind: str, subtype: str, line: bytes) -> Event:
+    match kind, subtype:
         case "stream_event", _:
             return _api_event(_decode(_STREAM, line).event)
         case "assistant", _:
             return _said(_decode(_ASSISTANT, line))
         case "result", _:
-            return _finished(_decode(_RESULT, line), line)
+            return _finished(line)
         case "system", "init":
             init = _decode(_INIT, line)
             failed = tuple(server.name for server in init.mcp_servers if server.status == "failed")
@@ -267,18 +324,18 @@ def parse(line: bytes) -> Event:
         case "system", "api_retry":
             retry = _decode(_RETRY, line)
             return Retrying(retry.error_status, retry.error, retry.retry_delay_ms / 1000)
+        case "system", "permission_denied":
+            return Denied(_text(_decode(_ANY, line).get("tool_use_id")))
         case "rate_limit_event", _:
             info = _decode(_LIMIT, line).rate_limit_info
             return Limited(info.status, info.resets_at, info.rate_limit_type)
+        case "control_response", _:
+            return _harmless_tools(_decode(_ANY, line))
     return Other(kind)
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], line: bytes) -> _T:
-    try:
-        return decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        begin = line[:100].decode("utf-8", "replace")
-        raise UnreadableError(f"{fault} in {begin!r}") from None
+    return decode_json(line, decoder)[0]
 
 
 def _api_event(event: _ApiEvent) -> Event:
@@ -292,32 +349,94 @@ def _api_event(event: _ApiEvent) -> Event:
     return Other("stream_event")
 
 
+# -- messages and tools -----------------------------------------------------------------------------------------------
+
+
 def _said(line: _Assistant) -> Said:
-    content = line.message.content
-    text = content if isinstance(content, str) else "".join(b.text for b in content if b.type == "text")
-    return Said(line.uuid, line.message.model, text, line.error)
+    message = _mapping(line.message)
+    content = message.get("content")
+    text = content if isinstance(content, str) else "".join(_text(b.get("text")) for b in _blocks(content, "text"))
+    model, error = _text(message.get("model")), _text(line.error) or None
+    return Said(_text(line.uuid), model, repaired(text), error, _tools(content))
 
 
-def _finished(line: _Result, raw: bytes) -> Finished:
+def _of_sub_agent(kind: str, line: bytes) -> Event:
+    tools = _tools(_mapping(_decode(_ASSISTANT, line).message).get("content")) if kind == "assistant" else ()
+    return Called(tools) if tools else Other(kind)
+
+
+def _tools(content: Any) -> tuple[Tool, ...]:
+    return tuple(Tool(_text(block.get("name")), _text(block.get("id"))) for block in _blocks(content, "tool_use"))
+
+
+def _harmless_tools(line: Any) -> Event:
+    outer = _mapping(_mapping(line).get("response"))
+    servers = _mapping(outer.get("response")).get("mcpServers")
+    if not isinstance(servers, list):
+        return Other("control_response")
+    names: set[str] = set()
+    for server in map(_mapping, servers):
+        tools = server.get("tools")
+        for tool in map(_mapping, tools if isinstance(tools, list) else ()):
+            if _mapping(tool.get("annotations")).get("readOnly") is True:
+                names.add(f"mcp__{_plain(server.get('name'))}__{_plain(tool.get('name'))}")
+    return HarmlessTools(frozenset(names))
+
+
+def _plain(name: Any) -> str:
+    """A name as the program writes it into the name of an MCP tool."""
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", _text(name))
+
+
+def _blocks(content: Any, kind: str) -> Iterator[Mapping[str, Any]]:
+    """The blocks of one type in a message's content."""
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, dict) and block.get("type") == kind:
+            yield block
+
+
+# -- the result -------------------------------------------------------------------------------------------------------
+
+
+def _finished(line: bytes) -> Finished:
+    """The `result`. Its side fields may have any shape; they count as missing then."""
+    result, clean = decode_json(line, _RESULT)
+    errors = result.errors if isinstance(result.errors, list) else [result.errors] if result.errors else []
     return Finished(
-        session=line.session_id or "",
-        text=line.result or "",
-        is_error=line.is_error,
-        status=line.api_error_status,
-        subtype=line.subtype or "",
-        turns=line.num_turns or 0,
-        stop_reason=line.stop_reason,
-        terminal_reason=line.terminal_reason,
-        errors=tuple(str(error) for error in line.errors or ()),
-        usage=_usage(line.usage),
-        turn_cost=_turn_cost(line.model_usage_since_last_result),
-        total_cost=line.total_cost_usd,
-        raw=raw,
+        session=_text(result.session_id),
+        text=_result_text(result.result),
+        is_error=bool(result.is_error),
+        status=_as(result.api_error_status, int),
+        subtype=_text(result.subtype),
+        turns=_as(result.num_turns, int),
+        stop_reason=_text(result.stop_reason) or None,
+        terminal_reason=_text(result.terminal_reason) or None,
+        errors=tuple(repaired(str(error)) for error in errors),
+        usage=_usage(_as(result.usage, _Usage)),
+        turn_cost=_turn_cost(_as(result.model_usage_since_last_result, dict[str, _ModelCost])),
+        total_cost=_as(result.total_cost_usd, float),
+        denials=_denials(result.permission_denials),
+        structured=result.structured_output is not None,
+        raw=line if clean else encode_clean(_decode(_ANY, line)),
+    )
+
+
+def _result_text(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return repaired(value or "")
+    return encode_clean(value).decode()
+
+
+def _denials(value: Any) -> tuple[Denial, ...]:
+    return tuple(
+        Denial(Tool(_text(denial.get("tool_name")), _text(denial.get("tool_use_id"))), denial.get("tool_input"))
+        for denial in (value if isinstance(value, list) else ())
+        if isinstance(denial, dict)
     )
 
 
 def _usage(usage: _Usage | None) -> Usage | None:
-    """The turn's tokens. The program writes zeros where its endpoint reported nothing: that is unknown (T1)."""
+    """The turn's tokens. The program writes zeros if its endpoint reported nothing: that is unknown."""
     if usage is None:
         return None
     counted = Usage(
@@ -335,3 +454,24 @@ def _turn_cost(by_model: Mapping[str, _ModelCost] | None) -> float | None:
         return None
     costs = [model.cost for model in by_model.values() if model.cost is not None]
     return sum(costs) if len(costs) == len(by_model) else None
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    """A text; empty if it is none."""
+    return repaired(value) if isinstance(value, str) else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """A JSON object; empty if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _as(value: Any, kind: type[_T]) -> _T | None:
+    """A value of this type; None if it is of another."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return None
