@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from ksi.clock import Clock, SystemClock
-from ksi.providers.base import Call, Chunk, Completion, Message, Setting
+from ksi.providers.base import Call, Chunk, Completion, Message, Setting, ToolUsed
 from ksi.providers.claude_cli import ClaudeProvider, Options, build
 from tests import endpoint
 
@@ -152,7 +152,9 @@ class Talk:
         self.history: list[Message] = []
         self.requests = 0
         self.pieces: list[str] = []
-        """Of the last call, what came before its end."""
+        """The text of the last call, as it came before its end."""
+        self.tools: list[str] = []
+        """The tools with effects that the last call told of before its end."""
 
     def call(self, prompt: str, **fields: Any) -> Call:
         """The next call."""
@@ -179,14 +181,17 @@ class Talk:
 
     async def attempt(self, call: Call) -> Completion:
         """A call's completion, not kept."""
-        self.pieces = []
+        self.pieces, self.tools = [], []
         completion: Completion | None = None
         async with aclosing(self.provider.complete(call)) as answer:
             async for item in answer:
-                if isinstance(item, Chunk):
-                    self.pieces.append(item.text)
-                else:
-                    completion = item
+                match item:
+                    case Chunk(text):
+                        self.pieces.append(text)
+                    case ToolUsed(name):
+                        self.tools.append(name)
+                    case _:
+                        completion = item
         assert completion is not None
         return completion
 

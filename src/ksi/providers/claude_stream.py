@@ -470,8 +470,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _as(value: Any, kind: type[_T]) -> _T | None:
-    """A value of this type; None if it is of another."""
+    """A value of this type, or a text that spells one; None if it is of another."""
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
         return None

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.providers.claude_stream import (
+    Called,
+    Denial,
+    Denied,
     Finished,
+    HarmlessTools,
     Limited,
     LineSplitter,
     MessageBegins,
@@ -20,6 +25,7 @@ from ksi.providers.claude_stream import (
     Said,
     Started,
     Stopped,
+    Tool,
     UnreadableError,
     parse,
 )
@@ -66,8 +72,8 @@ def test_a_line_beyond_the_limit_is_unreadable() -> None:
 # -- events ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [b"{", b"null", b"[]", b"Warning: x", b"\xff{}", b"{}", b'{"type": 7}', b"[" * 100_000])
-def test_what_is_no_event_is_unreadable(bad: bytes) -> None:
+@pytest.mark.parametrize("bad", [b"{", b"null", b"[]", b"Warning: x", b"\xff{}", b"[" * 100_000])
+def test_a_line_that_is_no_json_object_is_unreadable(bad: bytes) -> None:
     with pytest.raises(UnreadableError):
         parse(bad)
 
@@ -98,7 +104,10 @@ def test_a_turn_s_lines_are_its_events() -> None:
         (line(type="stream_event", event=thought), Other("stream_event")),
         (line(type="stream_event", event={"type": "ping"}), Other("stream_event")),
         (line(type="stream_event", event=stop), Stopped("max_tokens")),
-        (line(type="assistant", uuid="u", message={"model": "m", "content": blocks}), Said("u", "m", "Hi", None)),
+        (
+            line(type="assistant", uuid="u", message={"model": "m", "content": blocks}),
+            Said("u", "m", "Hi", None, (Tool("Bash", "t"),)),
+        ),
         (
             line(type="assistant", uuid="u", error="rate_limit", message={"model": "<synthetic>", "content": "no"}),
             Said("u", "<synthetic>", "no", "rate_limit"),
@@ -120,8 +129,101 @@ def test_a_turn_s_lines_are_its_events() -> None:
 def test_what_a_sub_agent_says_is_not_the_turn_s_text() -> None:
     delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "inner"}}
     assert parse(line(type="stream_event", parent_tool_use_id="t", event=delta)) == Other("stream_event")
-    message = {"model": "m", "content": []}
+    message = {"model": "m", "content": [{"type": "text", "text": "inner"}]}
     assert parse(line(type="assistant", parent_tool_use_id="t", uuid="u", message=message)) == Other("assistant")
+
+
+@pytest.mark.promise("F13")
+def test_tools_are_told_by_name_and_id_those_of_sub_agents_too() -> None:
+    call = {"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "ls"}}
+    message = {"model": "m", "content": [call]}
+    assert parse(line(type="assistant", uuid="u", message=message)) == Said(
+        "u", "m", "", None, (Tool("Bash", "toolu_1"),)
+    )
+    assert parse(line(type="assistant", parent_tool_use_id="t", uuid="u", message=message)) == Called(
+        (Tool("Bash", "toolu_1"),)
+    )
+    denied = line(type="system", subtype="permission_denied", tool_name="Bash", tool_use_id="toolu_1", message="no")
+    assert parse(denied) == Denied("toolu_1")
+
+
+@pytest.mark.promise("F13")
+def test_annotations_of_mcp_tools_tell_which_are_harmless() -> None:
+    read = {"name": "read page", "annotations": {"readOnly": True}}
+    write = {"name": "write", "annotations": {"readOnly": False}}
+    servers = [
+        {"name": "my.wiki", "tools": [read, write, {"name": "plain"}, "odd"]},
+        {"name": "x", "status": "pending"},
+    ]
+    answer = {"subtype": "success", "request_id": "mcp_status", "response": {"mcpServers": servers}}
+    assert parse(line(type="control_response", response=answer)) == HarmlessTools(
+        frozenset({"mcp__my_wiki__read_page"})
+    )
+    assert parse(line(type="control_response", response={"subtype": "success"})) == Other("control_response")
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("A8")
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        (b"{}", Other("")),
+        (b'{"type": 7}', Other("")),
+        (b'{"type":"user","message":{"content":[{"type":"tool_result","content":"cut \\ud83d"}]}}', Other("user")),
+        (b'{"type":"user","message":{"content":"stray \xff\xfe bytes"}}', Other("user")),
+        (b'{"type":"user","message":{"content":"a raw \x01 control character"}}', Other("user")),
+        (b'{"type":"rate_limit_event","rate_limit_info":null}', Other("rate_limit_event")),
+        (b'{"type":"rate_limit_event"}', Other("rate_limit_event")),
+        (b'{"type":"system","subtype":"init","mcp_servers":"none"}', Other("system")),
+        (b'{"type":"system","subtype":"api_retry","retry_delay_ms":"soon"}', Other("system")),
+        (b'{"type":"system","subtype":"permission_denied","tool_use_id":3}', Denied("")),
+        (b'{"type":"stream_event","event":[]}', Other("stream_event")),
+        (b'{"type":"control_response","response":"\\udc00"}', Other("control_response")),
+        (b'{"type":"assistant","uuid":"u","message":"text"}', Said("u", "", "", None)),
+        (
+            b'{"type":"assistant","uuid":"u","error":{},"message":{"model":"m","content":[3,{"type":"text"},'
+            b'{"type":"text","text":"cut \\ud83d"},{"type":"tool_use","name":null}]}}',
+            Said("u", "m", "cut \ufffd", None, (Tool(""),)),
+        ),
+    ],
+)
+def test_a_line_of_an_odd_shape_or_with_torn_characters_ends_nothing(data: bytes, event: object) -> None:
+    assert parse(data) == event
+
+
+@pytest.mark.promise("A8")
+def test_a_torn_character_in_the_result_is_replaced_and_its_line_kept_as_clean_json() -> None:
+    data = b'{"type":"result","num_turns":1,"result":"the answer \\ud83d","errors":["\\udc00"],"other":"\\ud83d"}'
+    event = parse(data)
+    assert isinstance(event, Finished)
+    assert (event.text, event.errors) == ("the answer \ufffd", ("\ufffd",))
+    assert msgspec.json.decode(event.raw)["other"] == "\ufffd"
+
+
+@pytest.mark.promise("A8")
+def test_a_result_whose_side_fields_are_odd_is_a_result() -> None:
+    event = result(
+        result="fine",
+        usage="none",
+        num_turns="one",
+        errors="single",
+        total_cost_usd={},
+        api_error_status="429",
+        model_usage_since_last_result=[1],
+        permission_denials={"a": 1},
+        stop_reason=7,
+    )
+    assert (event.text, event.usage, event.turns, event.errors) == ("fine", None, None, ("single",))
+    assert (event.total_cost, event.turn_cost, event.status, event.denials) == (None, None, 429, ())
+    assert result(result={"a": 1}).text == '{"a":1}'
+
+
+def test_a_result_lists_what_was_denied() -> None:
+    given = {"command": "make"}
+    listed = [{"tool_name": "Bash", "tool_use_id": "t", "tool_input": given}, "odd"]
+    assert result(permission_denials=listed).denials == (Denial(Tool("Bash", "t"), given),)
 
 
 @pytest.mark.promise("T1")
@@ -155,4 +257,4 @@ def test_a_result_keeps_its_line_and_bears_what_is_missing() -> None:
     event = parse(data)
     assert isinstance(event, Finished)
     assert event.raw == data
-    assert (event.text, event.session, event.turns, event.errors) == ("", "", 0, ("a", "{'b': 1}"))
+    assert (event.text, event.session, event.turns, event.errors) == ("", "", None, ("a", "{'b': 1}"))
