@@ -1,7 +1,8 @@
 """A stand-in for Claude Code that does what its first argument says, for what the real one does only when it is broken.
 
 Words: answers · no-init · mid-stream · after-result · garbage · noise · big-line · endless-line · nothing · crash ·
-other-session · deaf · litter · old. Each but the last two answers `--version` and `auth status` as a good one.
+other-session · deaf · litter · chatter · works · torn · odd · refreshes · logged-out · old. Each but the last two
+answers `--version` and `auth status` as a good one; a logged-out one does so once the file that LOGIN names is there.
 """
 
 from __future__ import annotations
@@ -51,10 +52,39 @@ class Session:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
+def raw(text: str) -> None:
+    print(text, flush=True)
+
+
+def refresh() -> bool:
+    """Refresh the stored login where it is due, as slowly as a network, by a token that can be used once. Who uses one
+    again logs everybody out. Whether it is logged in then."""
+    path = Path(os.environ["CLAUDE_CONFIG_DIR"]) / ".credentials.json"
+    login = json.loads(path.read_text())["claudeAiOauth"]
+    if login["expiresAt"] / 1000 - time.time() > 300:
+        return bool(login["accessToken"])
+    with Path(os.environ["REFRESHES"]).open("a") as used:
+        used.write(login["refreshToken"] + "\n")
+    time.sleep(0.3)
+    tokens = Path(os.environ["REFRESHES"]).read_text().split()
+    good = len(set(tokens)) == len(tokens)
+    new = {"accessToken": "new", "refreshToken": f"refresh-{len(tokens)}", "expiresAt": (time.time() + 28_800) * 1000}
+    gone = {"accessToken": "", "refreshToken": "", "expiresAt": 0}
+    path.write_text(json.dumps({"claudeAiOauth": new if good else gone}))
+    return good
+
+
 def turn(word: str, session: Session, prompt: Any) -> None:
     """One turn."""
     if word == "no-init":
         hang()
+    if word == "refreshes" and not refresh():
+        text = "Login expired \u00b7 Please run /login"
+        say(
+            type="assistant", uuid="u", error="authentication_failed", message={"model": "<synthetic>", "content": text}
+        )
+        say(type="result", subtype="success", is_error=True, num_turns=1, result=text, session_id=session.id)
+        return
     if word == "crash":
         print("something terrible happened", file=sys.stderr)
         sys.exit(3)
@@ -77,10 +107,30 @@ def turn(word: str, session: Session, prompt: Any) -> None:
     )
     if word == "mid-stream":
         hang()
+    if word == "chatter":
+        for _ in range(8):
+            time.sleep(0.25)
+            say(type="system", subtype="task_progress", description="still at it")
+    if word == "works":
+        content = [{"type": "tool_use", "id": "toolu_1", "name": "Bash", "input": {"command": "make"}}]
+        say(type="assistant", uuid="u", session_id=session.id, message={"model": "scripted", "content": content})
+        hang()
+    if word == "torn":
+        raw('{"type":"user","message":{"content":[{"type":"tool_result","content":"cut \\ud83d"}]}}')
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b'{"type":"user","message":{"content":"stray \xff bytes"}}\n')
+        for half in ("smile \\ud83d", "\\ude00"):
+            delta = '{"type":"content_block_delta","delta":{"type":"text_delta","text":"' + half + '"}}'
+            raw('{"type":"stream_event","event":' + delta + "}")
+    if word == "odd":
+        for line in ('{"type":"assistant"}', '{"type":"rate_limit_event"}', '{"type":{}}', '{"kind":"new"}'):
+            for _ in range(60):
+                raw(line)
     if word == "litter":
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
         Path(os.environ["LITTER"]).write_text(str(child.pid))
         hang()
+    text = "Hello.smile \U0001f600" if word == "torn" else text
     answer = str(uuid.uuid4())
     content = [{"type": "text", "text": text}]
     session.write("assistant", answer, content=content, stop_reason="end_turn")
@@ -105,7 +155,7 @@ def main() -> None:
         print("1.0.3 (Claude Code)" if word == "old" else "9.9.9 (Claude Code)")
         return
     if sys.argv[2:] == ["auth", "status"]:
-        say(loggedIn=word != "logged-out")
+        say(loggedIn=word != "logged-out" or Path(os.environ.get("LOGIN", "no such file")).exists())
         return
     if "-p" not in sys.argv:
         return

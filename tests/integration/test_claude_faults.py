@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from ksi.errors import FailureClass, ProviderError
+from ksi.providers.base import Chunk, ToolUsed
 from ksi.testing import SimulatedClock
 from tests.claude import House, Talk, living, scripted, until
 
@@ -57,6 +59,31 @@ async def test_one_that_hangs_in_mid_stream_is_a_timeout(house: House) -> None:
     assert led.pieces == ["Hello."]
 
 
+@pytest.mark.promise("F7", "F13")
+async def test_the_idle_timeout_counts_from_the_last_line_of_any_kind(house: House) -> None:
+    led = await talk(house, "chatter", idle_timeout=1.0)
+    assert (await led.say("work for two seconds, and say so")).text == "Hello."
+
+
+@pytest.mark.promise("F13")
+async def test_a_tool_that_says_nothing_for_too_long_is_a_timeout_that_names_it(house: House) -> None:
+    led = await talk(house, "works", idle_timeout=0.7)
+    error = await failed(led)
+    assert error.failure is FailureClass.TIMEOUT
+    assert error.tools_used == ("Bash",)
+    assert led.tools == ["Bash"]
+
+
+@pytest.mark.promise("F13")
+async def test_a_tool_is_told_before_a_turn_is_stopped_from_outside(house: House) -> None:
+    led = await talk(house, "works")
+    answer = led.provider.complete(led.call("hi"))
+    async with asyncio.timeout(30):
+        assert [await anext(answer), await anext(answer)] == [Chunk("Hello."), ToolUsed("Bash")]
+    await answer.aclose()
+    assert pids(led) == []
+
+
 @pytest.mark.promise("F7")
 async def test_one_that_hangs_after_its_result_has_answered_and_is_replaced(
     house: House, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +118,18 @@ async def test_garbage_is_a_fault_and_is_quoted(house: House) -> None:
 
 async def test_a_warning_among_the_lines_is_passed_over(house: House) -> None:
     assert (await (await talk(house, "noise")).say("hi")).text == "Hello."
+
+
+@pytest.mark.promise("A8")
+async def test_torn_characters_lose_no_answer(house: House) -> None:
+    led = await talk(house, "torn")
+    completion = await led.say("hi")
+    assert completion.text == "".join(led.pieces) == "Hello.smile \U0001f600"
+
+
+@pytest.mark.promise("A8")
+async def test_any_number_of_lines_of_other_kinds_and_shapes_is_passed_over(house: House) -> None:
+    assert (await (await talk(house, "odd")).say("hi")).text == "Hello."
 
 
 async def test_a_line_of_five_megabytes_is_read(house: House) -> None:
@@ -204,6 +243,56 @@ async def test_what_a_killed_daemon_left_is_killed_at_the_next_start(house: Hous
     await house.provider(command=scripted("answers"))
     assert living(left) == []
     await answer.aclose()
+
+
+# -- the login ------------------------------------------------------------------------------------------------------
+
+
+def expired_login(house: House) -> Path:
+    """Store a login that is due for a refresh; the file in which its refreshes are counted."""
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        house.variables.pop(name, None)
+    folder = Path(house.variables["CLAUDE_CONFIG_DIR"])
+    folder.mkdir(parents=True)
+    login = {"accessToken": "old", "refreshToken": "refresh-0", "expiresAt": 1_700_000_000_000}
+    folder.joinpath(".credentials.json").write_text(json.dumps({"claudeAiOauth": login}))
+    refreshes = house.folder / "refreshes"
+    house.variables["REFRESHES"] = str(refreshes)
+    return refreshes
+
+
+@pytest.mark.promise("F11")
+async def test_one_process_refreshes_a_login_that_expired_and_all_go_on(house: House) -> None:
+    refreshes = expired_login(house)
+    provider = await house.provider(command=scripted("refreshes"))
+    answers = await asyncio.gather(*(Talk(provider).say("hi") for _ in range(6)))
+    assert [answer.text for answer in answers] == ["Hello."] * 6
+    assert refreshes.read_text().split() == ["refresh-0"]
+
+
+@pytest.mark.promise("F11")
+async def test_a_cancelled_turn_s_refresh_is_brought_to_its_end(house: House) -> None:
+    refreshes = expired_login(house)
+    led = await talk(house, "refreshes")
+    turn = asyncio.create_task(led.say("hi"))
+    await until(refreshes.exists)
+    turn.cancel()
+    await asyncio.wait([turn])
+    assert (await led.say("again")).text == "Hello."
+    assert refreshes.read_text().split() == ["refresh-0"], "the new login was stored"
+
+
+@pytest.mark.promise("F11")
+async def test_a_login_s_return_is_seen_by_the_program_s_status_where_no_file_tells(house: House) -> None:
+    for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+        house.variables.pop(name, None)
+    login = house.folder / "login"
+    house.variables["LOGIN"] = str(login)
+    led = await talk(house, "logged-out")
+    assert await led.provider.login_works() is False
+    login.touch()
+    assert await led.provider.login_works() is True
+    assert led.provider.problem() is None
 
 
 # -- the pool -------------------------------------------------------------------------------------------------------

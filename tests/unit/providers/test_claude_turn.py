@@ -371,7 +371,7 @@ def test_an_answer_whose_message_had_no_name_is_not_lost() -> None:
 
 @pytest.mark.promise("A8")
 def test_a_character_that_was_torn_over_two_pieces_is_joined() -> None:
-    halves = [MessageBegins(), Piece("smile \ud83d"), Piece("\ude00 end \ud83d"), Said("u", "m", "", None)]
+    halves: list[Event] = [MessageBegins(), Piece("smile \ud83d"), Piece("\ude00 end \ud83d"), Said("u", "m", "", None)]
     text, completion = run(*halves, finished(text="smile \U0001f600 end \ufffd"))
     assert text == completion.text == "smile \U0001f600 end \ufffd"
 
@@ -401,7 +401,7 @@ def test_a_denied_call_had_no_effect() -> None:
     turn.take(Denied("toolu_Bash_0"), now=NOW)
     assert turn.tools_used == ("Write", "Edit")
     turn.take(finished(denials=(Denial(Tool("Write", "toolu_Write_1"), {}),)), now=NOW)
-    assert turn.tools_used == ("Edit",)
+    assert list(turn.tools_used) == ["Edit"]
 
 
 @pytest.mark.promise("F13")
