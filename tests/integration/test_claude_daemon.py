@@ -18,6 +18,7 @@ from tests.claude import until as until_seen
 from tests.daemon_process import DaemonProcess, make_home
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.serving import daemon_and_wire
+from tests.integration.test_claude_tools import uses
 from tests.integration.wire import Json, Wire, answer, in_state
 
 SLOW = "take your time"
@@ -211,17 +212,12 @@ async def test_an_overloaded_api_is_tried_again_without_a_trace(place: Place) ->
     [
         ("missing", "Claude Code is not installed", "provider_error", "npm install"),
         ("old", "Claude Code 1.0.3 is too old", "provider_error", "claude update"),
-        ("logged out", "Claude Code is not logged in", "authentication", "run `claude` once"),
     ],
 )
 async def test_one_that_cannot_work_is_said_once_in_health_and_the_route_goes_on(
     place: Place, trouble: str, told: str, code: str, advice: str
 ) -> None:
-    options: dict[str, Any] = {"missing": {"command": ["no-such-claude"]}, "old": {"command": scripted("old")}}.get(
-        trouble, {}
-    )
-    if trouble == "logged out":
-        del place.house.variables["ANTHROPIC_API_KEY"]
+    options: dict[str, Any] = {"missing": {"command": ["no-such-claude"]}, "old": {"command": scripted("old")}}[trouble]
     async with place.served(models=["claude-cli/*", "any/*"], priority=1, **options) as wire:
         alone = await ask(wire, "hi", retry={"max_attempts": 1})
         assert (alone["status"], alone["error"]["code"]) == ("failed", code)
@@ -232,6 +228,51 @@ async def test_one_that_cannot_work_is_said_once_in_health_and_the_route_goes_on
         assert (passed_on["result"], passed_on["provider"]) == ("echo: hi", "stub")
         assert [one.get("error") for one in passed_on["attempts"]] == [code, None]
     assert place.endpoint.requests == []
+
+
+@pytest.mark.promise("F11")
+async def test_one_that_is_not_logged_in_parks_its_requests_until_it_is_and_the_route_goes_on(place: Place) -> None:
+    del place.house.variables["ANTHROPIC_API_KEY"]
+    folder = Path(place.house.variables["CLAUDE_CONFIG_DIR"])
+    async with place.served(models=["claude-cli/*", "any/*"], priority=1) as wire:
+        name = (await wire.ask("completion:async", model="haiku", prompt="hi"))["request_id"]
+        view = await in_state(wire, name, "parked")
+        assert view["error"]["code"] == "authentication"
+        problems = (await wire.ask("system:health"))["problems"]
+        assert problems and all("provider claude-cli: " in one and "and log in" in one for one in problems)
+        passed_on = await ask(wire, "hi", model="any/haiku")
+        assert (passed_on["result"], passed_on["provider"]) == ("echo: hi", "stub")
+        assert place.endpoint.requests == []
+        login = {"accessToken": "a", "refreshToken": "b", "expiresAt": 4_000_000_000_000, "scopes": ["user:inference"]}
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.joinpath(".credentials.json").write_text(json.dumps({"claudeAiOauth": login}))
+        reply = await wire.ask("completion:wait", request_id=name)
+    assert reply["status"] == "completed"
+    assert [one.get("error") for one in reply["attempts"]] == ["authentication", None]
+    assert len(place.endpoint.requests) == 1
+
+
+@pytest.mark.promise("A4", "F13")
+async def test_a_turn_that_did_its_work_and_failed_is_not_run_again_and_says_what_was_done(place: Place) -> None:
+    work = uses("Bash", command="echo done >> work", description="Work")
+    async with place.served(tools=["Bash"], allowed_tools=["Bash"]) as wire:
+        answers = iter([work, Answer(pieces=()), Answer(pieces=())])  # it asks twice for an answer by itself
+        place.endpoint._script = lambda seen: next(answers, None) or echo(seen)
+        reply = await ask(wire, "Work.", session_id="trip")
+        assert (reply["status"], reply["error"]["code"]) == ("failed", "empty_answer")
+        assert "Bash" in reply["error"]["message"]
+        assert len(reply["attempts"]) == 1
+    assert place.house.work.joinpath("work").read_text() == "done\n"
+
+
+@pytest.mark.promise("A4")
+async def test_what_was_denied_stands_in_the_reply(place: Place) -> None:
+    async with place.served(tools=["Bash"]) as wire:
+        answers = iter([uses("Bash", command="touch release-4711", description="Release")])
+        place.endpoint._script = lambda seen: next(answers, None) or echo(seen)
+        reply = await ask(wire, "Release it.")
+    assert reply["status"] == "completed"
+    assert "Claude Code was denied the use of Bash (touch release-4711)." in json.dumps(reply)
 
 
 @pytest.mark.promise("F6")
