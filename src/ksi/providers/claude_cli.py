@@ -1,8 +1,8 @@
 """Claude Code, headless, as a full model: conversations resume, turns stream, and nothing forks or stays behind unseen.
 
 A conversation is a session of Claude Code. Its process is kept warm for the next turn; a turn that was not good ends
-it, and the next one begins in a new process at the last good message (F9). Before a turn and after it the session's
-transcript is looked at: what others wrote there is told, and left aside (L7).
+it, and the next one begins in a new process at the last good message. Before a turn and after it the session's
+transcript is looked at: what others wrote there is told, and left aside.
 
 `temperature` and `stop` are not Claude Code's to set and are left out.
 """
@@ -327,7 +327,8 @@ def _check(call: Call) -> None:
 
 
 def _goes_on_in_vain(turn: Turn, call: Call) -> bool:
-    """Whether the program goes on, three times, behind a limit that stands: the request's own or the model's window."""
+    """Return True if the program is about to go on, three times, behind a limit that stands: the request's own or the
+    model's window."""
     limits = (StopReason.CONTEXT_WINDOW, *((StopReason.MAX_TOKENS,) if call.max_tokens is not None else ()))
     return turn.cut in limits and not turn.stopped
 

@@ -58,23 +58,23 @@ _LOST = ("No conversation found", "No message found with")
 
 
 def is_lost(finished: Finished) -> bool:
-    """Whether the session or message that was to be resumed is not there any more."""
+    """Return True if the session or message that was to be resumed is gone."""
     return any(says_lost(error) for error in finished.errors)
 
 
 def says_lost(message: str) -> bool:
-    """Whether a message of the program says so."""
+    """Return True if a message of the program says that its session or message is gone."""
     return any(word in message for word in _LOST)
 
 
 def is_refusal(said: str) -> bool:
-    """Whether a text is the program's own word that the request was declined."""
+    """Return True if a text is the program's own word that the request was declined."""
     return _REFUSED.search(said) is not None and said.startswith("API Error: ")
 
 
 def is_torso(finished: Finished) -> bool:
-    """Whether a turn that is no error ended with a call of a tool, and so without an answer. A tool by which the model
-    gives a structured answer does not count."""
+    """Return True if a turn that is no error ended with a call of a tool, and so without an answer. The tool by which
+    the model gives a structured answer does not count."""
     return finished.stop_reason == "tool_use" and not finished.structured and not finished.is_error
 
 

@@ -143,7 +143,7 @@ def arguments(launch: Launch, place: Place, files: Path) -> list[str]:
 def environment(
     inherited: Mapping[str, str], launch: Launch, *, own: Mapping[str, str], passed: Sequence[str], timeout: float
 ) -> dict[str, str]:
-    """A process's variables (S3): of the daemon's what finds and authorises it, then what keeps it plain, then the
+    """A process's variables: of the daemon's what finds and authorises it, then what keeps it plain, then the
     configuration's `own`. `passed` are further names to keep; `timeout` is for one call of its API, in seconds."""
     made = {
         name: value
@@ -170,7 +170,7 @@ _CLOSING = re.compile(r"<(?=/?(?:message|conversation)\b)", re.IGNORECASE)
 
 
 def quoted(history: Sequence[tuple[str, str]], prompt: str) -> str:
-    """A first prompt that brings along what was said elsewhere (L9); `history` in pairs of role and text."""
+    """A first prompt that brings along what was said elsewhere; `history` in pairs of role and text."""
     if not history:
         return prompt
     messages = "\n".join(f'<message role="{role}">\n{_CLOSING.sub("&lt;", text)}\n</message>' for role, text in history)

@@ -73,12 +73,12 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 def says_spent(said: str) -> bool:
-    """Whether a sentence of the program tells of a spent quota."""
+    """Return True if a sentence of the program tells of a spent quota."""
     return _SPENT.search(said) is not None
 
 
 def says_no_money(said: str) -> bool:
-    """Whether a sentence tells of a limit of money, which no waiting brings back unless it names a time."""
+    """Return True if a sentence tells of a limit of money. Waiting does not end it unless the sentence names a time."""
     return _NO_MONEY.search(said) is not None
 
 

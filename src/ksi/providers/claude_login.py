@@ -49,7 +49,7 @@ class _Credentials(msgspec.Struct):
 
 
 def is_given(environment: Mapping[str, str]) -> bool:
-    """Whether the environment brings the login, whatever is stored."""
+    """Return True if the environment brings the login, whatever is stored."""
     return any(environment.get(name) for name in _GIVEN)
 
 
@@ -77,12 +77,12 @@ def stored_login(environment: Mapping[str, str]) -> StoredLogin | None:
 
 
 def is_due(login: StoredLogin | None, now: float) -> bool:
-    """Whether the next process that uses a login refreshes it; `now` in Unix seconds."""
+    """Return True if the next process that uses a login refreshes it; `now` is in Unix seconds."""
     return login is not None and login.can_refresh and login.ends_at is not None and login.ends_at - now <= _DUE
 
 
 def came_back(failed: StoredLogin | None, found: StoredLogin | None) -> bool | None:
-    """Whether a login works again that failed as `failed`; None if only a call can tell, or the program itself."""
+    """Return True if another login is stored than the one that failed; None if only a call or the program can tell."""
     if found is None:
         return None
     return True if failed is None or failed.mark != found.mark else None
@@ -97,7 +97,7 @@ class Passage:
 
     @property
     def refreshes(self) -> bool:
-        """Whether its process may be refreshing the login now."""
+        """Its process may be refreshing the login now."""
         return self._lock is not None
 
     def close(self) -> None:

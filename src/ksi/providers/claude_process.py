@@ -11,7 +11,7 @@ import msgspec
 
 from ksi.clock import MICROSECONDS, Clock
 from ksi.providers.claude_launch import Launch, Place, arguments
-from ksi.providers.claude_stream import Event, HarmlessTools, Limited, LineSplitter, Other, UnreadableError, parse
+from ksi.providers.claude_stream import Event, HarmlessTools, Limited, LineSplitter, Other, UnreadableError, parse_all
 from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartError, memory_of
 
 _GRACE = 2.0
@@ -200,14 +200,15 @@ class ClaudeProcess:
 
     async def _take(self, line: bytes) -> ProcessFault | None:
         try:
-            event = parse(line)
+            events = parse_all(line)
         except UnreadableError as error:
             self._unreadable.append(str(error))
             return BrokenError(f"it does not speak stream-json{self._noise()}") if self._too_much() else None
-        if self._in_turn:
-            await self._events.put(event)
-        elif not isinstance(event, _QUIET):
-            self.disturbed = True
+        for event in events:
+            if self._in_turn:
+                await self._events.put(event)
+            elif not isinstance(event, _QUIET):
+                self.disturbed = True
         return None
 
     def _too_much(self) -> bool:

@@ -1,4 +1,4 @@
-"""Sessions of Claude Code: opened for a turn in the right place, and looked at before and after it (L7, F9)."""
+"""Sessions of Claude Code: opened for a turn in the right place, and looked at before and after it."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ object is unreadable. Stray bytes and halves of characters are read as `ksi.prov
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -307,6 +308,35 @@ def parse(line: bytes) -> Event:
         return _event(kind, _text(head.subtype), line)
     except msgspec.DecodeError:
         return Other(kind)
+
+
+def parse_all(line: bytes) -> list[Event]:
+    """The events of a line: one as a rule, or several that stand without an end between them or behind other text.
+
+    Raises:
+        UnreadableError: there is none.
+    """
+    try:
+        return [parse(line)]
+    except UnreadableError:
+        events = [parse(part) for part in _objects(line)]
+        if not events:
+            raise
+        return events
+
+
+def _objects(line: bytes) -> Iterator[bytes]:
+    """The JSON objects that stand in a row from the first brace on."""
+    text = line.decode("utf-8", "surrogateescape")
+    decoder = json.JSONDecoder(strict=False)
+    start = text.find('{"')
+    while start >= 0 and text.startswith("{", start):
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return
+        yield text[start:end].encode("utf-8", "surrogateescape")
+        start = end
 
 
 def _event(kind: str, subtype: str, line: bytes) -> Event:

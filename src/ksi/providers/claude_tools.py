@@ -52,7 +52,7 @@ _TELLING = ("command", "file_path", "notebook_path", "path", "url", "query", "pa
 
 
 def has_effects(name: str, harmless: frozenset[str]) -> bool:
-    """Whether a tool may change something outside the turn. `harmless` are MCP tools known to be read-only."""
+    """Return True if a tool may change something outside the turn. `harmless` are MCP tools known to be read-only."""
     return name not in HARMLESS and name not in harmless
 
 

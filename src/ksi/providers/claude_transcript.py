@@ -1,4 +1,4 @@
-"""Claude Code's transcripts, looked at from behind: where one is, and whether it holds what we did not write (L7).
+"""Claude Code's transcripts, looked at from behind: where one is, and whether it holds what we did not write.
 
 A transcript is a file of JSON lines, `projects/<folder>/<session>.jsonl` below Claude Code's own folder. A turn begins
 with a line of type `user` that has a `uuid`. Ours are made by a `Seal`, and the program keeps them, so that they are

@@ -74,7 +74,7 @@ def test_a_login_came_back_where_another_one_is_stored() -> None:
 
 
 class Stored:
-    """What is stored at the moment."""
+    """The stored login, which a test changes."""
 
     def __init__(self, login: StoredLogin | None) -> None:
         self.login = login

@@ -14,6 +14,7 @@ from ksi.providers.claude_stream import (
     Called,
     Denial,
     Denied,
+    Event,
     Finished,
     HarmlessTools,
     Limited,
@@ -28,6 +29,7 @@ from ksi.providers.claude_stream import (
     Tool,
     UnreadableError,
     parse,
+    parse_all,
 )
 from ksi.request import Usage
 
@@ -191,6 +193,28 @@ def test_annotations_of_mcp_tools_tell_which_are_harmless() -> None:
 )
 def test_a_line_of_an_odd_shape_or_with_torn_characters_ends_nothing(data: bytes, event: object) -> None:
     assert parse(data) == event
+
+
+@pytest.mark.promise("A8")
+@pytest.mark.parametrize(
+    ("data", "events"),
+    [
+        (b'{"type":"a"}', [Other("a")]),
+        (b'{"type":"a"}{"type":"b","x":{"y":"}{"}}', [Other("a"), Other("b")]),
+        (b'Warning: no end of line{"x":"\xff","type":"a"}', [Other("a")]),
+        (b'{"type":"a"}Warning: behind it', [Other("a")]),
+        ('{"type":"user","x":"a\u2028b\u2029c\u0085d"}'.encode(), [Other("user")]),
+    ],
+)
+def test_events_that_share_a_line_are_all_read(data: bytes, events: list[Event]) -> None:
+    assert list(LineSplitter().feed(data + b"\n")) == [data]
+    assert parse_all(data) == events
+
+
+@pytest.mark.parametrize("bad", [b"Warning: {x}", b'Warning: {"x": ', b"[1]", b'see {"x"'])
+def test_a_line_without_a_whole_object_is_unreadable(bad: bytes) -> None:
+    with pytest.raises(UnreadableError):
+        parse_all(bad)
 
 
 @pytest.mark.promise("A8")
