@@ -102,8 +102,8 @@ class Installation:
             await self.look_at_login()
 
     async def look_at_login(self) -> bool | None:
-        """Return whether the program has a login, by its own word; None if it does not say. It asks nobody for that, and so
-        takes a login that was revoked for a good one.
+        """Return True if the program has a login by its own word; None if it does not say. It asks nobody for that,
+        and so takes a login that was revoked for a good one.
 
         Raises:
             ProviderError: as for `ready`.
