@@ -179,11 +179,13 @@ class QueueManager:
                 await self._clock.sleep(FAULT_PAUSE)
 
     async def _look(self) -> None:
-        """Wait until there is a reason, then do what time asks for and start what may run, all by one clock reading."""
+        """Wait until there is a reason, then do what time asks for and start what may run, each by one clock reading."""
         now = await self._alarm.wait()
         await self._unpark(now)
         if self._alarm.time.due(now):
             await self._expire(now)
+            # What came in meanwhile must not begin before it came.
+            now = self._clock.now()
         if self._alarm.work.due(now):
             await self._claim(now)
 
