@@ -10,11 +10,14 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
+import ssl
+import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -78,6 +81,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Streamed: wait so long between the last event and the end of the body."""
     linger: bool = False
     """Streamed: keep the body open after the last event."""
+    parts: tuple[bytes, ...] | None = None
+    """Sent one after the other as a chunked event stream, in the place of the events of the API."""
+    then: Literal["end", "stall", "reset"] | bytes = "end"
+    """What follows the parts: the body's end, silence, a reset connection, or these bytes again and again."""
     newline: bytes = b"\n"
     """How the stream ends its lines."""
 
@@ -113,9 +120,21 @@ Script = Callable[[Seen], Answer]
 class ScriptedEndpoint:
     """The server. Answers come from the script; the last given one is repeated."""
 
-    def __init__(self, *answers: Answer, script: Script | None = None, port: int = 0, record: bool = True) -> None:
+    def __init__(
+        self,
+        *answers: Answer,
+        script: Script | None = None,
+        port: int = 0,
+        record: bool = True,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.answers = deque(answers or (Answer(),))
         self.requests: list[Seen] = []
+        self.looks: list[Seen] = []
+        """GETs."""
+        self.models_status = 200
+        """How a look at the models is answered."""
+        self._tls = tls
         self.connections = 0
         """Connections opened so far."""
         self._script = script or self._next
@@ -126,7 +145,9 @@ class ScriptedEndpoint:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> ScriptedEndpoint:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self._port, limit=1 << 26, backlog=512)
+        self._server = await asyncio.start_server(
+            self._connected, "127.0.0.1", self._port, limit=1 << 26, backlog=512, ssl=self._tls
+        )
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -142,7 +163,7 @@ class ScriptedEndpoint:
     @property
     def url(self) -> str:
         """The base URL of the Anthropic API, as ANTHROPIC_BASE_URL wants it."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     @property
     def openai_url(self) -> str:
@@ -170,6 +191,8 @@ class ScriptedEndpoint:
                     async with self._arrived:
                         self.requests.append(seen)
                         self._arrived.notify_all()
+                if self._record and seen.method == "GET":
+                    self.looks.append(seen)
                 if not await self._answer(seen, reader, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -181,7 +204,7 @@ class ScriptedEndpoint:
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection can be used again."""
         try:
-            return await _Exchange(seen, reader, writer).run(self._script)
+            return await _Exchange(seen, reader, writer).run(self._script, self.models_status)
         except ConnectionError:
             seen.gone.set()
             raise
@@ -213,7 +236,7 @@ class _Exchange:
         self._reader = reader
         self._writer = writer
 
-    async def run(self, script: Script) -> bool:
+    async def run(self, script: Script, models_status: int) -> bool:
         """Whether the connection can be used again."""
         path = self._seen.path
         if self._seen.method == "POST" and path.endswith(("/messages", "/chat/completions")):
@@ -221,7 +244,7 @@ class _Exchange:
         if self._seen.method == "POST" and path.endswith("/messages/count_tokens"):
             return await self._whole(200, _encode({"input_tokens": max(1, len(self._seen.body) // 4)}))
         if self._seen.method in ("GET", "HEAD") and path in ("/", "/health", "/v1/models"):
-            return await self._whole(200, _encode({"data": [], "object": "list"}))
+            return await self._whole(models_status, _encode({"data": [], "object": "list"}))
         return await self._whole(404, _encode(_error("not_found_error", f"no route {path}", None)))
 
     async def _completion(self, answer: Answer, *, chat: bool) -> bool:
@@ -235,6 +258,8 @@ class _Exchange:
             self._writer.write(answer.raw)
             await self._writer.drain()
             return False
+        if answer.parts is not None:
+            return await self._parts(answer, answer.parts)
         if answer.body is not None:
             return await self._whole(answer.status, answer.body, answer)
         if answer.status != 200:
@@ -301,6 +326,31 @@ class _Exchange:
             await asyncio.sleep(answer.end_delay)
         return await self._end()
 
+    async def _parts(self, answer: Answer, parts: tuple[bytes, ...]) -> bool:
+        kind = answer.content_type or "text/event-stream"
+        self._head(answer.status, {"Content-Type": kind, "Transfer-Encoding": "chunked", **answer.headers})
+        for part in parts:
+            self._chunk(part)
+            await self._writer.drain()
+        if answer.then == "end":
+            return await self._end()
+        if answer.then == "stall":
+            return await self._stall()
+        if answer.then == "reset":
+            await asyncio.sleep(0.02)
+            linger = struct.pack("ii", 1, 0)
+            self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._writer.transport.abort()
+            return False
+        left = asyncio.create_task(self._stall())
+        while not left.done():
+            self._chunk(answer.then)
+            await asyncio.wait([left], timeout=0.02)
+        return await left
+
+    def _chunk(self, data: bytes) -> None:
+        self._writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+
     async def _stall(self) -> bool:
         """Say nothing until the client leaves."""
         await self._writer.drain()
@@ -326,7 +376,7 @@ class _Exchange:
             for name, data in events
         )
         if text:
-            self._writer.write(b"%x\r\n%b\r\n" % (len(text), text))
+            self._chunk(text)
 
 
 class _Events:

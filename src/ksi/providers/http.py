@@ -277,7 +277,10 @@ class Endpoint:
             return False
         try:
             async with self._session.get(
-                self.url(path), timeout=aiohttp.ClientTimeout(total=_LOGIN_CHECK), allow_redirects=False
+                self.url(path),
+                timeout=aiohttp.ClientTimeout(total=_LOGIN_CHECK),
+                allow_redirects=False,
+                trace_request_ctx=_Use(),
             ) as response:
                 status = response.status
         except (aiohttp.ClientError, OSError):
