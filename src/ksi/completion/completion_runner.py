@@ -21,7 +21,7 @@ from ksi.completion.session_manager import SessionManager
 from ksi.config import Config
 from ksi.errors import FailureClass, InvalidData, NotFound, ProviderError, StoreError, UnknownModel
 from ksi.event_types import ChunkPush
-from ksi.providers.base import Chunk, Completion
+from ksi.providers.base import Chunk, Completion, ToolUsed
 from ksi.request import Attempt, Outcome, RequestBody, State, decode_body, full_model
 from ksi.store.base import Store
 from ksi.store.chains import Aftermath
@@ -231,6 +231,8 @@ class CompletionRunner:
             async for item in stream:
                 if isinstance(item, Chunk):
                     self._take_piece(run, answer, item.text)
+                elif isinstance(item, ToolUsed):
+                    run.tools_used.append(item.name)
                 else:
                     answer.completion = item if call.fork is None else _forked(item, call.fork)
         if answer.completion is None:

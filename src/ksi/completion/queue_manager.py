@@ -179,7 +179,7 @@ class QueueManager:
                 await self._clock.sleep(FAULT_PAUSE)
 
     async def _look(self) -> None:
-        """Wait until there is a reason, then do what time asks for and start what may run, each by one clock reading."""
+        """Wait for a reason, then do what time asks for and start what may run, each by one clock reading."""
         now = await self._alarm.wait()
         await self._unpark(now)
         if self._alarm.time.due(now):
