@@ -29,6 +29,9 @@ from ksi.store.values import Claimed, Offer
 
 _NEVER = 2**63
 
+CLOCKS_DIFFER = MICROSECONDS
+"""A time that moves by less was read off two clocks, and means the same."""
+
 
 class CallEnd(msgspec.Struct, frozen=True):
     """What the end of a call means for its request."""
@@ -296,7 +299,7 @@ class ProviderManager:
             was = old.get(key)
             if was is None or was.cause is not limit.cause:
                 self._changed(name, state, "parked", sentence(limit, now.wall, _zone()), _back(limit))
-            elif was.until > limit.until or limit.answers > was.answers:
+            elif limit.until < was.until - CLOCKS_DIFFER or limit.answers > was.answers:
                 self._lifted.add(name)
         for key, limit in old.items():
             if key not in new:

@@ -159,6 +159,7 @@ class Team:
     ) -> None:
         """`alone`: no other daemon writes these records."""
         self._store = store
+        self._alone = alone
         self._config = config
         self._clock = clock
         self._providers = {name: _Kept(name, place, config.max_samples, alone=alone) for name, place in places.items()}
@@ -257,9 +258,14 @@ class Team:
         """
         async with self._one:
             found = await self._store.provider_records(self._clock.now())
-            self._ahead = found.at - self._clock.now().wall
+            self._read_clock(found.at)
             for kept in self._providers.values():
                 self._take(kept, found.records.get(kept.name, KeptRecord()))
+
+    def _read_clock(self, at: int) -> None:
+        """Compare the store's clock with this machine's; a store that one daemon has alone goes by the same one."""
+        if not self._alone:
+            self._ahead = at - self._clock.now().wall
 
     async def write(self) -> None:
         """Put what calls said into the records, where it matters."""
@@ -288,7 +294,7 @@ class Team:
             put = await self._store.put_provider_record(
                 kept.name, kept.kept.version, encode_record(after), now, tell=tell
             )
-            self._ahead = put.at - self._clock.now().wall
+            self._read_clock(put.at)
             if put.written:
                 kept.writing = ()
             self._take(kept, put.kept)
