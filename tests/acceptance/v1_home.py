@@ -102,8 +102,8 @@ def write_log(home: Path, name: str, *lines: Json | bytes) -> None:
 
 
 def snapshot(home: Path, *without: str) -> dict[str, bytes]:
-    """All files of a home by their paths, but those of a running daemon's folder and below `without`."""
-    left_out = ("var/run", *without)
+    """All files of a home by their paths, but those of a running daemon's folder, its clock, and below `without`."""
+    left_out = ("var/run", "var/clock.json", *without)
     files = (path for path in home.rglob("*") if path.is_file())
     found = {str(path.relative_to(home)): path.read_bytes() for path in files}
     return {path: data for path, data in found.items() if not path.startswith(left_out)}

@@ -97,7 +97,7 @@ async def test_a_real_model_answers_in_pieces_and_reports_its_usage(local: Local
     completion = await answer(local.make(), "Name three colours.", stream=True)
     assert "red" in completion.text.lower()
     assert completion.model.startswith("SmolLM2-135M-Instruct")
-    assert completion.stop_reason == "stop"
+    assert completion.stop_reason == "end_turn"
     assert completion.usage is not None
     assert completion.usage.input_tokens > 10
     assert 10 < completion.usage.output_tokens <= 256
@@ -107,7 +107,7 @@ async def test_a_real_model_answers_in_pieces_and_reports_its_usage(local: Local
 async def test_the_calls_limits_and_choices_reach_the_model(local: Local) -> None:
     provider = local.make()
     short = await answer(provider, "Tell me a story.", max_tokens=5)
-    assert short.stop_reason == "length"
+    assert short.stop_reason == "max_tokens"
     assert short.usage is not None
     assert short.usage.output_tokens == 5
     stopped = await answer(provider, "Count from 1 to 10.", stop=["2"])

@@ -41,7 +41,6 @@ FAULTS = (
     Fault(0.02, Answer(status=529), "failed", "overloaded"),
     Fault(0.01, Answer(status=429), "failed", "rate_limited"),
     Fault(0.005, Answer(status=429, headers={"retry-after-ms": "150"}), "parked", "rate_limited"),
-    Fault(0.01, Answer(hang_up=True), "failed", "network_error"),
     Fault(0.02, Answer(cut_after=1), "failed", "network_error"),
     Fault(0.01, Answer(body=b"{nope"), "failed", "provider_error"),
     Fault(0.003, Answer(silent=True), "failed", "timeout"),

@@ -186,7 +186,7 @@ async def test_one_probe_at_a_time_tries_a_provider_over_all_daemons_and_their_s
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with house(redis_server, tmp_path, open_for=1.5) as made:
-        broken = {"fail": "overloaded"}
+        broken = {"fail": "provider_error"}
         for wire in (made.a, made.b) * 2:
             await ask(wire, provider_options=broken)
         await both_hear(made, "closed", "open")
@@ -209,7 +209,7 @@ async def test_a_probe_that_fails_at_one_daemon_holds_all_of_them_back(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with house(redis_server, tmp_path, open_for=2.0) as made:
-        broken = {"fail": "overloaded"}
+        broken = {"fail": "provider_error"}
         for wire in (made.a, made.b) * 2:
             await ask(wire, provider_options=broken)
         await both_hear(made, "closed", "open")
@@ -227,7 +227,7 @@ async def test_a_probe_that_fails_at_one_daemon_holds_all_of_them_back(
 @pytest.mark.promise("D1", "F3")
 async def test_failures_that_come_all_at_once_at_both_open_it_once(redis_server: RedisServer, tmp_path: Path) -> None:
     async with house(redis_server, tmp_path) as made:
-        options = {"fail": "overloaded", "delay": 0.3}
+        options = {"fail": "provider_error", "delay": 0.3}
         asked = [
             wire.post("completion:request", {"prompt": "hello", "provider_options": options})
             for wire in made.wires

@@ -90,13 +90,14 @@ async def test_a_saturated_provider_delays_no_other() -> None:
 
 @pytest.mark.promise("Q6")
 async def test_a_provider_never_runs_more_than_its_limit() -> None:
-    async with daemon_and_wire(providers={"stub": {"kind": "stub", "max_concurrency": 3}}) as (daemon, wire):
+    async with daemon_and_wire(providers={"stub": {"kind": "stub", "max_concurrency": 3}}) as (_, wire):
         most = 0
         asked = [
             wire.post("completion:request", {"prompt": "x", "provider_options": {"delay": 0.01}}) for _ in range(30)
         ]
         while not all(future.done() for future in asked):
-            most = max(most, (await wire.ask("completion:queue_status"))["active"], len(daemon.queue.runs))
+            stub = (await wire.ask("completion:provider_status"))["providers"]["stub"]
+            most = max(most, (await wire.ask("completion:queue_status"))["active"], stub["running"])
         assert most == 3
         assert all(future.result()["data"]["status"] == "completed" for future in asked)
 

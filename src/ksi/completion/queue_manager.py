@@ -182,12 +182,10 @@ class QueueManager:
         """Wait for a reason, then do what time asks for and start what may run, each by one clock reading."""
         now = await self._alarm.wait()
         await self._unpark(now)
-        if self._alarm.time.due(now):
-            await self._expire(now)
-            # What came in meanwhile must not begin before it came.
-            now = self._clock.now()
         if self._alarm.work.due(now):
             await self._claim(now)
+        if self._alarm.time.due(now):
+            await self._expire(now)
 
     async def _unpark(self, now: Moment) -> None:
         """Let what is parked be due where its provider is back before its time."""

@@ -305,7 +305,7 @@ def memory_of(pid: int) -> int | None:
     """A process's resident memory in bytes; None if the system does not tell."""
     try:
         return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
+    except (psutil.Error, OSError):  # such as no descriptor left
         return None
 
 
