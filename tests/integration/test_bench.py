@@ -8,7 +8,7 @@ from ksi.benchmarking.report import lines
 from ksi.benchmarking.rows import Plan
 from ksi.benchmarking.session import measure
 
-MOMENT = Plan(seconds=0.1, warm_up=0.1, runs=1, depth=5_000, window=16)
+MOMENT = Plan(seconds=0.1, warm_up=0.1, runs=1, depth=40_000, window=16)
 ROWS = ("latency", "depth", "memory")
 """Together they do all that the others do."""
 
