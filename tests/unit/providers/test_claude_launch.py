@@ -181,6 +181,9 @@ def test_only_what_finds_and_authorises_it_is_passed_on() -> None:
 def test_retries_and_second_requests_are_off_unless_the_configuration_says_otherwise() -> None:
     made = variables(launch(), {"CLAUDE_CODE_MAX_RETRIES": "10", "DISABLE_TELEMETRY": "0"})
     assert made["CLAUDE_CODE_MAX_RETRIES"] == "1"
+    for working in ({"tools": ["Bash"]}, {"mcp_config": {"calc": {"command": "calc"}}}):
+        made = variables(launch(working), {})
+        assert made["CLAUDE_CODE_MAX_RETRIES"] == "4", "after its tools it may ask again"
     assert made["CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK"] == "1"
     assert made["API_TIMEOUT_MS"] == "3600000"
     assert "CLAUDE_CODE_MAX_OUTPUT_TOKENS" not in made
