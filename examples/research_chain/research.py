@@ -1,7 +1,7 @@
 """A researcher and a coordinator work through each other's answers, within limits, and their chain is drawn at the end.
 
-Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/research_chain/research.py`. The local model is
-small: look at who answers whom, not at what they say.
+Needs a running daemon: `ksi start`. Run it with `.venv/bin/python examples/research_chain/research.py`. The local model
+is small: look at who answers whom, not at what they say.
 """
 
 import asyncio
