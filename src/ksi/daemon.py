@@ -314,7 +314,7 @@ class Daemon(_Served):
         if self._sharing is not None:
             await self._sharing.stop()
         await self._injections.stop()
-        self._announcer.stopping()
+        await self._announcer.stopping()
         await self.socket.stop()
         await self.providers.stop()
         await self._responses.stop()

@@ -128,8 +128,9 @@ async def test_a_foreign_turn_is_an_event_and_stands_in_the_tree(place: Place) -
         session = first["provider_session_id"]
         await wire.ask("monitor:subscribe", patterns=["conversation:forked"])
         await place.house.run(f"--resume={session}", prompt="behind your back", folder=place.house.work)
-        await ask(wire, "two", session_id="trip", request_id="r2")
+        second = await ask(wire, "two", session_id="trip", request_id="r2")
         forked = await wire.pushed("conversation:forked", conversation_id="trip")
+        assert second["forked"] == {"parent": forked["parent"], "child": session, "kind": "foreign_turn"}
         assert (forked["kind"], forked["request_id"], forked["child"]) == ("foreign_turn", "r2", session)
         assert len(place.heard("two")) == 3
         status = await wire.ask("conversation:lock_status", conversation_id="trip")

@@ -326,6 +326,7 @@ async def test_a_fork_goes_on_from_where_its_parent_stands_and_leaves_it_alone(t
             )
             child = forked["session_id"]
             assert child != "c"
+            assert forked["forked"] == {"parent": "c", "child": child, "kind": "requested"}
             await wire.ask("completion:request", prompt="two", session_id="c", model="team/m")
             await wire.ask("completion:request", prompt="more", session_id=child, model="team/m")
             status = await wire.ask("conversation:lock_status", conversation_id="c")

@@ -169,3 +169,28 @@ async def test_switched_off_it_writes_nothing_and_later_nothing_of_that_time(tmp
     async with daemon_and_wire(tmp_path) as (_, wire):
         await wire.ask("completion:request", prompt="x", request_id="r2", session_id="c")
     assert logged(tmp_path, "c") == ["r2"]
+
+
+@pytest.mark.promise("R3", "R1")
+async def test_an_answer_s_line_is_in_its_file_when_the_answer_is_told(tmp_path: Path) -> None:
+    async with daemon_and_wire(tmp_path) as (_, wire):
+        for number in range(20):
+            await wire.ask("completion:request", prompt="x", request_id=f"r{number}", session_id="c")
+            assert logged(tmp_path, "c")[-1] == f"r{number}"
+        await wire.ask("completion:async", prompt="x", request_id="later", session_id="c")
+        await wire.pushed("completion:result", request_id="later")
+        assert logged(tmp_path, "c")[-1] == "later"
+
+
+@pytest.mark.promise("R3")
+async def test_an_answer_is_told_though_its_line_cannot_be_written(tmp_path: Path) -> None:
+    async with daemon_and_wire(tmp_path) as (_, wire):
+        await wire.ask("completion:request", prompt="x", request_id="r1", session_id="c")
+        (folder(tmp_path) / "c.jsonl").rename(tmp_path / "aside")
+        (folder(tmp_path) / "c.jsonl").mkdir()
+        reply = await wire.ask("completion:request", prompt="x", request_id="r2", session_id="c")
+        assert reply["status"] == "completed"
+        (folder(tmp_path) / "c.jsonl").rmdir()
+        (tmp_path / "aside").rename(folder(tmp_path) / "c.jsonl")
+        await wire.ask("completion:request", prompt="x", request_id="r3", session_id="c")
+        assert logged(tmp_path, "c") == ["r1", "r2", "r3"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
+import structlog
 
 from ksi.clock import to_seconds
 from ksi.completion.injection_events import InjectionEvents
@@ -39,11 +41,13 @@ class Announcer:
         bus: EventBus,
         locks: LockEvents,
         injections: InjectionEvents,
-        saved: Callable[[], Awaitable[None]],
+        saved: Callable[[], asyncio.Future[None] | None],
     ) -> None:
-        """`saved` returns when all answers that were committed are in their session's files."""
+        """`saved` is done when all answers that were committed are in their session's files; None: they are."""
         self._store = store
         self._saved = saved
+        self._telling: set[asyncio.Task[None]] = set()
+        self._log = structlog.get_logger("ksi.announcer")
         self._teller = teller
         self._bus = bus
         self._locks = locks
@@ -71,8 +75,10 @@ class Announcer:
 
         return take_back
 
-    def stopping(self) -> None:
+    async def stopping(self) -> None:
         """The daemon stops: tell everybody who waits that the requests are kept and go on when it is back."""
+        while self._telling:
+            await asyncio.wait(self._telling)
         for request_id, waiters in list(self._waiters.items()):
             for waiting in waiters:
                 if waiting.refuse is not None:
@@ -102,12 +108,28 @@ class Announcer:
         if not settled.state.final:
             self._progress(claim, settled, verdict)
         elif self._cared_for(claim.request_id):
-            if settled.state is State.COMPLETED:
-                await self._saved()
-            if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
-                await self._ended(claim.request_id, _first_try(claim, model, attempt, settled), fork=settled.fork)
+            saved = self._saved() if settled.state is State.COMPLETED else None
+            telling = self._tell_end(claim, model, attempt, settled)
+            if saved is None:
+                await telling
             else:
-                await self.ended(claim.request_id, fork=settled.fork)
+                # In a task: the run is over, and holds up nobody while its answer's line is written.
+                task = asyncio.create_task(self._when_saved(saved, telling, claim.request_id))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    async def _when_saved(self, saved: asyncio.Future[None], telling: Awaitable[None], request_id: str) -> None:
+        await asyncio.shield(saved)
+        try:
+            await telling
+        except Exception:  # noqa: BLE001 - the top of a task: who waits can still ask with completion:get
+            self._log.exception("an answer was not told", request_id=request_id)
+
+    async def _tell_end(self, claim: Claimed, model: str, attempt: Attempt, settled: Settled) -> None:
+        if claim.attempt == 1 and claim.chain is None and settled.state is State.COMPLETED:
+            await self._ended(claim.request_id, _first_try(claim, model, attempt, settled), fork=settled.fork)
+        else:
+            await self.ended(claim.request_id, fork=settled.fork)
 
     async def ended(self, request_id: str, chain: ChainReply | None = None, fork: Fork | None = None) -> None:
         """A request reached its final state. Where no run brought it there, its end may have to be routed (C3).

@@ -122,7 +122,7 @@ class CompletionService:
         due = to_seconds(new.due) if enqueued.state is State.SCHEDULED else None
         reply = _submit_reply(enqueued, due, self._clock.now().wall)
         if new.fork_of is not None and enqueued.block is None:
-            reply.forked = ForkBody(parent=new.fork_of, child=new.conversation, kind="requested")
+            reply.forked = _requested_fork(new.fork_of, new.conversation)
         return reply
 
     async def request(
@@ -136,7 +136,7 @@ class CompletionService:
         def wait(enqueued: Enqueued) -> None:
             if enqueued.existing is not None and enqueued.existing.state.final:
                 return
-            self._announcer.wait_for(enqueued.request_id, answer, refuse)
+            self._announcer.wait_for(enqueued.request_id, _with_fork(data, enqueued, answer), refuse)
             if data.stream:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
                 self._catch_up(listener, enqueued.request_id, None)
@@ -556,6 +556,20 @@ def _with_age(busy: ConversationBusy, now: Moment) -> ConversationBusy:
     if since is not None:
         facts |= {"since": since / MICROSECONDS, "age": (now.wall - since) / MICROSECONDS}
     return ConversationBusy(busy.message, **facts)
+
+
+def _requested_fork(parent: str, child: str) -> ForkBody:
+    return ForkBody(parent=parent, child=child, kind="requested")
+
+
+def _with_fork(data: CompletionData, enqueued: Enqueued, answer: Answer) -> Answer:
+    """The answer to who asked for a fork says which one was made."""
+    parent = conversation_name(data.session_id, data.conversation_id)
+    if not data.fork or parent is None:
+        return answer
+    fork = _requested_fork(parent, enqueued.conversation)
+    # A copy: others who wait for the same answer did not ask for the fork.
+    return lambda reply: answer(msgspec.structs.replace(reply, forked=reply.forked or fork))
 
 
 def _submit_reply(enqueued: Enqueued, due_at: float | None, now: int) -> SubmitReply:

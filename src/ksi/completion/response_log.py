@@ -101,14 +101,17 @@ class ResponseLog:
         """Another store's answers follow from here on: what the files have stays as it is. Not while it follows."""
         await asyncio.to_thread(self._files.forget)
 
-    async def saved(self) -> None:
-        """Return when everything that was committed before is in its file, or could not be written."""
+    def saved(self) -> asyncio.Future[None] | None:
+        """Done when everything that was committed before is in its file, or could not be written.
+
+        None where there is nothing to wait for, as no log is kept.
+        """
         if not self._enabled or not self.alive:
-            return
+            return None
         if self._askers is None:
             self._askers = asyncio.get_running_loop().create_future()
             self._asked.set()
-        await asyncio.shield(self._askers)
+        return self._askers
 
     async def _follow(self) -> None:
         """Write when somebody asks for it, and move the watermark after each pause."""

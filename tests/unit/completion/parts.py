@@ -205,7 +205,9 @@ class Parts:
         can = {name: player.capabilities for name, player in self.players.items()}
         prices = Prices({}, can)
         self.injection_events = InjectionEvents(self.bus)
-        self.announcer = Announcer(self.store, Teller(prices), self.bus, self.locks, self.injection_events, _saved)
+        self.announcer = Announcer(
+            self.store, Teller(prices), self.bus, self.locks, self.injection_events, lambda: None
+        )
         router = Router(configured, {})
         places = {name: Place(slots=configured[name].max_concurrency) for name in self.players}
         self.team = Team(self.store, places, self.config.breaker, self.clock, alone=not shared)
@@ -302,7 +304,3 @@ class Parts:
         answers: list[RequestReply] = []
         self.announcer.wait_for(request_id, answers.append)
         return answers
-
-
-async def _saved() -> None:
-    """No response log is kept."""
