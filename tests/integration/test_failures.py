@@ -112,7 +112,7 @@ async def test_a_stream_that_falls_silent_is_a_timeout_long_before_the_whole_cal
     ):
         reply = await house.asked(stream=True)
         assert trail(reply) == [("team", "failed", "timeout"), ("team", "completed", None)]
-        assert "nothing came for 0.2 s" in reply["attempts"][0]["message"]
+        assert "nothing of the answer came for 0.2 s" in reply["attempts"][0]["message"]
 
 
 # -- F2: retries ------------------------------------------------------------------------------------------------------

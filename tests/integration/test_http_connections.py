@@ -42,6 +42,7 @@ class LeapingClock(SystemClock):
     """A clock on which ten seconds pass between any two looks."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._looks = 0
 
     def now(self) -> Moment:
