@@ -42,8 +42,8 @@ class LeapingClock(SystemClock):
     """A clock on which ten seconds pass between any two looks."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._looks = 0
+        super().__init__()
 
     def now(self) -> Moment:
         self._looks += 1

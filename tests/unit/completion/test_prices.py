@@ -19,7 +19,7 @@ from ksi.completion.prices import FREE, UNKNOWN, Prices
 from ksi.completion.render import Teller
 from ksi.config import PriceConfig
 from ksi.providers.base import Capabilities
-from ksi.request import Attempt, Outcome, Priority, State, Usage
+from ksi.request import UNPRICED, Attempt, Outcome, Priority, State, Usage
 from ksi.store.usage import rates_for
 from ksi.store.values import RequestView
 
@@ -228,3 +228,42 @@ def test_a_model_without_both_prices_has_no_tariff(library: PriceLibrary) -> Non
     assert library.tariff("openai", "no-such-model", NOW) == ()
     assert library.tariff("nobody", "gpt-5", NOW) == ()
     assert library.tariff("openai", "text-embedding-3-small", NOW) == ()
+
+
+HOUR = Usage(input_tokens=0, output_tokens=0, cache_write_tokens=100_000, cost_usd=UNPRICED)
+
+
+@pytest.mark.promise("A7", "T2")
+@pytest.mark.parametrize(
+    ("price", "hour_tokens", "cost"),
+    [
+        (PriceConfig(input=3.0, output=15.0, cache_write=3.75), 100_000, 0.6),
+        (PriceConfig(input=3.0, output=15.0, cache_write=3.75), 50_000, 0.4875),
+        (PriceConfig(input=3.0, output=15.0, cache_write=3.75, cache_write_hour=5.0), 100_000, 0.5),
+        (PriceConfig(input=0.0, output=0.0), 100_000, 0.0),
+    ],
+)
+def test_an_hour_s_cache_is_priced_when_the_call_ends(price: PriceConfig, hour_tokens: int, cost: float) -> None:
+    usage = prices(home__m=price).with_hour_cache("home", "m", "home/m", HOUR, hour_tokens, NOW)
+    assert usage == msgspec.structs.replace(HOUR, cost_usd=pytest.approx(cost))
+
+
+@pytest.mark.promise("A7", "T2")
+def test_an_hour_s_cache_at_a_public_price_costs_twice_the_input() -> None:
+    known = prices()
+    known._load()
+    usage = known.with_hour_cache("anthropic", "claude-haiku-4-5", None, HOUR, 100_000, NOW)
+    (rates, *_) = known.tariff("anthropic", "claude-haiku-4-5", None, NOW)
+    assert usage.cost_usd == pytest.approx(0.1 * 2 * rates.input)
+
+
+@pytest.mark.promise("A7", "T2")
+def test_an_hour_s_cache_without_a_known_price_stays_without_a_cost() -> None:
+    assert prices().with_hour_cache("mystery", "m", None, HOUR, 100_000, NOW) == HOUR
+    plain = Usage(input_tokens=1)
+    assert prices(home__m=PriceConfig(input=3.0, output=1.0)).with_hour_cache("home", "m", None, plain, 0, NOW) == plain
+
+
+@pytest.mark.promise("A7", "T2")
+def test_a_call_that_no_price_fits_has_no_cost_whatever_is_configured() -> None:
+    assert prices(home__m=PriceConfig(input=3.0, output=1.0)).cost(attempt("home", "m", cost_usd=UNPRICED)) is None

@@ -19,6 +19,7 @@ from ksi.completion.token_tracker import (
     write_cursor,
 )
 from ksi.errors import InvalidData
+from ksi.request import UNPRICED
 from ksi.store.usage import FirstTurns, McpUse, UsageBy, UsageSums
 
 
@@ -104,3 +105,9 @@ def test_definitions_without_turns_to_compare_are_unknown(known: list[FirstTurns
     assert (told.tokens_per_request, told.tokens) == ("unknown", "unknown")
     samples = [told.with_mcp, told.without_mcp]
     assert [(sample.turns, sample.input_tokens) for sample in samples].count((0, None)) == 2 - len(known)
+
+
+@pytest.mark.promise("A7", "T2")
+def test_calls_that_no_price_fits_have_no_cost_in_a_report() -> None:
+    alone, beside = figures(UsageSums(cost_usd=3 * UNPRICED)), figures(UsageSums(cost_usd=0.5 + 3 * UNPRICED))
+    assert (alone.cost_usd, beside.cost_usd) == (None, 0.5)
