@@ -1,6 +1,6 @@
 """Run a row of `ksi bench` with the daemon under a profiler, and print what costs.
 
-    python benchmarks/profile_daemon.py [--row throughput|latency|queue] [--seconds 5] [--durability full]
+    python -m benchmarks.profile_daemon [--row throughput|latency|queue] [--seconds 5] [--durability full]
         [--window 256] [--lines 60] [--keep FILE]
 
 The row `queue` is `depth` with its short queue alone: each request waits in line and is claimed. For each function: its
@@ -19,14 +19,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ksi.benchmarking.daemon_under_test import CONCURRENCY, DaemonUnderTest, Home, generate
-from ksi.benchmarking.figures import Latency, Rate
-from ksi.benchmarking.load import Flow, Loop, Target
-from ksi.benchmarking.processes import few_cores
-from ksi.benchmarking.rows import SHALLOW
+from benchmarks.daemon_under_test import CONCURRENCY, DaemonUnderTest, Home, generate
+from benchmarks.figures import Latency, Rate
+from benchmarks.load import Flow, Loop, Target
+from benchmarks.processes import few_cores
+from benchmarks.rows import SHALLOW
 
 KSI = (sys.executable, "-m", "ksi.cli")
-ONCE = ("sqlite_ends.py", "settle")
+ONCE = ("sqlite/ends.py", "settle")
 """What happens once for each completion."""
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     with few_cores(), tempfile.TemporaryDirectory(prefix="profile-", dir=parent) as folder:
         profile = (options.keep or Path(folder) / "profile").absolute()
         print(f"plain:    {run(Path(folder) / 'plain', KSI, options)}")
-        profiled = (sys.executable, str(Path(__file__).absolute()), "serve", str(profile))
+        profiled = (sys.executable, "-m", "benchmarks.profile_daemon", "serve", str(profile))
         print(f"profiled: {run(Path(folder) / 'profiled', profiled, options)}\n")
         show(profile, options.lines)
 
@@ -91,8 +91,8 @@ def show(profile: Path, lines: int) -> None:
 
 def serve(profile: str, home: str) -> int:
     """The daemon, in this process, profiled until it has stopped."""
-    from ksi.config import load
-    from ksi.daemon import run as run_daemon
+    from ksi.config.reader import load
+    from ksi.daemon.main_process import run as run_daemon
 
     profiler = cProfile.Profile()
     code = profiler.runcall(run_daemon, load(Path(home)), say=lambda line: print(line, flush=True))

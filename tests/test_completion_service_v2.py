@@ -86,7 +86,7 @@ def test_the_documents_payloads_have_the_documents_answers(daemon: Path, name: s
         CHECKS[name](talk)
 
 
-def test_by_hand_it_says_where_no_daemon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_hand_it_reports_that_no_daemon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KSI_HOME", str(tmp_path))
     assert by_hand() == 3
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from typing import Any
 from rapidfuzz.fuzz import ratio
 
 from ksi.clock import SystemClock
-from ksi.providers.base import Call, Completion, Message
+from ksi.content.blocks import Message
+from ksi.providers.base import Call, Completion, Setting
 from ksi.providers.local import LocalProvider, Options
 
 KEPT = 4
@@ -162,27 +165,29 @@ def repeats_itself(text: str) -> bool:
 
 
 async def main(out: Path, numbers: range, length: int, tokens: int) -> None:
-    provider = LocalProvider(
-        "local",
-        clock=SystemClock(),
-        log_path=out.with_suffix(".log"),
-        options=Options(parallel=2, context_tokens=2048, threads=1),
-    )
-    await provider.start()
-    try:
-        todo = iter(numbers)
-        with out.open("a", encoding="utf-8") as file:
+    with tempfile.TemporaryDirectory() as home:
+        setting = Setting(name=out.stem, clock=SystemClock(), home=Path(home), log_dir=out.parent, environ=os.environ)
+        provider = LocalProvider(setting, Options(parallel=2, context_tokens=2048, threads=1))
+        await provider.start()
+        try:
+            await fill(out, provider, numbers, length, tokens)
+        finally:
+            await provider.stop()
 
-            async def worker() -> None:
-                for number in todo:
-                    chain = await make(provider, Plan(number), length, tokens)
-                    file.write(json.dumps(chain, ensure_ascii=False) + "\n")
-                    file.flush()
-                    print(chain["id"], chain["runaway"], flush=True)
 
-            await asyncio.gather(worker(), worker())
-    finally:
-        await provider.stop()
+async def fill(out: Path, provider: LocalProvider, numbers: range, length: int, tokens: int) -> None:
+    """Make the chains, two at a time, and append each to the file when it is made."""
+    todo = iter(numbers)
+    with out.open("a", encoding="utf-8") as file:
+
+        async def worker() -> None:
+            for number in todo:
+                chain = await make(provider, Plan(number), length, tokens)
+                file.write(json.dumps(chain, ensure_ascii=False) + "\n")
+                file.flush()
+                print(chain["id"], chain["runaway"], flush=True)
+
+        await asyncio.gather(worker(), worker())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Time and chance as arguments: nothing else in KSI reads a clock or rolls dice."""
+"""Time and chance as arguments: nothing else in KSI reads a clock or rolls dice.
+
+asyncio is loaded where it is used: a command that shows a report needs none, and starts sooner without.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import random
 import time
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import msgspec
 
@@ -38,6 +40,14 @@ class Moment(msgspec.Struct, frozen=True):
         return Moment(self.wall + step, self.mono + step)
 
 
+@overload
+def to_seconds(time: int) -> float: ...
+
+
+@overload
+def to_seconds(time: int | None) -> float | None: ...
+
+
 def to_seconds(time: int | None) -> float | None:
     """Microseconds as seconds; None stays None."""
     return None if time is None else time / MICROSECONDS
@@ -65,7 +75,7 @@ class Leap(msgspec.Struct, frozen=True):
 
 
 class KeptTime(msgspec.Struct, frozen=True):
-    """What a start needs to know of the time before it, because the wall times in the store stem from there."""
+    """The previous daemon's time, which a start needs because the wall times in the store come from it."""
 
     machine_boot: str
     """The machine's boot in which this was noted; empty if unknown."""
@@ -93,8 +103,32 @@ class Clock(Protocol):
         ...
 
 
+class Stopwatch(Protocol):
+    """Measures spans in a thread that must not ask the loop."""
+
+    def seconds(self) -> float:
+        """Seconds that have passed since some moment, by the monotonic clock."""
+        ...
+
+    def cpu_seconds(self) -> float:
+        """Seconds that the processor has worked for this process."""
+        ...
+
+
+class SystemStopwatch:
+    """The machine's."""
+
+    def seconds(self) -> float:
+        """See `Stopwatch`."""
+        return time.monotonic()
+
+    def cpu_seconds(self) -> float:
+        """See `Stopwatch`."""
+        return time.process_time()
+
+
 def sleep_counting_clock(names: object) -> int:
-    """The clock that nobody can set and that goes on while the machine sleeps, of those that the system has.
+    """The system's clock that cannot be set and that continues while the machine sleeps.
 
     Linux calls it CLOCK_BOOTTIME. macOS has CLOCK_MONOTONIC_RAW for it; its CLOCK_MONOTONIC counts sleep too, but is
     calculated from the wall clock.
@@ -124,6 +158,8 @@ YOUNG_HOLD = 2 * 60 * MICROSECONDS
 """On a young machine a leap forward, however large, is believed when it has stood for so long."""
 EARLIEST = 1_735_689_600 * MICROSECONDS
 """2025-01-01, before KSI's first release: a clock that shows an earlier time is known to be wrong."""
+LONGEST_TURN = 10_000
+"""Microseconds for which one reading of the clocks counts in a turn of the event loop."""
 _LONGEST_STEP = MICROSECONDS
 """The time between two readings counts for slow following up to this much, so that an idle program makes no leap."""
 _NOISE = 500
@@ -173,7 +209,7 @@ class SystemClock:
     """
 
     def __init__(self, kept: KeptTime | None = None, machine_boot: str = "") -> None:
-        """Go on from `kept` within one boot of the machine. Else begin at the system's wall clock, or at the time in
+        """Continue from `kept` within one boot of the machine. Else begin at the system's wall clock, or at the time in
         `kept` if the system's clock is behind it, for then it is wrong."""
         real, boot, _ = self._read()
         self._machine_boot = machine_boot
@@ -181,6 +217,9 @@ class SystemClock:
         self._behind = False
         self._leap: Leap | None = None
         self._standing: _Standing | None = None
+        self._in_turn = Moment(0, 0)
+        """The time of the event loop's present turn, while the monotonic clock is before `_in_turn_until`."""
+        self._in_turn_until = 0
         if kept is None:
             wall = real
         elif machine_boot and kept.machine_boot == machine_boot:
@@ -191,7 +230,7 @@ class SystemClock:
             self._behind = kept.wall > real
         self._offset = wall - boot
         self._read_at = boot
-        self.now()
+        self.read()
 
     def _read(self) -> tuple[int, int, int]:
         """Wall time, time since boot with sleep, and time without sleep, in microseconds."""
@@ -206,7 +245,26 @@ class SystemClock:
         return self.now().unix
 
     def now(self) -> Moment:
-        """This instant. `mono` is the system's monotonic clock, which stands still while the machine sleeps."""
+        """This instant. The clocks are read once in a turn of the event loop: all that happens in it has one time."""
+        if time.monotonic_ns() < self._in_turn_until:
+            return self._in_turn
+        import asyncio
+
+        moment = self.read()
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            self._in_turn = moment
+            # In nanoseconds, so that a thread, or a reader after the loop has ended, never sees a value far behind.
+            self._in_turn_until = time.monotonic_ns() + LONGEST_TURN * 1000
+            loop.call_soon(self._turn_over)
+        return moment
+
+    def _turn_over(self) -> None:
+        self._in_turn_until = 0
+
+    def read(self) -> Moment:
+        """This instant, read off the clocks in any case. `mono` is the system's monotonic clock, which stands still
+        while the machine sleeps."""
         real, boot, mono = self._read()
         if not -_NOISE <= real - boot - self._offset <= _NOISE or self._standing is not None:
             # Once more: it may be only that this thread had to wait between two of the clocks.
@@ -249,27 +307,29 @@ class SystemClock:
 
     def aged(self) -> Moment:
         """This instant as retention counts it: a leap that was followed at once is left out."""
-        now = self.now()
+        now = self.read()
         return Moment(now.wall - self._followed, now.mono)
 
     def apart(self) -> float:
         """Seconds by which the system's wall clock is ahead of the wall time that KSI goes by."""
-        wall = self.now().wall
+        wall = self.read().wall
         return (self._read()[0] - wall) / MICROSECONDS
 
     def leap(self) -> Leap | None:
         """The last leap of the system's wall clock since the start."""
-        self.now()
+        self.read()
         return self._leap
 
     def keep(self) -> KeptTime:
-        """What the next start needs to know."""
-        self.now()
+        """The time to keep for the next start."""
+        self.read()
         boot = self._read()[1]
         return KeptTime(self._machine_boot, boot, boot + self._offset, self._followed)
 
     async def sleep(self, seconds: float) -> None:
         """Wait on the event loop."""
+        import asyncio
+
         await asyncio.sleep(max(0.0, seconds))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 
-from ksi.errors import InvalidData, InvalidEnvelope, InvalidJson, KsiError, PayloadTooLarge
+from ksi.errors import LONGEST_QUOTE, InvalidData, InvalidEnvelope, InvalidJson, KsiError, PayloadTooLarge
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes in one line, its newline not counted."""
@@ -33,14 +33,19 @@ class Envelope(msgspec.Struct, frozen=True):
 class LineReader:
     """Cuts a byte stream into lines, holding at most one line of `limit` bytes.
 
-    A longer line is reported once and skipped to its end; the stream goes on behind it (S1).
+    A longer line is reported once and skipped to its end; the stream continues after it.
     """
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._held = 0
+        # One buffer, so that a line which comes byte by byte takes no more than its length.
+        self._begun = bytearray()
         self._skipping = False
+
+    @property
+    def held(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return len(self._begun)
 
     def feed(self, data: bytes) -> Iterator[bytes | PayloadTooLarge]:
         """Lines that `data` completes, in order; a PayloadTooLarge in the place of one that is too long."""
@@ -51,33 +56,33 @@ class LineReader:
             if self._skipping:
                 self._skipping = False
                 continue
-            if self._parts:
-                self._parts.append(line)
-                line = b"".join(self._parts)
-                self._forget()
+            if self._begun:
+                self._begun += line
+                line = self._take()
             if len(line) > self._limit:
                 yield self._too_large()
             else:
                 yield line
         if start < len(data) and not self._skipping:
-            rest = data[start:]
-            self._held += len(rest)
-            if self._held > self._limit:
-                self._forget()
-                self._skipping = True
+            if len(self._begun) + len(data) - start > self._limit:
+                self.skip()
                 yield self._too_large()
             else:
-                self._parts.append(rest)
+                self._begun += data[start:]
+
+    def skip(self) -> None:
+        """Drop the unfinished line, including its coming rest."""
+        self._begun = bytearray()
+        self._skipping = True
 
     def finish(self) -> bytes | None:
-        """What stood behind the last newline when the stream ended."""
-        rest = b"".join(self._parts)
-        self._forget()
-        return rest or None
+        """The text after the last newline when the stream ended."""
+        return self._take() or None
 
-    def _forget(self) -> None:
-        self._parts = []
-        self._held = 0
+    def _take(self) -> bytes:
+        line = bytes(self._begun)
+        self._begun = bytearray()
+        return line
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
@@ -163,9 +168,16 @@ def convert(data: dict[str, Any], into: type[T]) -> T:
         raise InvalidData(f"{path}: {reason}" if path else reason, path=path) from None
 
 
+_LONGEST_REASON = 300
+"""Maximum length of msgspec's own message, in characters."""
+
+
 def split_path(message: str) -> tuple[str, str]:
     """A msgspec message as (reason, path): "Expected `int` - at `$.a[0]`" → ("Expected `int`", "a[0]")."""
     reason, _, tail = message.partition(" - at `$")
+    if len(reason) > _LONGEST_REASON:
+        # It repeats a value that was sent, and a value may hold quotes itself.
+        reason = reason[:LONGEST_QUOTE] + "…"
     path = tail.rstrip("`").lstrip(".")
     # A missing field is named in the text only.
     if "missing required field `" in reason:
@@ -193,9 +205,9 @@ def inner_types(of: type[msgspec.Struct]) -> Mapping[str, type[msgspec.Struct]]:
 
 
 def unknown_fields(data: dict[str, Any], of: type[msgspec.Struct], place: str = "") -> list[str]:
-    """A warning for each field that a type does not have, inner ones too, with a guess at the typo (S1).
+    """A warning for each field that a type does not have, inner ones too, with a guess at the typo.
 
-    `place` goes before their names: where `data` stands in the whole.
+    `place` is the path of `data` in the whole, and precedes their names.
     """
     known = field_names(of)
     warnings: list[str] = []

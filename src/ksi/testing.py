@@ -1,4 +1,5 @@
-"""For tests of KSI and of what is built on it: a daemon in this process, and a clock that only moves when told."""
+"""Help for tests of KSI and of programs built on it: a daemon in this process, and a clock that moves only on
+demand."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ksi.clock import Chance, SystemClock, microseconds
-from ksi.config import load
-from ksi.daemon import Daemon
+from ksi.clock import Chance, Moment, SystemClock, microseconds
+from ksi.config.reader import load
+from ksi.daemon.daemon import Daemon
+from ksi.daemon.parts import build_store
+from ksi.host.private_files import make_folder
 from ksi.store.base import Store
 
 STUB: Mapping[str, Any] = {"kind": "stub", "max_concurrency": 64}
@@ -39,6 +42,10 @@ class SimulatedClock(SystemClock):
         self._numbers = itertools.count()
         super().__init__()
 
+    def now(self) -> Moment:
+        """This instant. A test may move time within a turn of the loop."""
+        return self.read()
+
     def _read(self) -> tuple[int, int, int]:
         return self._real, self._mono + self._asleep, self._mono
 
@@ -56,7 +63,7 @@ class SimulatedClock(SystemClock):
         self._real += microseconds(seconds)
 
     def sleep_machine(self, seconds: float) -> None:
-        """Let the machine sleep: its wall clock goes on, and its monotonic clock does not."""
+        """Let the machine sleep: its wall clock continues, and its monotonic clock stops."""
         self._real += microseconds(seconds)
         self._asleep += microseconds(seconds)
 
@@ -78,7 +85,7 @@ class SimulatedClock(SystemClock):
 
 
 async def settle_down(turns: int = 50) -> None:
-    """Give what was woken its turns on the event loop."""
+    """Let woken tasks run on the event loop."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
@@ -95,19 +102,24 @@ async def running_daemon(
 ) -> AsyncIterator[Daemon]:
     """A daemon in this process and event loop, on a home of its own, stopped at the end.
 
-    It has the stub provider `stub/*` and uses it by default. `settings` are sections of keys as in ksi.toml; `environ`
-    is where providers find their keys.
+    It has the stub provider `stub/*` and uses it by default, and makes no sentence vectors. `settings` are sections of
+    keys as in ksi.toml; `environ` has the providers' keys.
     """
     with tempfile.TemporaryDirectory(prefix="ksi-") as folder:
         flags: dict[str, dict[str, Any]] = {
             "service": {"default_model": "stub/echo", "shutdown_grace": 2.0},
+            "http": {"listen": ""},
+            "patterns": {"vectors": False},
             "providers": {"local": {"enabled": False}, "stub": dict(STUB)},
         }
         for section, values in (settings or {}).items():
             flags.setdefault(section, {}).update(values)
         config = load(home or Path(folder), {}, flags)
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        daemon = Daemon(config, clock or SystemClock(), chance or Chance(random.Random(0)), environ or {}, store)
+        make_folder(config.run_dir)
+        chance = chance or Chance(random.Random(0))
+        # A daemon that soon stops gains nothing from a log of full length.
+        store = store or build_store(config, chance, log_bytes=0)
+        daemon = Daemon(config, clock or SystemClock(), chance, environ or {}, store)
         await daemon.start()
         try:
             yield daemon

@@ -1,4 +1,4 @@
-"""What the two documents show, sent as they show it, each with the answer that must come.
+"""The examples of the two documents, sent unchanged, each with its expected answer.
 
 Every check begins and ends with a daemon that others may use too: names are the documents' own, or new in each run.
 """
@@ -26,7 +26,7 @@ def fresh(name: str) -> str:
 
 
 def document(talk: Talk, **payload: Any) -> Json:
-    """A payload as the guide has it; where nobody serves its model here, the daemon's own is asked."""
+    """A payload of the guide; if no provider serves its model here, the daemon's own is asked."""
     patterns = [m for p in talk.ask("completion:provider_status")["providers"].values() for m in p["models"]]
     if "model" in payload and not {payload["model"], "claude-cli/*", "*"} & set(patterns):
         del payload["model"]
@@ -132,7 +132,7 @@ def priorities(talk: Talk) -> None:
 
 
 def parallel_requests_wait(talk: Talk) -> None:
-    """Requests to a conversation that is taken are queued, and told so; then they run one after the other."""
+    """Requests to a taken conversation are queued, with a reply that says so; then they run one after the other."""
     conversation = fresh("parallel")
     with held(talk, conversation) as holder:
         first = talk.ask("completion:async", **short("One"), session_id=conversation)
@@ -147,7 +147,7 @@ def parallel_requests_wait(talk: Talk) -> None:
 
 
 def forks(talk: Talk) -> None:
-    """A fork is recorded, told, and drawn in `conversation:lock_status`."""
+    """A fork is recorded, reported, and drawn in `conversation:lock_status`."""
     parent = fresh("parent")
     talk.ask("completion:request", **short("Hello"), session_id=parent)
     talk.ask("monitor:subscribe", patterns=["conversation:forked"])
@@ -190,7 +190,7 @@ def injections(talk: Talk) -> None:
 
 
 def depth_limit(talk: Talk) -> None:
-    """Depth limiting: what is deeper than allowed is blocked, with its reason and the chain's figures."""
+    """Depth limiting: a request that is too deep is blocked, with its reason and the chain's figures."""
     root = talk.ask("completion:request", **short("Begin"), circuit_breaker_config={"max_depth": 1})
     limits = {"max_depth": 1, "parent_request_id": root["request_id"]}
     child = talk.ask("completion:request", **short("Go on with what you said."), circuit_breaker_config=limits)
@@ -216,7 +216,7 @@ def token_budget(talk: Talk) -> None:
 
 
 def breaker_reset(talk: Talk) -> None:
-    """`circuit_breaker:reset` lets a chain go on."""
+    """`circuit_breaker:reset` lets a chain continue."""
     root = talk.ask(
         "completion:request", **short("Begin"), circuit_breaker_config={"max_depth": 5, "token_budget": 50000}
     )
@@ -241,7 +241,7 @@ def monitoring(talk: Talk) -> None:
 
 
 def events_are_told(talk: Talk) -> None:
-    """`monitor:subscribe`: a request's way is told while it goes."""
+    """`monitor:subscribe`: a request's progress is pushed."""
     with talk.again() as other:
         other.ask("monitor:subscribe", patterns=["completion:*", "conversation:*"])
         reply = talk.ask("completion:request", **short("Hello"), session_id=fresh("told"))
@@ -263,7 +263,7 @@ def system_events(talk: Talk) -> None:
 
 
 def completion_cancel(talk: Talk) -> None:
-    """`completion:cancel` stops what waits; again is harmless."""
+    """`completion:cancel` stops waiting requests; repeating it is harmless."""
     conversation = fresh("cancelled")
     with held(talk, conversation):
         waits = talk.ask("completion:async", **short("Never mind."), session_id=conversation)["request_id"]
@@ -273,7 +273,7 @@ def completion_cancel(talk: Talk) -> None:
 
 
 def completion_status(talk: Talk) -> None:
-    """`completion:status`: the service's figures and what runs."""
+    """`completion:status`: the service's figures and running requests."""
     status = talk.ask("completion:status")
     assert status["status"] == "ok"
     assert isinstance(status["running"], list)
@@ -290,13 +290,13 @@ def session_status(talk: Talk) -> None:
 
 
 def retry_status(talk: Talk) -> None:
-    """`completion:retry_status`: the retry manager's settings and what waits."""
+    """`completion:retry_status`: the retry manager's settings and waiting requests."""
     status = talk.ask("completion:retry_status")
     assert {"retrying", "parked", "max_attempts", "initial_delay", "max_delay", "waiting"} <= status.keys()
 
 
 def completion_failed(talk: Talk) -> None:
-    """`completion:failed`: on what has ended it changes nothing, on what nobody knows neither."""
+    """`completion:failed`: it changes nothing for ended requests, nor for unknown ones."""
     ended = talk.ask("completion:request", **short("Hello"))["request_id"]
     assert talk.ask("completion:failed", request_id=ended, reason="timeout")["status"] == "not_retryable"
     assert talk.ask("completion:failed", request_id=fresh("nobody"), reason="timeout")["status"] == "not_found"
@@ -325,7 +325,7 @@ def token_usage(talk: Talk) -> None:
 
 
 def active_completions(talk: Talk) -> None:
-    """Active completions are counted and can be listed; what has ended is none of them."""
+    """Active completions are counted and can be listed; ended ones are not among them."""
     reply = talk.ask("completion:request", **short("Hello"))
     listed = talk.ask("completion:queue_status", list="active")["items"]
     assert reply["request_id"] not in {row["request_id"] for row in listed}
@@ -358,7 +358,7 @@ def repeated_request(talk: Talk) -> None:
 
 
 def bad_input(talk: Talk) -> None:
-    """Wrong input is told with its code, and the connection lives on."""
+    """Wrong input is refused with its code, and the connection stays open."""
     assert talk.refused("completion:nonsense") == "unknown_event"
     assert talk.refused("completion:result") == "invalid_direction"
     assert talk.refused("completion:request") == "invalid_data"

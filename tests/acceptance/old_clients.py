@@ -1,6 +1,6 @@
-"""What version 1's clients send and read, written anew: its test script, its chat client, and two kinds of library.
+"""Version 1's clients, rewritten: its test script, its chat client, and two kinds of library.
 
-Each takes only what the old one took from a line, so that a key that is missing or means something else shows.
+Each reads only the keys that the old one read from a line, so that a missing or changed key is noticed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ChatClient:
         await self._writer.wait_closed()
 
     async def health(self) -> Json:
-        """A correlated question; its answer is what stands in `data`."""
+        """A correlated question; its answer is in `data`."""
         correlation = str(uuid.uuid4())
         future = self._waiting[correlation] = asyncio.get_running_loop().create_future()
         await self._emit("system:health", {}, correlation)
@@ -89,7 +89,7 @@ class ChatClient:
     async def send_prompt(
         self, prompt: str, session_id: str | None, model: str = "claude_cli/sonnet"
     ) -> tuple[str, str]:
-        """The answer's text and the session to go on in."""
+        """The answer's text and the session to continue in."""
         request_id = f"{self._client_id}_{next(self._numbers)}"
         data = {
             "prompt": prompt,

@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 def find_socket(checkout: Path) -> Path:
-    """The daemon's socket: of KSI_HOME, else of the nearest folder upward with a ksi.toml, else of the checkout."""
+    """The daemon's socket: that of KSI_HOME, of the nearest folder upward with a ksi.toml, or of the checkout."""
     here = Path.cwd()
     folders = (folder for folder in (here, *here.parents) if (folder / "ksi.toml").is_file())
     home = Path(os.environ.get("KSI_HOME") or next(folders, checkout))
@@ -40,7 +40,7 @@ def find_socket(checkout: Path) -> Path:
 
 
 class Talk:
-    """One connection. Replies are found by their correlation id; what is pushed stays until it is asked for."""
+    """One connection. Replies are found by their correlation id; pushes are kept until they are asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -117,7 +117,7 @@ class Talk:
 
 
 def once(path: Path, line: str) -> list[Json]:
-    """What `echo LINE | nc -U SOCKET` prints: a client that sends one line, closes its side and reads to the end."""
+    """The output of `echo LINE | nc -U SOCKET`: a client that sends one line, closes its side and reads to the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(path))

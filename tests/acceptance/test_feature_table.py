@@ -74,7 +74,7 @@ WORDS = (
     "error recovery",
     "modular",
 )
-"""What else they name."""
+"""The other names."""
 
 
 class Feature(NamedTuple):
@@ -88,7 +88,7 @@ class Feature(NamedTuple):
 
 def features() -> list[Feature]:
     """The table's rows."""
-    section = PAGE.read_text("utf-8").partition("## What the two documents name")[2]
+    section = PAGE.read_text("utf-8").partition("## The names of the two documents")[2]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "::" in line]
     return [Feature(*row) for row in cells]
 

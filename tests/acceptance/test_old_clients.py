@@ -147,7 +147,7 @@ async def test_the_old_chat_client_reads_answers_of_every_provider(path: Path, m
 
 
 @pytest.mark.promise("R1")
-async def test_the_old_chat_client_is_told_why_a_request_failed(path: Path) -> None:
+async def test_the_old_chat_client_gets_the_reason_of_a_failed_request(path: Path) -> None:
     async with ChatClient(path, "unlucky") as client:
         with pytest.raises(ValueError, match="scripted invalid_request"):
             await client.send_prompt("Hello", None, model="broken/x")
@@ -348,7 +348,7 @@ async def test_our_own_client_gets_todays_form_from_the_same_daemon(path: Path) 
 
 
 @pytest.mark.promise("R1")
-def test_a_home_without_version_1_answers_in_its_form_where_a_line_asks_for_it(tmp_path: Path) -> None:
+def test_a_home_without_version_1_answers_in_its_form_if_a_line_asks_for_it(tmp_path: Path) -> None:
     with DaemonProcess(make_home(tmp_path)) as process:
         assert "ksi" not in one_shot(process.socket_path, "completion:request", {"prompt": "x"})["data"]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -68,7 +68,7 @@ def test_the_guides_way_forward_and_back(checkout: Path) -> None:
         assert control(checkout, "stop").returncode == 0
         migrated = tool(checkout, folder=elsewhere)
         assert (migrated.returncode, migrated.stderr) == (0, "")
-        assert "brought in: 5 turns of 3 conversations" in migrated.stdout
+        assert "imported: 5 turns of 3 conversations" in migrated.stdout
         assert "ksi is ready" in control(checkout, "start").stdout
         assert "queued" in control(checkout, "status").stdout
         health = control(checkout, "health", folder=elsewhere)

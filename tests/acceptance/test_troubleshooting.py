@@ -30,7 +30,7 @@ Run = Callable[[str], str]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Runs a command of the guide against a daemon of its own; what it printed."""
+    """Runs a command of the guide against a daemon of its own; returns its output."""
     home = make_home(tmp_path / "home", CONFIG)
     with DaemonProcess(home):
 
@@ -103,7 +103,7 @@ def test_a_lock_is_taken_away_from_a_holder_that_is_gone(run: Run) -> None:
 
 
 @pytest.mark.promise("L6", "L7")
-def test_a_fork_is_told_and_stands_in_the_tree(run: Run) -> None:
+def test_a_fork_is_reported_and_is_part_of_the_tree(run: Run) -> None:
     first, fork, locks = commands("Fork warnings")
     run(first)
     reply = json.loads(run(fork))
@@ -113,7 +113,7 @@ def test_a_fork_is_told_and_stands_in_the_tree(run: Run) -> None:
 
 
 @pytest.mark.promise("C5", "C8")
-def test_what_a_breaker_blocks_says_why_and_can_be_set_free(run: Run) -> None:
+def test_a_blocked_request_has_a_reason_and_can_be_set_free(run: Run) -> None:
     first, second, third, logs = commands("A breaker blocks")
     run(first)
     run(second)

@@ -94,7 +94,7 @@ def make_v1_home(home: Path, *, config: str | None = CONFIG, old_tree: bool = Fa
 
 
 def write_log(home: Path, name: str, *lines: Json | bytes) -> None:
-    """A session log; the last line has no end where it is damaged."""
+    """A session log; a damaged one has no end of the last line."""
     path = home / "var" / "logs" / "responses" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     data = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)

@@ -1,4 +1,4 @@
-"""What the tests of chains and deliveries share: limits, members, follow-ups, and ends with an aftermath."""
+"""Common parts of the tests of chains and deliveries: limits, members, follow-ups, and ends with an aftermath."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def limits(depth: int = 5, budget: int = 10_000, window: float = HOUR) -> ChainL
 
 
 def member(parent: str | None = None, **fields: Any) -> Membership:
-    """A place in a chain: of ten tokens in and at most a hundred out, if nothing else is said."""
+    """A place in a chain: by default of ten tokens in and at most a hundred out."""
     defaults: dict[str, Any] = {"limits": limits(), "parent": parent, "estimate": 10, "output_cap": 100}
     return Membership(**(defaults | fields))
 
@@ -58,12 +58,12 @@ def reminder(injection_id: str, target: str = "talk", **fields: Any) -> FollowUp
 
 
 def after(*follow_ups: FollowUp, **fields: Any) -> Aftermath:
-    """What a request's end leaves."""
+    """The consequences of a request's end."""
     return Aftermath(follow_ups=follow_ups, **fields)
 
 
 async def complete(world: World, claim: Claimed, aftermath: Aftermath | None = None, **fields: Any) -> Settled:
-    """A run brought an answer; with `tokens` in all, where given."""
+    """A run brought an answer; with `tokens` in total, if given."""
     if (tokens := fields.pop("tokens", None)) is not None:
         fields["usage"] = Usage(input_tokens=tokens, output_tokens=0)
     verdict = Finish(state=State.COMPLETED)
@@ -88,7 +88,7 @@ async def born(world: World, name: str, parent: str, conversation: str | None = 
 
 
 async def claims(world: World, limit: int = 100) -> Claims:
-    """What a claim started and what it blocked."""
+    """The started and the blocked requests of a claim."""
     return await world.store.claim((OFFER,), limit, world.clock.now())
 
 
@@ -119,7 +119,7 @@ async def deliveries(store: Store, state: str | None = None) -> list[InjectionVi
 
 
 def told(settled: Any) -> list[tuple[str, str]]:
-    """What a step says of deliveries: ids and states."""
+    """The deliveries reported by a step: ids and states."""
     return [(one.injection_id, one.state) for one in settled.injections]
 
 

@@ -17,7 +17,7 @@ StoreFactory = Callable[..., Awaitable[World]]
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where one kind of store keeps its data."""
+    """The place of one kind of store's data."""
     if request.param == "redis":
         return RedisHome(request.getfixturevalue("redis_server").url)
     return MemoryHome() if request.param == "memory" else SqliteHome(tmp_path)
@@ -25,7 +25,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
 
 @pytest_asyncio.fixture
 async def store_factory(home: Home) -> AsyncIterator[StoreFactory]:
-    """Makes an open store by the rules it is given. When the test is over, what always holds must hold in it."""
+    """Makes an open store by the rules it is given. When the test is over, the invariants must hold in it."""
     worlds: list[World] = []
 
     async def make(**rules: Any) -> World:

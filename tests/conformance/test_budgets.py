@@ -1,4 +1,4 @@
-"""A chain's budget: set aside before a run, charged by what it used (C6, T1)."""
+"""A chain's budget: reserved before a run, charged by its usage (C6, T1)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ENDS: dict[str, End] = {
 
 
 @pytest.mark.promise("C6")
-async def test_what_runs_is_set_aside_and_charged_by_what_it_used(world: World) -> None:
+async def test_a_running_request_is_reserved_and_charged_by_its_usage(world: World) -> None:
     claim = await begin(world, estimate=30, output_cap=200)
     spending = (await figures(world)).spending
     assert (spending.reserved, spending.used) == (230, 0)
@@ -55,7 +55,7 @@ async def test_what_runs_is_set_aside_and_charged_by_what_it_used(world: World) 
 
 @pytest.mark.promise("C6", "T1")
 @pytest.mark.parametrize("how", ENDS)
-async def test_each_ended_attempt_is_charged_by_estimate_where_no_report_came(world: World, how: str) -> None:
+async def test_each_ended_attempt_is_charged_by_estimate_without_a_report(world: World, how: str) -> None:
     claim = await begin(world, estimate=30, output_cap=200)
     await ENDS[how](world, claim)
     chain = await figures(world)
@@ -94,7 +94,7 @@ async def test_a_late_answer_under_an_old_fence_is_not_charged_again(world: Worl
 
 
 @pytest.mark.promise("C6")
-async def test_a_run_may_only_ask_for_what_the_budget_leaves(world: World) -> None:
+async def test_a_run_may_only_ask_for_the_rest_of_the_budget(world: World) -> None:
     first = await begin(world, limits=limits(budget=300), estimate=50, output_cap=100)
     second = await world.run("second", "other", chain=member("root", estimate=50, output_cap=900))
     assert first.chain is not None
@@ -111,7 +111,7 @@ async def test_a_run_may_only_ask_for_what_the_budget_leaves(world: World) -> No
 
 @pytest.mark.promise("C5", "C6")
 @pytest.mark.parametrize(("estimate", "starts"), [(99, True), (100, False)])
-async def test_where_not_one_token_is_left_beside_the_input_it_is_blocked_when_it_comes_in(
+async def test_without_one_token_left_after_the_input_a_request_is_blocked_at_its_arrival(
     world: World, estimate: int, starts: bool
 ) -> None:
     at_once = await world.enqueue("a", "a", [OFFER], chain=member(limits=limits(budget=100), estimate=estimate))
@@ -123,7 +123,7 @@ async def test_where_not_one_token_is_left_beside_the_input_it_is_blocked_when_i
 
 
 @pytest.mark.promise("C5", "C6")
-async def test_what_would_fit_but_for_what_others_spend_while_it_waits_is_blocked_before_it_runs(world: World) -> None:
+async def test_a_request_that_others_leave_no_room_for_while_it_waits_is_blocked_before_it_runs(world: World) -> None:
     claim = await begin(world, limits=limits(budget=100), estimate=10, output_cap=10)
     waits = await born(world, "waits", "root", estimate=60)
     assert waits.block is None
@@ -136,7 +136,7 @@ async def test_what_would_fit_but_for_what_others_spend_while_it_waits_is_blocke
 
 
 @pytest.mark.promise("C6")
-async def test_the_overshoot_is_at_most_the_errors_of_what_ran(store_factory: StoreFactory) -> None:
+async def test_the_overshoot_is_at_most_the_errors_of_the_running_estimates(store_factory: StoreFactory) -> None:
     world = await store_factory()
     running = [await begin(world, limits=limits(budget=1_000), estimate=10, output_cap=90)]
     for number in range(30):
@@ -170,7 +170,7 @@ def test_a_check_names_the_first_thing_that_stands_against_it() -> None:
     assert code(Spending(started_at=0, used=60, reserved=39), 1, late - 1) is None
 
 
-def test_an_admission_cuts_the_output_to_what_is_left() -> None:
+def test_an_admission_cuts_the_output_to_the_rest() -> None:
     spending = Spending(started_at=0, used=50, reserved=20)
     bounds = limits(1, 100, 10)
     assert admit(spending, bounds, 0, 0, estimate=10, output_cap=5) == Grant(5, 15)

@@ -1,4 +1,4 @@
-"""Chains and deliveries in a snapshot: what a crash would have left of them, on every kind of store (R5)."""
+"""Chains and deliveries in a snapshot: the same as after a crash, on every kind of store (R5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ksi.clock import microseconds
 from ksi.errors import CheckpointInvalid
 from ksi.request import State
 from ksi.store.chains import InjectionState
-from ksi.store.snapshot import Record, SavedChain, SavedInjection, SavedRequest
+from ksi.store.snapshot.records import Record, SavedChain, SavedInjection, SavedRequest
 from tests.conformance.chain_parts import (
     LOOP,
     after,
@@ -34,13 +34,13 @@ from tests.conformance.world import Home, World, items
 
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where the store that is saved lives."""
+    """The place of the saved store."""
     return home(request.param, tmp_path / "source", request)
 
 
 @pytest.fixture(params=KINDS)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where what was saved is taken in."""
+    """The place of the loading store."""
     return home(request.param, tmp_path / "target", request)
 
 
@@ -121,7 +121,7 @@ async def test_a_loaded_store_has_the_chains_and_deliveries_that_a_crash_would_h
 
 
 async def _go_on_alike(*worlds: World) -> None:
-    """What is left is done."""
+    """The rest is done."""
     for world in worlds:
         took = await claims(world)
         for claim in sorted(took.started, key=lambda claim: claim.request_id):
@@ -138,9 +138,7 @@ async def _go_on_alike(*worlds: World) -> None:
 
 
 @pytest.mark.promise("R5", "Q3")
-async def test_what_carries_a_delivery_and_fails_at_the_loading_makes_it_a_dead_letter(
-    source: Home, target: Home
-) -> None:
+async def test_a_carrier_that_fails_at_the_loading_makes_its_delivery_a_dead_letter(source: Home, target: Home) -> None:
     world = await opened(source, fail_interrupted=True)
     await complete(world, await begin(world, injects=True), after(direct("root/1", "other", injects=True)))
     await world.claim_one()

@@ -1,4 +1,4 @@
-"""Chains: who belongs, what blocks, what an operator can do (C5, C8, F8)."""
+"""Chains: members, blocks, and the actions of an operator (C5, C8, F8)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def code(enqueued: Enqueued) -> str | None:
     return None if enqueued.block is None else enqueued.block.code
 
 
-# Who belongs.
+# Membership.
 
 
 @pytest.mark.promise("C5")
@@ -88,7 +88,7 @@ async def test_a_request_s_limits_are_the_minimum_over_itself_and_its_ancestors(
 
 
 @pytest.mark.promise("C5")
-async def test_a_sibling_s_limits_bind_nobody_else(world: World) -> None:
+async def test_a_sibling_s_limits_bind_no_other(world: World) -> None:
     await begin(world, limits=limits(3, 1_000))
     await born(world, "one", "root", limits=limits(1, 500))
     await born(world, "two", "root", limits=limits(2, 900))
@@ -124,7 +124,7 @@ async def test_a_parent_in_no_chain_becomes_the_root_under_the_daemon_s_maxima(s
 
 
 @pytest.mark.promise("C5")
-async def test_what_a_parent_used_before_it_had_a_chain_counts(world: World) -> None:
+async def test_the_usage_of_a_parent_before_it_had_a_chain_counts(world: World) -> None:
     claim = await world.run("a")
     await world.retry(claim, 0)
     await world.expire()
@@ -199,11 +199,11 @@ async def test_a_chain_s_name_is_not_given_twice(store_factory: StoreFactory) ->
     assert (await figures(world)).members == 1
 
 
-# What is blocked.
+# Blocks.
 
 
 @pytest.mark.promise("C5")
-async def test_what_is_too_deep_is_kept_as_blocked(world: World) -> None:
+async def test_a_request_that_is_too_deep_is_kept_as_blocked(world: World) -> None:
     await begin(world, limits=limits(1))
     await born(world, "child", "root")
     blocked = await born(world, "deep", "child")
@@ -220,7 +220,7 @@ async def test_what_is_too_deep_is_kept_as_blocked(world: World) -> None:
 
 
 @pytest.mark.promise("C5")
-async def test_a_blocked_request_interrupts_nobody_and_needs_no_room(store_factory: StoreFactory) -> None:
+async def test_a_blocked_request_interrupts_none_and_needs_no_room(store_factory: StoreFactory) -> None:
     world = await store_factory(max_queued=1)
     await begin(world, limits=limits(0))
     await world.enqueue("fills the queue", "other")
@@ -256,7 +256,7 @@ async def test_a_chain_that_spent_its_budget_takes_no_more(world: World) -> None
 
 
 @pytest.mark.promise("C5", "C8")
-async def test_what_was_found_before_blocks_and_trips_the_chain_where_it_says_so(world: World) -> None:
+async def test_an_earlier_finding_blocks_and_trips_the_chain_if_it_says_so(world: World) -> None:
     await begin(world)
     kept = await born(world, "one", "root", block=LOOP)
     assert (kept.state, kept.block) == (State.BLOCKED, LOOP)
@@ -278,7 +278,7 @@ async def test_a_root_that_is_blocked_begins_a_blocked_chain(world: World) -> No
 
 
 @pytest.mark.promise("C5")
-async def test_what_waits_is_checked_again_before_it_runs(world: World) -> None:
+async def test_a_waiting_request_is_checked_again_before_it_runs(world: World) -> None:
     claim = await begin(world, limits=limits(window=60))
     await born(world, "child", "root", "talk")
     await world.enqueue("behind", "talk")
@@ -354,7 +354,7 @@ async def test_a_delayed_member_is_checked_when_it_comes_and_when_it_runs(world:
 
 
 @pytest.mark.promise("C5")
-async def test_a_guard_message_passes_what_stops_all_others_up_to_its_number(store_factory: StoreFactory) -> None:
+async def test_a_guard_message_passes_the_limits_of_others_up_to_its_number(store_factory: StoreFactory) -> None:
     world = await store_factory(guard_messages=2)
     await begin(world, limits=limits(0, 110, 1))
     await world.store.close_chain("root", world.clock.now())
@@ -374,7 +374,7 @@ async def test_a_guard_message_passes_what_stops_all_others_up_to_its_number(sto
 
 
 @pytest.mark.promise("F8")
-async def test_a_closed_chain_takes_no_more_and_says_what_is_left(world: World) -> None:
+async def test_a_closed_chain_accepts_no_more_and_names_the_unfinished_members(world: World) -> None:
     claim = await begin(world)
     for name in ("one", "two", "three"):
         await born(world, name, "root")
@@ -404,7 +404,7 @@ async def test_an_unknown_chain_is_neither_closed_nor_reset(world: World) -> Non
 
 
 @pytest.mark.promise("C8")
-async def test_a_reset_begins_budget_and_time_anew_and_opens_the_chain(world: World) -> None:
+async def test_a_reset_restarts_budget_and_time_and_opens_the_chain(world: World) -> None:
     claim = await begin(world, limits=limits(5, 300, 60))
     await complete(world, claim, after(trip=LOOP), tokens=250)
     running = await world.run("runs", "other", chain=member("root", guard=True))
@@ -423,7 +423,7 @@ async def test_a_reset_begins_budget_and_time_anew_and_opens_the_chain(world: Wo
 
 
 @pytest.mark.promise("C8")
-async def test_what_runs_at_a_reset_keeps_what_is_set_aside_for_it(world: World) -> None:
+async def test_a_running_request_at_a_reset_keeps_its_reservation(world: World) -> None:
     claim = await begin(world)
     await world.store.reset_chain("root", world.clock.now())
     assert (await figures(world)).spending.reserved == 110

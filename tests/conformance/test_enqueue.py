@@ -78,13 +78,13 @@ async def test_a_request_runs_at_once_past_ready_ones_that_it_outranks(world: Wo
 
 
 @pytest.mark.promise("Q6")
-async def test_a_ready_request_of_a_route_to_another_provider_holds_nobody_up(world: World) -> None:
+async def test_a_ready_request_of_a_route_to_another_provider_blocks_none(world: World) -> None:
     await world.enqueue("a", "talk a", route="mine")
     offers = [Offer("mine", "one", 0), Offer("yours", "two", 5)]
     assert (await world.enqueue("b", "talk b", offers, route="yours")).claim is not None
 
 
-async def test_a_ready_request_past_its_time_to_live_holds_nobody_up(world: World) -> None:
+async def test_a_ready_request_past_its_time_to_live_blocks_none(world: World) -> None:
     await world.enqueue("a", "talk a", expires=world.clock.wall + 10)
     world.clock.forward(1)
     assert (await world.enqueue("b", "talk b", [OFFER])).claim is not None
@@ -96,7 +96,7 @@ async def test_a_request_whose_time_to_live_is_over_does_not_run_at_once(world: 
 
 
 @pytest.mark.promise("L1")
-async def test_a_request_for_a_held_conversation_waits_and_is_told_its_position_and_holder(world: World) -> None:
+async def test_a_request_for_a_held_conversation_waits_and_gets_its_position_and_holder(world: World) -> None:
     await world.run("a")
     positions = []
     for name in "bcd":
@@ -115,7 +115,7 @@ async def test_a_request_behind_a_line_without_a_holder_waits_its_turn(world: Wo
 
 
 @pytest.mark.promise("L2")
-async def test_a_position_counts_only_what_stands_before_in_rank(world: World) -> None:
+async def test_a_position_counts_only_requests_before_it_in_rank(world: World) -> None:
     await world.run("a")
     await world.enqueue("b")
     await world.enqueue("c", priority=Priority.HIGH)
@@ -143,7 +143,7 @@ async def test_positions_are_counted_in_the_own_conversation_alone(world: World)
     assert (await world.enqueue("h", "talk b")).position == 0
 
 
-async def test_the_daemon_is_told_when_a_request_waits_for_a_slot(world: World) -> None:
+async def test_the_daemon_is_notified_when_a_request_waits_for_a_slot(world: World) -> None:
     calls = world.calls
     await world.enqueue("a")
     assert world.calls > calls
@@ -164,7 +164,7 @@ async def test_a_delayed_request_is_scheduled_and_holds_nothing(world: World) ->
 
 
 @pytest.mark.promise("Q7")
-async def test_a_delayed_request_is_told_who_holds_its_conversation_now(world: World) -> None:
+async def test_a_delayed_request_gets_the_present_holder_of_its_conversation(world: World) -> None:
     await world.run("a")
     enqueued = await world.enqueue("b", due=world.clock.wall + 1)
     assert (enqueued.holder, enqueued.position) == ("a", 0)
@@ -180,7 +180,7 @@ async def test_a_request_that_is_due_already_is_not_delayed(world: World) -> Non
 
 @pytest.mark.promise("Q7", "L3")
 @pytest.mark.parametrize("on_busy", [OnBusy.REJECT, OnBusy.INTERRUPT])
-async def test_a_delayed_request_meets_nobody_yet_whatever_it_says_of_busy(world: World, on_busy: OnBusy) -> None:
+async def test_a_delayed_request_meets_no_holder_yet_whatever_its_on_busy(world: World, on_busy: OnBusy) -> None:
     await world.run("a")
     enqueued = await world.enqueue("b", on_busy=on_busy, due=world.clock.wall + 1)
     assert (enqueued.state, enqueued.stopping, enqueued.passing) == (State.SCHEDULED, None, None)
@@ -273,7 +273,7 @@ async def test_attaching_passes_the_limit_of_a_full_queue_and_a_busy_conversatio
 
 
 @pytest.mark.promise("Q5")
-async def test_a_full_queue_answers_queue_full_and_keeps_what_it_has(store_factory: StoreFactory) -> None:
+async def test_a_full_queue_answers_queue_full_and_keeps_its_requests(store_factory: StoreFactory) -> None:
     world = await store_factory(max_queued=2)
     await world.enqueue("a")
     await world.enqueue("b", "later", due=world.clock.wall + 1)
@@ -288,7 +288,7 @@ async def test_a_full_queue_answers_queue_full_and_keeps_what_it_has(store_facto
 
 
 @pytest.mark.promise("Q5")
-async def test_what_runs_at_once_passes_a_full_queue(store_factory: StoreFactory) -> None:
+async def test_a_request_that_runs_at_once_passes_a_full_queue(store_factory: StoreFactory) -> None:
     world = await store_factory(max_queued=1)
     await world.enqueue("a", "talk a", due=world.clock.wall + 1)
     assert (await world.enqueue("b", "talk b", [OFFER])).claim is not None
@@ -372,7 +372,7 @@ async def test_reject_is_refused_by_an_external_holder_too(world: World) -> None
 
 
 @pytest.mark.promise("L7")
-async def test_a_fork_begins_where_its_parent_stands_and_both_go_their_own_ways(world: World) -> None:
+async def test_a_fork_begins_at_its_parent_s_head_and_both_continue_separately(world: World) -> None:
     turn = (await world.complete(await world.run("a"))).turn
     claim = await world.run("b", "child", fork_of="talk")
     assert claim.head == turn
@@ -423,7 +423,7 @@ async def test_a_fork_into_a_known_conversation_leaves_it_as_it_is(world: World)
     assert (await world.store.forks(10)).items == ()
 
 
-async def test_what_a_request_was_given_is_seen_on_it(world: World) -> None:
+async def test_the_fields_of_a_request_can_be_read_back(world: World) -> None:
     await world.enqueue(
         "a",
         agent_id="ann",

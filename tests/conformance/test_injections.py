@@ -64,7 +64,7 @@ async def test_follow_ups_come_in_the_step_of_their_parent_s_end(world: World) -
 
 
 @pytest.mark.promise("C3")
-async def test_a_delivery_says_what_it_is_and_where_it_stands(world: World) -> None:
+async def test_a_delivery_has_its_facts_and_its_state(world: World) -> None:
     claim = await begin(world, injects=True)
     world.clock.forward(5)
     settled = await complete(world, claim, after(direct("root/1", "other")))
@@ -200,7 +200,7 @@ async def test_a_follow_up_that_its_chain_has_no_place_for_is_a_dead_letter(worl
 
 
 @pytest.mark.promise("C5", "C6")
-async def test_follow_ups_are_checked_against_what_their_parent_used(world: World) -> None:
+async def test_follow_ups_are_checked_against_the_usage_of_their_parent(world: World) -> None:
     claim = await begin(world, injects=True, limits=limits(budget=200))
     settled = await complete(world, claim, after(direct("root/1", "other")), tokens=200)
     assert told(settled) == [("root/1", "blocked")]
@@ -210,7 +210,7 @@ async def test_follow_ups_are_checked_against_what_their_parent_used(world: Worl
 
 
 @pytest.mark.promise("C3", "C7")
-async def test_what_was_found_against_a_follow_up_or_its_chain_makes_dead_letters(world: World) -> None:
+async def test_a_finding_against_a_follow_up_or_its_chain_makes_dead_letters(world: World) -> None:
     claim = await begin(world, injects=True)
     settled = await complete(world, claim, after(direct("root/1", "other", block=LOOP), direct("root/2", "other")))
     assert told(settled) == [("root/1", "blocked"), ("root/2", "queued")]
@@ -305,7 +305,7 @@ async def test_an_aftermath_of_a_fenced_or_ended_run_is_not_written(world: World
 
 
 @pytest.mark.promise("C3")
-async def test_an_aftermath_beside_a_retry_waits_for_the_end(world: World) -> None:
+async def test_an_aftermath_with_a_retry_waits_for_the_end(world: World) -> None:
     claim = await begin(world, injects=True)
     attempt = world.attempt(claim, Outcome.FAILED, error="overloaded")
     for verdict in (Retry(at=world.clock.wall), GiveBack()):
@@ -399,7 +399,7 @@ async def test_an_unrouted_end_is_delivered_once(world: World) -> None:
 
 
 @pytest.mark.promise("C3")
-async def test_only_what_is_unrouted_is_delivered(world: World) -> None:
+async def test_only_an_undispatched_result_is_delivered(world: World) -> None:
     await begin(world, "runs", injects=True)
     await world.enqueue("plain")
     await complete(world, await begin(world, "routed", "x", injects=True), after())
@@ -409,7 +409,7 @@ async def test_only_what_is_unrouted_is_delivered(world: World) -> None:
 
 
 @pytest.mark.promise("C3")
-async def test_what_waits_to_be_routed_is_told_as_work(world: World) -> None:
+async def test_an_undispatched_result_is_reported_as_work(world: World) -> None:
     await fail(world, await begin(world, injects=True))
     before = world.calls
     await world.store.deliver("root", after(direct("root/1", "other")), world.clock.now())
@@ -417,7 +417,7 @@ async def test_what_waits_to_be_routed_is_told_as_work(world: World) -> None:
 
 
 @pytest.mark.promise("C3")
-async def test_a_settle_that_leaves_follow_ups_is_told_as_work(world: World) -> None:
+async def test_a_settle_that_leaves_follow_ups_is_reported_as_work(world: World) -> None:
     claim = await begin(world, injects=True)
     before = world.calls
     await complete(world, claim, after(direct("root/1", "other")))
@@ -428,7 +428,7 @@ async def test_a_settle_that_leaves_follow_ups_is_told_as_work(world: World) -> 
 
 
 @pytest.mark.promise("C2")
-async def test_the_next_prompt_of_a_conversation_takes_what_waits_for_it_in_order(world: World) -> None:
+async def test_the_next_prompt_of_a_conversation_takes_its_waiting_deliveries_in_order(world: World) -> None:
     await reminded(world, "root/1", "root/2")
     assert [one.state for one in await deliveries(world.store)] == ["queued", "queued"]
     await world.enqueue("plain", "other")
@@ -455,7 +455,7 @@ async def test_a_request_that_runs_at_once_takes_them_too(world: World) -> None:
 
 @pytest.mark.promise("C2")
 @pytest.mark.parametrize("how", ["failed", "cancelled", "retried", "given back", "crashed"])
-async def test_what_a_run_took_waits_again_where_it_did_not_complete(world: World, how: str) -> None:
+async def test_deliveries_taken_by_a_run_wait_again_if_it_did_not_complete(world: World, how: str) -> None:
     await reminded(world, "root/1", "root/2")
     claim = await world.run("plain", "other")
     await reminded_again(world, "late/1")
@@ -494,7 +494,7 @@ async def _end(world: World, claim: Claimed, how: str) -> None:
 
 
 @pytest.mark.promise("C2")
-async def test_history_says_what_went_before_a_prompt(world: World) -> None:
+async def test_history_has_the_reminders_before_a_prompt(world: World) -> None:
     await reminded(world, "root/1", "root/2")
     settled = await complete(world, await world.run("plain", "other"))
     assert settled.turn is not None
@@ -544,7 +544,7 @@ async def test_a_dead_letter_is_sent_again_under_another_id(world: World) -> Non
 
 
 @pytest.mark.promise("C3")
-async def test_what_is_sent_again_is_checked_again(world: World) -> None:
+async def test_a_resent_delivery_is_checked_again(world: World) -> None:
     claim = await begin(world, injects=True)
     await complete(world, claim, after(direct("root/1", "other"), reminder("root/2", "other"), trip=LOOP))
     delivered = await world.store.redeliver("root/1", direct("root/3", "other"), world.clock.now())
@@ -573,7 +573,7 @@ async def test_only_a_dead_letter_is_sent_again(world: World) -> None:
 
 
 @pytest.mark.promise("R7")
-async def test_ended_deliveries_go_with_their_retention_and_what_waits_stays(store_factory: StoreFactory) -> None:
+async def test_ended_deliveries_go_with_their_retention_and_waiting_ones_stay(store_factory: StoreFactory) -> None:
     world = await store_factory(keep_finished=microseconds(60), keep_sessions=microseconds(DAY))
     claim = await begin(world, injects=True)
     await complete(
@@ -595,7 +595,7 @@ async def test_ended_deliveries_go_with_their_retention_and_what_waits_stays(sto
 
 
 @pytest.mark.promise("R7", "C3")
-async def test_what_is_not_routed_yet_is_kept(store_factory: StoreFactory) -> None:
+async def test_an_undispatched_request_is_kept(store_factory: StoreFactory) -> None:
     world = await store_factory(keep_finished=microseconds(60))
     await fail(world, await begin(world, injects=True))
     world.clock.forward(61)

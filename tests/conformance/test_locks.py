@@ -47,7 +47,7 @@ async def test_a_locked_conversation_runs_nothing_until_it_is_released(world: Wo
 
 
 @pytest.mark.promise("L5")
-async def test_a_release_with_nobody_waiting_leaves_the_conversation_free(world: World) -> None:
+async def test_a_release_with_an_empty_queue_leaves_the_conversation_free(world: World) -> None:
     await world.acquire("lock")
     passing = await world.release("lock")
     assert (passing.next_request, passing.granted) == (None, None)
@@ -66,7 +66,7 @@ async def test_a_taken_lock_is_waited_for_in_the_line(world: World) -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_who_does_not_want_to_wait_is_told_the_place_and_leaves_no_trace(world: World) -> None:
+async def test_a_holder_that_does_not_want_to_wait_gets_the_place_and_leaves_no_trace(world: World) -> None:
     await world.run("a")
     await world.enqueue("b")
     acquired = await world.acquire("impatient", wait=False)
@@ -108,7 +108,7 @@ async def test_completions_and_waiters_come_up_in_one_order_by_rank(world: World
 
 
 @pytest.mark.promise("L6")
-async def test_a_line_shows_who_waits_and_how(world: World) -> None:
+async def test_a_wait_queue_shows_its_waiters_and_their_kinds(world: World) -> None:
     await world.run("a")
     first = world.clock.wall
     await world.acquire("lock", priority=Priority.HIGH)
@@ -176,7 +176,7 @@ async def test_acquiring_again_renews_and_keeps_fence_and_since(world: World) ->
 
 
 @pytest.mark.promise("L4", "L5")
-async def test_a_renewal_begins_the_time_anew(world: World) -> None:
+async def test_a_renewal_resets_the_expiry(world: World) -> None:
     grant = (await world.acquire("lock")).grant
     assert grant is not None
     world.clock.forward(EXPIRY - 1)
@@ -189,7 +189,7 @@ async def test_a_renewal_begins_the_time_anew(world: World) -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_already_is_told_the_present_position(world: World) -> None:
+async def test_a_waiter_that_asks_again_gets_the_present_position(world: World) -> None:
     await world.run("a")
     await world.enqueue("b")
     await world.acquire("waiter")
@@ -225,7 +225,7 @@ async def test_a_completions_id_is_no_locks_id(world: World) -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_who_does_not_hold_can_neither_renew_nor_release(world: World) -> None:
+async def test_without_holding_a_lock_one_can_neither_renew_nor_release(world: World) -> None:
     grant = (await world.acquire("lock")).grant
     await world.acquire("waiter")
     assert grant is not None

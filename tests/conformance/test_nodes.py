@@ -1,5 +1,5 @@
-"""Provider sessions that live on one machine: who may start what goes on in them, and what becomes of it when that
-machine is gone (D4). Over every store that several machines can share."""
+"""Provider sessions bound to one machine: the daemons that may continue them, and their requests when that machine is
+gone (D4). Over every store that several machines can share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOREVER = 10**15
 
 
 class Machine(World):
-    """One machine's daemon, with what it does to a conversation in short."""
+    """One machine's daemon, with short verbs for a conversation."""
 
     node = "here"
 
@@ -55,7 +55,7 @@ class Machine(World):
         assert enqueued.claim is None
 
     async def takes(self, *offers: Offer, limit: int = 100) -> list[str]:
-        """What a claim starts here, by default with room for all."""
+        """The requests that a claim starts here, by default with room for all."""
         return await self.claim_ids(*(offers or (CLAUDE, EITHER, TEAM)), limit=limit)
 
     async def renew(self) -> None:
@@ -80,7 +80,7 @@ class Team:
 
 @pytest_asyncio.fixture(params=["memory", "redis"])
 async def team(request: pytest.FixtureRequest) -> AsyncIterator[Team]:
-    """Two machines on one store; what always holds must hold in the end."""
+    """Two machines on one store; the invariants must hold in the end."""
     home: SharedHome = MemoryHome()
     if request.param == "redis":
         home = RedisHome(request.getfixturevalue("redis_server").url, lease=FOREVER)
@@ -109,17 +109,17 @@ async def test_a_bound_turn_runs_at_once_on_its_machine(team: Team) -> None:
     assert claim.provider == "claude"
 
 
-async def test_a_provider_session_that_lives_nowhere_binds_nobody(team: Team) -> None:
+async def test_a_provider_session_without_a_machine_binds_none(team: Team) -> None:
     await team.here.answer(await team.here.begin("a"), node=None)
     assert (await team.away.begin("b")).request_id == "b"
 
 
-async def test_an_answer_without_a_provider_session_binds_nobody(team: Team) -> None:
+async def test_an_answer_without_a_provider_session_binds_none(team: Team) -> None:
     await team.here.answer(await team.here.begin("a"), provider_session=None)
     assert (await team.away.begin("b")).request_id == "b"
 
 
-async def test_a_session_that_is_another_conversation_s_binds_nobody(team: Team) -> None:
+async def test_a_session_that_is_another_conversation_s_binds_none(team: Team) -> None:
     await team.here.turn("a", "one")
     await team.here.answer(await team.here.begin("b", "two"), provider_session="one at here")
     assert (await team.away.begin("c", "two")).request_id == "c"
@@ -168,7 +168,7 @@ async def test_a_machine_takes_its_own_and_everybody_s_in_one_order(team: Team) 
     assert await team.here.takes(limit=1) == ["own"]
 
 
-async def test_one_machine_s_backlog_stands_before_nobody_elsewhere(team: Team) -> None:
+async def test_one_machine_s_backlog_is_before_none_elsewhere(team: Team) -> None:
     for number in range(5):
         await team.here.turn(f"a{number}", f"talk {number}")
     for number in range(5):
@@ -195,7 +195,7 @@ async def test_a_bound_request_that_was_not_started_in_time_is_passed_over(team:
     assert [ended.request_id for ended in (await team.away.expire()).ended] == ["late"]
 
 
-async def test_what_is_given_back_retried_or_behind_it_waits_for_its_machine(team: Team) -> None:
+async def test_a_requeued_or_retried_request_and_those_behind_it_wait_for_their_machine(team: Team) -> None:
     await team.here.turn("a")
     await team.here.give_back(await team.here.begin("b"))
     await team.away.wait("c")
@@ -237,7 +237,7 @@ async def test_cancelled_and_bound_it_leaves_nothing_behind(team: Team) -> None:
     assert await team.here.takes() == []
 
 
-async def test_who_asks_is_told_which_machine_it_waits_for(team: Team) -> None:
+async def test_a_client_gets_the_machine_that_its_request_waits_for(team: Team) -> None:
     await team.here.turn("a")
     await team.away.wait("b")
     await team.away.wait("behind")
@@ -251,7 +251,7 @@ async def test_who_asks_is_told_which_machine_it_waits_for(team: Team) -> None:
     assert (await team.away.view(claim.request_id)).node is None, "it runs: nobody waits"
 
 
-async def test_what_waits_for_a_machine_is_listed_and_counted_like_all(team: Team) -> None:
+async def test_requests_that_wait_for_a_machine_are_listed_and_counted_like_all(team: Team) -> None:
     await team.here.turn("a", "one")
     await team.away.turn("b", "two")
     await team.away.wait("here's", "one")
@@ -295,7 +295,7 @@ async def test_a_silent_machine_s_turn_goes_on_elsewhere_as_a_fork(team: Team) -
     assert await team.away.takes() == ["c"]
 
 
-async def test_a_machine_that_is_not_silent_for_so_long_keeps_what_is_its(team: Team) -> None:
+async def test_a_machine_that_is_not_silent_long_enough_keeps_its_requests(team: Team) -> None:
     await team.here.turn("a")
     await team.away.wait("b")
     await team.silent(NODE_TIMEOUT - 1)
@@ -314,7 +314,7 @@ async def test_a_new_turn_for_a_lost_machine_runs_at_once(team: Team) -> None:
     assert (await team.away.view("b")).node is None
 
 
-async def test_what_came_for_a_lost_machine_waits_for_nobody(team: Team) -> None:
+async def test_a_request_that_arrives_for_a_lost_machine_does_not_wait(team: Team) -> None:
     await team.here.turn("a")
     await team.silent()
     await team.away.enqueue("b", route="claude")
@@ -333,7 +333,7 @@ async def test_a_lost_machine_that_comes_back_has_its_other_conversations_again(
     assert await team.here.takes() == ["bound"]
 
 
-async def test_a_lost_machine_that_comes_back_may_take_what_was_let_go(team: Team) -> None:
+async def test_a_lost_machine_that_comes_back_may_take_released_requests(team: Team) -> None:
     await team.here.turn("a")
     await team.away.wait("b")
     await team.silent()
@@ -341,7 +341,7 @@ async def test_a_lost_machine_that_comes_back_may_take_what_was_let_go(team: Tea
     assert await team.here.takes() == ["b"]
 
 
-async def test_a_long_backlog_of_a_lost_machine_is_let_go_whole(team: Team) -> None:
+async def test_a_long_backlog_of_a_lost_machine_is_released_completely(team: Team) -> None:
     for number in range(250):
         await team.here.turn(f"a{number}", f"talk {number}")
     for number in range(250):
@@ -351,7 +351,7 @@ async def test_a_long_backlog_of_a_lost_machine_is_let_go_whole(team: Team) -> N
     assert (await team.away.store.waiting_by_route())["claude"] == 0
 
 
-async def test_a_machine_that_nobody_ever_heard_of_binds_nobody(team: Team) -> None:
+async def test_a_machine_that_was_never_seen_binds_none(team: Team) -> None:
     await team.here.answer(await team.here.begin("a"), node="elsewhere")
     assert (await team.away.begin("b")).request_id == "b"
 

@@ -1,4 +1,4 @@
-"""What runs next: ranks, head starts, slots, routes."""
+"""The next request to run: ranks, head starts, slots, routes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_a_head_start_passes_others_up_to_its_difference_and_not_a_microse
 
 
 @pytest.mark.promise("Q2")
-async def test_nobody_starves_behind_an_endless_stream_of_higher_priority(world: World) -> None:
+async def test_no_request_starves_behind_an_endless_stream_of_higher_priority(world: World) -> None:
     await world.enqueue("patient", "talk", priority=Priority.BACKGROUND)
     started = world.clock.wall
     for hour in range(8):
@@ -234,7 +234,7 @@ async def test_a_claim_names_the_conversations_head(world: World) -> None:
     assert (await world.claim_one()).head == turn
 
 
-async def test_renewing_loses_nothing_where_a_store_has_one_daemon(world: World) -> None:
+async def test_renewing_loses_nothing_if_a_store_has_one_daemon(world: World) -> None:
     await world.run("a")
     world.clock.forward(DAY)
     assert tuple(await world.store.renew(world.clock.now())) == ()
@@ -331,7 +331,7 @@ async def test_a_later_interruption_comes_before_an_earlier_one_and_the_first_is
 
 
 @pytest.mark.promise("L3")
-async def test_an_interruption_with_nobody_to_interrupt_takes_the_head_of_a_free_line(world: World) -> None:
+async def test_an_interruption_without_a_holder_takes_the_head_of_a_free_queue(world: World) -> None:
     await world.enqueue("a", priority=Priority.HIGH)
     enqueued = await world.enqueue("b", on_busy=OnBusy.INTERRUPT)
     assert (enqueued.position, enqueued.stopping, enqueued.passing) == (0, None, None)
@@ -365,7 +365,7 @@ async def test_an_interrupted_holder_that_had_its_answer_already_is_completed(wo
 
 
 @pytest.mark.promise("Q2")
-async def test_the_head_of_a_line_after_an_interruption_stays_behind_what_outranks_it_later(world: World) -> None:
+async def test_the_head_of_a_queue_after_an_interruption_stays_behind_later_higher_ranks(world: World) -> None:
     await world.run("a")
     await world.enqueue("b", on_busy=OnBusy.INTERRUPT)
     await world.enqueue("c", priority=Priority.CRITICAL)

@@ -1,4 +1,4 @@
-"""What daemons know of their providers together: records by compare and set."""
+"""The daemons' shared knowledge of their providers: records by compare and set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conformance.world import World
 
 
 async def put(world: World, name: str, version: int, value: bytes) -> PutRecord:
-    """Put a record, and have the others told."""
+    """Put a record, and notify the others."""
     return await world.store.put_provider_record(name, version, value, world.clock.now(), tell=True)
 
 
@@ -29,7 +29,9 @@ async def test_a_record_is_written_by_who_knows_its_version_and_its_version_grow
 
 @pytest.mark.promise("D1", "F3")
 @pytest.mark.parametrize("version", [0, 1, 3])
-async def test_who_knows_another_version_changes_nothing_and_learns_what_is_there(world: World, version: int) -> None:
+async def test_a_writer_with_another_version_changes_nothing_and_gets_the_present_record(
+    world: World, version: int
+) -> None:
     await put(world, "a", 0, b"one")
     await put(world, "a", 1, b"two")
     late = await put(world, "a", version, b"late")

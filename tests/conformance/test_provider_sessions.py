@@ -23,7 +23,7 @@ async def test_a_provider_session_becomes_another_name_of_its_conversation(world
 
 
 @pytest.mark.promise("L7")
-async def test_a_turn_keeps_where_its_provider_stands(world: World) -> None:
+async def test_a_turn_keeps_the_position_in_its_provider_s_session(world: World) -> None:
     settled = await world.complete(await world.run("a"), provider_session="uuid", last_message="m1")
     assert settled.turn is not None
     (turn,) = await world.store.history(settled.turn, 0)

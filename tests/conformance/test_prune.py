@@ -1,4 +1,4 @@
-"""What is taken away when its time is over, and what never is."""
+"""Records that are deleted when their time is over, and those that never are."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_the_totals_of_all_that_ever_ended_stay(world: World) -> None:
 
 
 @pytest.mark.promise("Q3", "Q5")
-async def test_what_is_not_final_is_never_pruned(store_factory: StoreFactory) -> None:
+async def test_an_unfinished_request_is_never_pruned(store_factory: StoreFactory) -> None:
     world = await store_factory(keep_finished=1, keep_sessions=1)
     await world.retry(await world.run("retrying", "talk 1"), after=0)
     await world.retry(await world.run("parked", "talk 2"), parked=True, after=0)

@@ -10,6 +10,7 @@ import pytest
 from ksi.clock import microseconds
 from ksi.errors import InvalidData
 from ksi.request import Outcome, Priority, State
+from ksi.store.questions import Question, QuestionKind
 from ksi.store.values import Finish, Listing, Page, Totals
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import OFFER, ROUTE, World, items, recount
@@ -35,6 +36,8 @@ async def fill(world: World) -> None:
         await world.acquire(f"lock {number}", f"held {number}")
         await world.acquire(f"waiter {number}", f"held {number}")
         await world.enqueue(f"fork {number}", f"child {number}", fork_of=f"past {number}")
+        asked = Question(kind=QuestionKind.HOLD, asked_at=world.clock.wall, text="may it run?")
+        await world.enqueue(f"asks {number}", f"busy {number}", question=asked)
         world.clock.forward(0.1)
 
 
@@ -42,6 +45,7 @@ ORDERS: dict[Listing, list[str]] = {
     Listing.ACTIVE: [f"run {n}" for n in range(5)],
     Listing.READY: [*(f"fork {n}" for n in range(5)), "ready 0", "ready 2", "ready 4", "ready 1", "ready 3"],
     Listing.DELAYED: [*(f"later {n}" for n in range(5)), *(f"again {n}" for n in reversed(range(5)))],
+    Listing.ASKING: [f"asks {n}" for n in range(5)],
     Listing.FAILED: [f"bad {n}" for n in reversed(range(5))],
 }
 
@@ -373,7 +377,7 @@ async def test_totals_count_every_state_and_lock(world: World) -> None:
     await fill(world)
     totals = await world.store.totals()
     assert totals == await recount(world.store)
-    assert (totals.scheduled, totals.queued, totals.running, totals.retrying, totals.parked) == (5, 20, 5, 5, 0)
+    assert (totals.scheduled, totals.queued, totals.running, totals.retrying, totals.parked) == (10, 20, 5, 5, 0)
     assert (totals.completed, totals.failed, totals.cancelled, totals.expired, totals.blocked) == (5, 5, 5, 0, 0)
     assert (totals.locks, totals.external_locks, totals.external_waiters, totals.conversations) == (15, 5, 5, 30)
 
@@ -434,7 +438,7 @@ async def test_a_logged_answer_is_the_conversations_turn(world: World) -> None:
 
 
 @pytest.mark.promise("R3", "F10")
-async def test_what_brought_no_answer_to_its_request_is_not_logged(world: World) -> None:
+async def test_an_attempt_without_an_answer_to_its_request_is_not_logged(world: World) -> None:
     await world.fail(await world.run("failed"))
     claim = await world.run("retried")
     await world.retry(claim, after=0)

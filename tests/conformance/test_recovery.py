@@ -1,4 +1,4 @@
-"""What a store finds when it is opened after its daemon died or stopped."""
+"""Recovery: the state of a store that is opened after its daemon died or stopped."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_interrupted_requests_are_recovered_in_their_order(world: World) -
 
 
 @pytest.mark.promise("Q3")
-async def test_the_daemon_is_told_of_work_that_a_crash_left(world: World) -> None:
+async def test_the_daemon_is_notified_of_work_after_a_crash(world: World) -> None:
     await world.run("a")
     calls = world.calls
     await world.crash()
@@ -111,7 +111,7 @@ async def test_how_many_interruptions_are_borne_is_as_configured(store_factory: 
 
 
 @pytest.mark.promise("Q3")
-async def test_interrupted_requests_fail_at_once_where_so_configured(store_factory: StoreFactory) -> None:
+async def test_interrupted_requests_fail_at_once_if_so_configured(store_factory: StoreFactory) -> None:
     world = await store_factory(fail_interrupted=True)
     await world.run("a")
     (ended,) = (await world.crash()).ended
@@ -173,7 +173,7 @@ async def test_a_retry_that_keeps_its_place_keeps_it_over_a_crash(world: World) 
 
 
 @pytest.mark.promise("Q7", "Q3")
-async def test_what_was_due_while_no_daemon_ran_is_woken_after_the_start(world: World) -> None:
+async def test_requests_due_while_no_daemon_ran_are_woken_after_the_start(world: World) -> None:
     await world.enqueue("a", "talk a", due=world.clock.wall + 10)
     await world.enqueue("b", "talk b", expires=world.clock.wall + 10)
     world.clock.forward(DAY)
@@ -184,7 +184,7 @@ async def test_what_was_due_while_no_daemon_ran_is_woken_after_the_start(world: 
 
 @pytest.mark.promise("L4", "Q3")
 @pytest.mark.parametrize("mono", [None, 3 * MICROSECONDS])
-async def test_external_locks_begin_their_time_anew_even_after_a_reboot(world: World, mono: int | None) -> None:
+async def test_external_locks_get_a_full_expiry_even_after_a_reboot(world: World, mono: int | None) -> None:
     grant = (await world.acquire("lock", metadata=b"{}")).grant
     since = world.clock.wall
     assert grant is not None
@@ -201,7 +201,7 @@ async def test_external_locks_begin_their_time_anew_even_after_a_reboot(world: W
 
 @pytest.mark.promise("L5", "Q3")
 @pytest.mark.parametrize("mono", [None, 3 * MICROSECONDS])
-async def test_waiters_with_a_deadline_wait_anew_and_the_others_went_with_their_connections(
+async def test_waiters_with_a_deadline_wait_again_and_the_others_went_with_their_connections(
     world: World, mono: int | None
 ) -> None:
     await world.acquire("lock")
@@ -249,7 +249,7 @@ async def test_fences_never_go_back_over_restarts(world: World) -> None:
 
 
 @pytest.mark.promise("Q2", "Q3")
-async def test_arrival_goes_on_where_it_stood_over_restarts(world: World) -> None:
+async def test_arrival_numbers_continue_over_restarts(world: World) -> None:
     for number in range(4):
         await world.enqueue(str(number), f"talk {number}", rank=1)
         await world.crash()

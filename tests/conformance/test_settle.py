@@ -36,6 +36,42 @@ async def test_a_completed_run_becomes_the_conversations_head(world: World) -> N
     assert (turn.provider, turn.provider_session, turn.finished_at) == ("stub", "uuid", world.clock.wall)
 
 
+BLOCKS = (
+    {"type": "thinking", "thinking": "hm é\x00", "signature": "sig=="},
+    {"type": "text", "text": "Let me see."},
+    {"type": "tool_use", "id": "a1", "name": "look", "input": {"at": [1, 2.5, None, {"x": True}]}},
+    {"type": "new_kind", "of": {"next": "year"}},
+)
+
+
+@pytest.mark.promise("A3", "A5")
+async def test_an_answer_s_blocks_are_in_the_request_the_history_and_the_log(world: World) -> None:
+    claim = await world.run("a", "talk")
+    settled = await world.complete(claim, text="Let me see.", content=BLOCKS)
+    view = await world.view("a")
+    assert view.answer is not None
+    assert view.answer.content == BLOCKS
+    assert settled.turn is not None
+    (turn,) = await world.store.history(settled.turn, 1_000)
+    assert (turn.text, turn.content) == ("Let me see.", BLOCKS)
+    (logged,) = await world.store.log_after(settled.turn - 1, 10)
+    assert logged.attempt.content == BLOCKS
+    plain = await world.complete(await world.run("b", "talk"))
+    assert plain.turn is not None
+    assert [turn.content for turn in await world.store.history(plain.turn, 10_000)] == [(), BLOCKS]
+
+
+@pytest.mark.promise("L9")
+async def test_blocks_count_if_history_is_read_up_to_a_limit(world: World) -> None:
+    picture = ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x" * 5_000}},)
+    turn = None
+    for name in "abc":
+        turn = (await world.complete(await world.run(name, "talk"), text="see", content=picture)).turn
+    assert turn is not None
+    assert len(await world.store.history(turn, 2_000)) == 1
+    assert len(await world.store.history(turn, 12_000)) == 2
+
+
 @pytest.mark.promise("T1", "F4")
 async def test_an_attempt_is_kept_whole(world: World) -> None:
     claim = await world.run("a")
@@ -47,6 +83,7 @@ async def test_an_attempt_is_kept_whole(world: World) -> None:
         finished_at=world.clock.wall,
         model="echo-1",
         text="ü\x00\n" + "x" * 10_000,
+        content=BLOCKS,
         usage=Usage(
             input_tokens=1,
             output_tokens=2,
@@ -153,7 +190,7 @@ async def test_an_end_with_an_empty_line_leaves_the_conversation_free(world: Wor
 
 
 @pytest.mark.promise("Q6")
-async def test_the_daemon_is_told_when_a_settle_frees_a_slot_and_something_waits(world: World) -> None:
+async def test_the_daemon_is_notified_when_a_settle_frees_a_slot_and_a_request_waits(world: World) -> None:
     claim = await world.run("a", "talk a")
     await world.enqueue("b", "talk b")
     calls = world.calls
@@ -545,7 +582,7 @@ async def test_cancelling_the_ready_head_of_a_line_makes_the_next_one_ready(worl
 
 @pytest.mark.promise("F8")
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED])
-async def test_cancelling_what_ended_first_says_so(world: World, state: State) -> None:
+async def test_cancelling_an_ended_request_reports_that(world: World, state: State) -> None:
     claim = await world.run("a")
     await (world.complete(claim) if state is State.COMPLETED else world.fail(claim))
     before = await world.view("a")

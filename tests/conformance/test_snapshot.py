@@ -1,4 +1,4 @@
-"""Saving a store and taking it into another one of any kind: what a crash would have left, no more, no less (R5)."""
+"""Saving a store and loading it into another one of any kind: exactly the state after a crash (R5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ksi.clock import microseconds
 from ksi.errors import CheckpointInvalid, StoreNotEmpty
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
 from ksi.store.chains import Block, ChainLimits, ChildRequest, Membership
-from ksi.store.snapshot import (
+from ksi.store.questions import Question, QuestionKind
+from ksi.store.snapshot.records import (
     FENCE_LEAP,
     Base64,
     Figures,
@@ -27,6 +28,8 @@ from ksi.store.snapshot import (
     SavedInjection,
     SavedLock,
     SavedMember,
+    SavedPassage,
+    SavedRecord,
     SavedRequest,
     SavedSpare,
     pack,
@@ -52,13 +55,13 @@ def home(kind: str, folder: Path, request: pytest.FixtureRequest) -> Home:
 
 @pytest.fixture(params=KINDS)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where the store that is saved lives."""
+    """The place of the saved store."""
     return home(request.param, tmp_path / "source", request)
 
 
 @pytest.fixture(params=KINDS)
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where what was saved is taken in."""
+    """The place of the loading store."""
     return home(request.param, tmp_path / "target", request)
 
 
@@ -96,7 +99,12 @@ async def a_life(world: World) -> None:
     for number in range(4):
         talk = f"past {number}"
         await world.complete(await world.run(f"done {number}", talk, agent_id=f"agent {number % 2}"), raw=b"{}")
-        await world.complete(await world.run(f"more {number}", "old 0"), usage=None, text=None)
+        await world.complete(
+            await world.run(f"more {number}", "old 0"),
+            usage=None,
+            text=None,
+            content=({"type": "tool_use", "id": "a", "name": "n", "input": {}},),
+        )
         await world.fail(await world.run(f"bad {number}", talk))
         await world.retry(await world.run(f"again {number}", f"retry {number}"), after=50 - number)
         await world.retry(await world.run(f"beside {number}", f"lets go {number}", hold_on_retry=False), parked=True)
@@ -120,6 +128,11 @@ async def a_life(world: World) -> None:
         await world.enqueue(
             f"fork {number}", f"child {number}", fork_of=f"past {number}", requeued_from="bad 0", route="x"
         )
+        asked = Question(kind=QuestionKind.HOLD, asked_at=clock.wall, text=f"may {number} run?")
+        await world.enqueue(f"asks {number}", f"busy {number}", question=asked)
+        await world.enqueue(f"let {number}", f"free {number}", question=asked)
+        told = msgspec.structs.replace(asked, answer="yes", by="ada")
+        await world.store.answer(f"let {number}", asked, told, clock.now(), due=clock.wall + microseconds(50))
         clock.forward(0.1)
     await world.cancel("run 0")
     await world.enqueue("urgent", "busy 1", on_busy=OnBusy.INTERRUPT)
@@ -131,7 +144,7 @@ async def a_life(world: World) -> None:
 REQUESTS = [
     *(f"{name} {n}" for n in range(4) for name in ("done", "more", "bad", "again", "beside", "run", "later", "ready")),
     *(f"{name} {n}" for n in range(4) for name in ("mortal", "stopped", "lock", "waiter", "tied waiter", "fork")),
-    *(f"{name} {n}" for n in range(4) for name in ("behind lock", "gone", "gone bad")),
+    *(f"{name} {n}" for n in range(4) for name in ("behind lock", "gone", "gone bad", "asks", "let")),
     *(f"line {n} {word}" for n in range(4) for word in ("low", "high", "critical")),
     *("session", "moved", "urgent", "twice", "next to the cancelled", "nobody"),
 ]
@@ -202,7 +215,7 @@ def plain(found: Any) -> Any:
 
 
 @pytest.mark.promise("R5", "Q3", "L8")
-async def test_what_was_saved_and_taken_in_is_what_a_crash_would_have_left(source: Home, target: Home) -> None:
+async def test_a_loaded_snapshot_equals_the_state_after_a_crash(source: Home, target: Home) -> None:
     world = await opened(source)
     await a_life(world)
     records = await saved(world)
@@ -283,7 +296,7 @@ async def test_fences_never_go_back(source: Home, target: Home) -> None:
 
 @pytest.mark.promise("R5", "Q3")
 @pytest.mark.parametrize("rule", [{"fail_interrupted": True}, {"max_interruptions": 1}], ids=["fail", "too often"])
-async def test_an_interrupted_request_fails_where_the_rules_say_so(
+async def test_an_interrupted_request_fails_if_the_rules_say_so(
     source: Home, target: Home, rule: dict[str, Any]
 ) -> None:
     world = await opened(source)
@@ -439,8 +452,31 @@ async def test_verbs_that_come_while_a_snapshot_is_taken_in_wait_for_it(source: 
     await copy.store.close()
 
 
+@pytest.mark.promise("R5", "B2")
+async def test_provider_records_and_pauses_go_with_a_snapshot(source: Home, target: Home) -> None:
+    world = await opened(source)
+    await world.store.put_provider_record(":pauses", 0, b"\x91\xff packed", world.clock.now(), tell=True)
+    await world.store.put_provider_record("stub", 0, b"text", world.clock.now(), tell=False)
+    copy = World(target, world.rules)
+    await copy.open()
+    await copy.store.put_provider_record("stub", 0, b"older", copy.clock.now(), tell=False)
+    await copy.store.put_provider_record("own", 0, b"its own", copy.clock.now(), tell=False)
+    await copy.store.load(await saved(world), world.clock.now())
+    kept = (await copy.store.provider_records(copy.clock.now())).records
+    assert {name: one.value for name, one in kept.items()} == {
+        ":pauses": b"\x91\xff packed",
+        "stub": b"text",
+        "own": b"its own",
+    }
+    assert kept["stub"].version > 1, "who knows the older one sees that it changed"
+    put = await copy.store.put_provider_record("stub", kept["stub"].version, b"next", copy.clock.now(), tell=False)
+    assert put.written
+    await world.store.close()
+    await copy.store.close()
+
+
 @pytest.mark.parametrize("data", [b"", b"text", "ümlaut 😀".encode(), b"\xff\xfe", b'{"a":"\xed\xa0\x80"}', bytes(256)])
-def test_bytes_are_packed_as_text_where_they_are_text(data: bytes) -> None:
+def test_bytes_are_packed_as_text_if_they_are_text(data: bytes) -> None:
     packed = pack(data)
     read = msgspec.json.decode(msgspec.json.encode(packed), type=str | Base64)
     assert unpack(read) == data
@@ -450,11 +486,23 @@ def fields_of(*types: type[msgspec.Struct]) -> Iterable[tuple[str, tuple[str, ..
     return [(kind.__name__, kind.__struct_fields__) for kind in types]
 
 
-def test_the_format_is_what_version_3_has() -> None:
+def test_the_format_is_that_of_version_5() -> None:
     """A change here is another format: raise its version, and read the old one too."""
     types = (
         *(Figures, SavedConversation, SavedFork, SavedChain, SavedRequest, SavedMember, SavedLock, SavedSpare),
-        *(SavedInjection, SavedAttempt, Attempt, Usage, ChainLimits, Block, ChildRequest, Membership),
+        *(
+            SavedRecord,
+            SavedPassage,
+            SavedInjection,
+            SavedAttempt,
+            Attempt,
+            Usage,
+            ChainLimits,
+            Block,
+            ChildRequest,
+            Membership,
+            Question,
+        ),
     )
     assert dict(fields_of(*types)) == {
         "Figures": ("ended", "fence", "logged", "routes"),
@@ -473,13 +521,17 @@ def test_the_format_is_what_version_3_has() -> None:
             *("key", "request_id", "conversation", "state", "holds", "priority", "rank", "route", "model", "agent_id"),
             *("hold_on_retry", "requeued_from", "enqueued_at", "due", "expires", "begun", "interruptions"),
             *("interrupted", "interrupted_by", "fence", "since", "provider", "started_at", "finished_at", "error"),
-            *("message", "body", "attempts", "member", "reminders"),
+            *("message", "question", "body", "attempts", "member", "reminders", "passage", "place", "reminded_place"),
         ),
+        "SavedRecord": ("name", "value"),
         "SavedLock": (
             *("key", "request_id", "conversation", "holds", "priority", "rank", "enqueued_at", "fence", "since"),
             *("patience", "metadata"),
         ),
-        "SavedSpare": ("key", "conversation", "agent_id", "body", "saved", "reminders"),
+        "SavedSpare": (
+            *("key", "conversation", "agent_id", "body", "saved", "reminders", "passage", "place", "reminded_place"),
+        ),
+        "SavedPassage": ("id", "text"),
         "SavedChain": (
             *("name", "created_at", "started_at", "limits", "used", "estimated", "closed", "tripped", "guard_messages"),
             *("resets", "reset_key", "deepest"),
@@ -501,16 +553,24 @@ def test_the_format_is_what_version_3_has() -> None:
         ),
         "SavedInjection": (
             *("injection_id", "chain", "parent", "parent_key", "target", "direct", "trigger", "state", "created_at"),
-            *("finished_at", "request_id", "reason", "text", "child"),
+            *("finished_at", "request_id", "reason", "text", "child", "passage", "place", "child_place"),
         ),
         "ChainLimits": ("max_depth", "token_budget", "time_window"),
         "Block": ("code", "message", "risk_score", "evidence"),
-        "ChildRequest": (*("body", "route", "rank", "model", "priority", "membership", "agent_id", "error"),),
-        "Membership": (*("limits", "parent", "injects", "estimate", "output_cap", "block", "trips", "guard", "mark"),),
+        "ChildRequest": (
+            *("body", "route", "rank", "model", "priority", "membership", "agent_id", "demand", "error", "question"),
+        ),
+        "Membership": (
+            *("limits", "parent", "injects", "estimate", "output_cap", "block", "trips", "guard", "mark", "risk_score"),
+        ),
+        "Question": (
+            *("kind", "asked_at", "text", "expires", "code", "tool", "input", "used", "answer", "answered_at", "by"),
+            "why",
+        ),
         "SavedAttempt": ("id", "attempt", "raw", "previous"),
         "Attempt": (
-            *("number", "provider", "outcome", "started_at", "finished_at", "model", "asked", "mcp", "text", "usage"),
-            *("stop_reason", "provider_session", "node", "last_message", "fork", "error", "message"),
+            *("number", "provider", "outcome", "started_at", "finished_at", "model", "asked", "mcp", "text", "content"),
+            *("usage", "stop_reason", "provider_session", "node", "last_message", "fork", "error", "message"),
             *("first_token_us", "raw"),
         ),
         "Usage": (

@@ -1,4 +1,4 @@
-"""What daemons that take the same slots may begin together: probes, and calls and tokens in a minute.
+"""The common rate of daemons that take the same slots: probes, and calls and tokens in a minute.
 
 Over the stores that several daemons can share; one that a daemon has for itself is given no terms.
 """
@@ -17,7 +17,7 @@ from tests.conformance.world import OFFER, ROUTE, Home, MemoryHome, RedisHome, W
 
 @pytest.fixture(params=["memory", "redis"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """Where one kind of store keeps its data."""
+    """The place of one kind of store's data."""
     return MemoryHome() if request.param == "memory" else RedisHome(request.getfixturevalue("redis_server").url)
 
 
@@ -27,7 +27,7 @@ def offer(limit: int = 100, **terms: int) -> Offer:
 
 
 async def fill(world: World, count: int) -> None:
-    """So many requests wait, each in a conversation of its own."""
+    """This many requests wait, each in a conversation of its own."""
     for number in range(count):
         await world.enqueue(f"r{number}", f"talk {number}")
 
@@ -54,7 +54,7 @@ async def test_no_more_probes_run_than_may_whatever_hangs_from_before(world: Wor
 
 
 @pytest.mark.promise("D1", "F3", "Q6")
-async def test_probes_take_slots_and_find_none_where_none_is_free(world: World) -> None:
+async def test_probes_take_slots_and_find_none_if_none_is_free(world: World) -> None:
     await world.run("h", "hangs")
     await fill(world, 2)
     assert await world.claim(offer(limit=1, probes=1)) == []
@@ -65,7 +65,7 @@ async def test_probes_take_slots_and_find_none_where_none_is_free(world: World) 
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_who_goes_by_an_older_record_probes_nothing(world: World) -> None:
+async def test_a_daemon_with_an_older_record_probes_nothing(world: World) -> None:
     await fill(world, 2)
     assert await world.claim(offer(probes=1, known=1)) == []
     (probe,) = await world.claim(offer(probes=1, known=0))
@@ -116,7 +116,7 @@ async def test_so_many_calls_begin_in_a_minute_at_once_and_then_evenly(world: Wo
 
 
 @pytest.mark.promise("D1", "F5")
-async def test_what_runs_at_once_counts_in_its_minute(world: World) -> None:
+async def test_a_request_that_runs_at_once_counts_in_its_minute(world: World) -> None:
     terms = offer(requests=2)
     assert (await world.enqueue("a", "one", [terms])).claim is not None
     assert (await world.enqueue("b", "two", [terms])).claim is not None
@@ -142,7 +142,7 @@ async def test_tokens_are_guessed_before_and_put_right_after(world: World) -> No
 
 
 @pytest.mark.promise("D1", "F5", "T1")
-async def test_a_guess_stands_where_nobody_tells_what_was_used(world: World) -> None:
+async def test_an_estimate_stays_without_a_report(world: World) -> None:
     terms = offer(tokens=1_000)
     claim = (await world.enqueue("a", "one", [terms], body=b"x" * 7_000)).claim
     assert claim is not None

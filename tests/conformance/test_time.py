@@ -1,4 +1,4 @@
-"""What a store does when it is told the time."""
+"""The work that a store does as time passes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ async def test_parked_requests_of_a_route_are_due_at_once_and_no_others(world: W
 
 
 @pytest.mark.promise("F5")
-async def test_what_is_due_already_is_not_counted_and_a_step_takes_the_soonest(world: World) -> None:
+async def test_a_request_that_is_due_already_is_not_counted_and_a_step_takes_the_soonest(world: World) -> None:
     for name, after in (("a", 5), ("b", 300), ("c", 200), ("d", 400)):
         await park(world, name, after)
     world.clock.forward(10)

@@ -1,4 +1,4 @@
-"""The account of usage: what each attempt reported counts once, and what is not known is told (T1, T2)."""
+"""The account of usage: each attempt's report counts once, and unknown values are reported (T1, T2)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ksi.store.usage import (
 from ksi.store.values import Finish, Offer, StoreRules
 from tests.conformance.conftest import StoreFactory
 from tests.conformance.world import DAY, HOUR, ROUTE, MemoryHome, SqliteHome, World
+from tests.effort import effort
 
 CHEAP = Rates(input=1.0, output=2.0, cache_read=0.1, cache_write=1.5, reasoning=3.0)
 LARGE = Rates(above=1_000, input=10.0, output=20.0, cache_read=1.0, cache_write=15.0, reasoning=30.0)
@@ -43,7 +44,7 @@ async def report(world: World, pricing: Any = no_prices, hours: float = 24.0, **
 
 
 async def spend(world: World, name: str, usage: Usage | None, conversation: str | None = None, **fields: Any) -> None:
-    """One completed request, where nothing else is said in a conversation of its own."""
+    """One completed request, by default in a conversation of its own."""
     attempt = {key: fields.pop(key) for key in ("asked", "model", "mcp") if key in fields}
     offer = Offer(ROUTE, fields.pop("provider", "stub"), 1_000)
     enqueued = await world.enqueue(name, conversation or f"talk of {name}", [offer], **fields)
@@ -125,7 +126,7 @@ async def test_a_late_report_takes_the_place_of_its_attempt_s_interruption(world
 
 
 @pytest.mark.promise("T2")
-async def test_the_window_has_what_ended_in_it(world: World) -> None:
+async def test_the_window_has_the_attempts_that_ended_in_it(world: World) -> None:
     await spend(world, "old", tokens(1))
     world.clock.forward(2 * HOUR)
     await spend(world, "young", tokens(20))
@@ -136,7 +137,7 @@ async def test_the_window_has_what_ended_in_it(world: World) -> None:
 
 
 @pytest.mark.promise("T2")
-async def test_usage_is_told_apart_by_agent_model_provider_and_session(world: World) -> None:
+async def test_usage_is_grouped_by_agent_model_provider_and_session(world: World) -> None:
     await spend(world, "a", tokens(10), "one", agent_id="planner", asked="stub/echo", model="echo")
     await spend(world, "b", tokens(30), "two", agent_id="planner", asked="stub/long", model="long")
     await spend(world, "c", tokens(25), "one", asked="stub/echo", model="echo", provider="other")
@@ -149,7 +150,7 @@ async def test_usage_is_told_apart_by_agent_model_provider_and_session(world: Wo
 
 
 @pytest.mark.promise("T2")
-async def test_filters_leave_only_what_fits_them(world: World) -> None:
+async def test_filters_leave_only_matching_attempts(world: World) -> None:
     await spend(world, "a", tokens(1), "one", agent_id="planner", asked="stub/echo", model="echo-2")
     await spend(world, "b", tokens(2), "two", agent_id="coder", asked="stub/long", model="long-1", provider="other")
     for wish, expected in (
@@ -268,7 +269,7 @@ async def test_prices_are_asked_for_by_provider_models_and_half_hour(world: Worl
 
 
 @pytest.mark.promise("T2")
-async def test_what_had_mcp_servers_is_summed_apart_and_first_turns_are_compared(world: World) -> None:
+async def test_attempts_with_mcp_servers_are_summed_separately_and_first_turns_are_compared(world: World) -> None:
     async def turn(name: str, sent: int, mcp: bool, conversation: str | None = None, asked: str = "p/m") -> None:
         usage = Usage(input_tokens=sent, cache_read_tokens=1, cache_write_tokens=2)
         await spend(world, name, usage, conversation, mcp=mcp, asked=asked)
@@ -353,7 +354,7 @@ SPENT = st.tuples(
 
 
 def rounded(found: UsageReport) -> Any:
-    """A report with its dollars free of what the order of adding leaves behind."""
+    """A report whose dollars are free of rounding differences."""
 
     def money(sums: UsageSums) -> tuple[Any, ...]:
         return tuple(round(value, 9) if isinstance(value, float) else value for value in _values(sums))
@@ -376,7 +377,7 @@ def two_sizes(_provider: str, _model: str | None, asked: str | None, _at: int) -
 
 
 @pytest.mark.promise("T1", "T2")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=effort(25, 250), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spent=st.lists(SPENT, max_size=12), hours=st.sampled_from([1.0, 5.0]), limit=st.sampled_from([1, 2, 50]))
 async def test_the_stores_make_the_same_report(
     tmp_path_factory: pytest.TempPathFactory, spent: list[Any], hours: float, limit: int

@@ -1,4 +1,4 @@
-"""What a chain used: all attempts of its requests, and nobody else's (T2)."""
+"""A chain's usage: all attempts of its requests, and no others (T2)."""
 
 from __future__ import annotations
 

@@ -13,15 +13,17 @@ from tests.redis_server import RedisServer
 
 
 class _Pair:
-    """One connection and the one behind it. Bytes pass while the way is free; else they wait, and nobody is told."""
+    """One connection and the one behind it. Bytes pass while the way is free; otherwise they wait without notice."""
 
-    def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
+    def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter, heed: Callable[[bytes], None]) -> None:
+        """`heed` gets the client's bytes before they are forwarded."""
         self._halves = (near, far)
+        self._heed = heed
         self._copies: tuple[asyncio.Task[None], ...] = ()
         self.to_server = asyncio.Event()
         self.to_client = asyncio.Event()
         self.swallowed = b""
-        """What the client said while the way was not free."""
+        """The client's bytes while the way was not free."""
         self.given_up = False
         """The client has closed it, whatever is still on the way."""
 
@@ -34,17 +36,18 @@ class _Pair:
         )
 
     def free(self) -> None:
-        """Let pass what waits and what comes."""
+        """Let waiting and coming bytes pass."""
         self.to_server.set()
         self.to_client.set()
 
     async def _up(self, client: asyncio.StreamReader, far: asyncio.StreamWriter) -> None:
-        """What the client says is taken from it at once: so its end is noticed, though the way is not free."""
+        """The client's bytes are read at once: so its end is noticed, even if the way is not free."""
         taken = asyncio.StreamReader()
         passing = asyncio.create_task(self._pass(taken, far, self.to_server))
         try:
             with contextlib.suppress(ConnectionError):
                 while data := await client.read(1 << 16):
+                    self._heed(data)
                     taken.feed_data(data)
                     if not self.to_server.is_set():
                         self.swallowed += data
@@ -78,13 +81,15 @@ class Cable:
     def __init__(self, server: RedisServer | int, tls: ssl.SSLContext | None) -> None:
         self._server = server
         self.tls = tls
-        """What those who come are shown and must show; None for a line in plain text. Another holds from `mend` on."""
+        """The certificates shown to clients and required of them; None for a plain line. Another holds from `mend`
+        on."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._door: asyncio.Server | None = None
         self._pairs: list[_Pair] = []
         self._frozen = False
+        self._freezes_at: bytes | None = None
         self.port = 0
         self._do(self._open())
 
@@ -92,7 +97,7 @@ class Cable:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def cut(self) -> None:
-        """Let nobody through; who is through is cut off."""
+        """Admit no connection; cut off the open ones."""
         self._do(self._shut())
 
     def mend(self) -> None:
@@ -104,11 +109,15 @@ class Cable:
         self._do(self._mute())
 
     def freeze(self) -> None:
-        """Let no byte through, though nobody is cut off and who comes is let in: a black hole."""
+        """Let no byte through, but cut off no connection and admit new ones: a black hole."""
         self._do(self._freeze())
 
+    def freeze_at(self, words: bytes) -> None:
+        """Freeze as soon as a client says these words, which are swallowed."""
+        self._freezes_at = words
+
     def thaw(self) -> None:
-        """All goes on its way, but what was written to connections that were given up meanwhile."""
+        """Everything is forwarded, except bytes written to connections that were given up meanwhile."""
         self._do(self._thaw(lambda pair: not pair.given_up))
 
     def thaw_all(self) -> None:
@@ -116,7 +125,7 @@ class Cable:
         self._do(self._thaw(lambda _: True))
 
     def swallowed(self, words: bytes) -> bool:
-        """Whether these were said into the black hole."""
+        """True if these bytes went into the black hole."""
         return any(words in pair.swallowed for pair in self._pairs)
 
     def close(self) -> None:
@@ -141,7 +150,15 @@ class Cable:
         for pair in self._pairs:
             pair.to_client.clear()
 
+    def _heed(self, data: bytes) -> None:
+        if self._freezes_at is not None and self._freezes_at in data:
+            self._freezes_at = None
+            self._freeze_all()
+
     async def _freeze(self) -> None:
+        self._freeze_all()
+
+    def _freeze_all(self) -> None:
         self._frozen = True
         for pair in self._pairs:
             pair.to_server.clear()
@@ -157,7 +174,7 @@ class Cable:
             behind, out = await asyncio.open_connection("127.0.0.1", self._server)
         else:
             behind, out = await asyncio.open_unix_connection(str(self._server.socket))
-        pair = _Pair(writer, out)
+        pair = _Pair(writer, out, self._heed)
         pair.start(reader, behind)
         self._pairs.append(pair)
         if not self._frozen:

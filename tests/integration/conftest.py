@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Browser
 
-from ksi.daemon import Daemon
+from ksi.daemon.daemon import Daemon
 from ksi.testing import running_daemon
+from tests.browser import running_browser
 from tests.integration.serving import AT_ONCE
 from tests.integration.wire import Wire
 
@@ -27,7 +29,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Daemon]:
-    """A daemon with the stub provider, which does not wait for what runs at the end."""
+    """A daemon with the stub provider, which does not wait for running requests at the end."""
     async with running_daemon(settings={"service": AT_ONCE}) as daemon:
         yield daemon
 
@@ -47,3 +49,10 @@ async def connect(served: Daemon) -> AsyncIterator[Connect]:
 async def wire(connect: Connect) -> Wire:
     """A connection."""
     return await connect()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """One browser for all tests of the page."""
+    async with running_browser() as running:
+        yield running

@@ -1,4 +1,5 @@
-"""Clients that ask without end and hear all that is said of it, and what must hold of every request whatever died."""
+"""Clients that send requests without end and record all replies, and the invariants of every request after any
+crash."""
 
 from __future__ import annotations
 
@@ -16,11 +17,18 @@ from typing import Any
 import apsw
 
 from tests.integration.wire import Json, Refused, Wire, answer, until
+from tests.tally import Tally
 
 BACKLOG = 60
 """Waiting requests above which nothing more is asked."""
 
 FINAL = {"completed", "failed", "cancelled", "blocked", "expired"}
+
+AWAY = {"store_unavailable", "store_full", "disk_full"}
+"""Errors that a client may get from a store in trouble, and after which it may retry."""
+
+FAR = 86_400.0
+"""Seconds in the future that no test reaches and some leaps of a clock do."""
 
 
 class Asked:
@@ -35,7 +43,7 @@ class Asked:
         """Every final answer that came, from whichever event."""
         self.cancel_sent = False
         self.cancelled: str | None = None
-        """What an answered cancel said."""
+        """The reply of an answered cancel."""
         self.chunks: dict[int, list[str]] = defaultdict(list)
         """By attempt, as they came over the connection of the last life."""
 
@@ -64,11 +72,11 @@ class Load:
         self.acks = 0
         self.more_acks = asyncio.Event()
         self.away = 0
-        """How often the daemon said that its store is away: then it may have been taken in, or not."""
+        """How often the daemon said that its store is away or full: then it may have been taken in, or not."""
         self.problems: list[str] = []
 
     def _compose(self) -> Asked:
-        """A new request: mostly in one of few conversations, so that they stand in line."""
+        """A new request: mostly in one of few conversations, so that queues form."""
         dice, number = self._dice, next(self._numbers)
         script: Json = {"delay": dice.choice((0.0, 0.0, 0.005, 0.03, 0.2))}
         data: Json = {
@@ -82,8 +90,12 @@ class Load:
             data["session_id"] = f"talk-{dice.randrange(self._conversations)}"
         if dice.random() < 0.15:
             data["delay"] = round(dice.uniform(0.01, 0.5), 3)
+        elif dice.random() < 0.02:
+            data["delay"] = FAR
         if dice.random() < 0.05:
             data["ttl"] = round(dice.uniform(0.01, 0.2), 3)
+        elif dice.random() < 0.05:
+            data["ttl"] = 2 * FAR
         if dice.random() < 0.1:
             script.update(fail="provider_error", fail_attempts=1)
         if dice.random() < 0.03:
@@ -96,7 +108,7 @@ class Load:
         return Asked(data)
 
     async def live(self, path: Path) -> None:
-        """One life of the daemon, to its end: ask again what was not acknowledged, then ask on."""
+        """One life of the daemon, to its end: repeat unacknowledged requests, then send new ones."""
         wires = [await Wire.open(path) for _ in range(self._submitters)]
         watch = wires[0]
         try:
@@ -113,7 +125,7 @@ class Load:
 
     @property
     def unanswered(self) -> list[Asked]:
-        """What may or may not have been taken in."""
+        """Requests that may or may not have been accepted."""
         return [one for one in self.asked.values() if not one.acknowledged and not one.refused]
 
     async def _ask_on(self, wire: Wire) -> None:
@@ -134,11 +146,11 @@ class Load:
                     raise result
             taken = [one for one in burst if one.acknowledged]
             if taken and self._dice.random() < 0.3:
-                await self._cancel(wire, self._dice.choice(taken))
+                await self.cancel(wire, self._dice.choice(taken))
             await asyncio.sleep(self._dice.uniform(0, 0.03))  # the pace of the load: nothing waits for it
 
     async def submit(self, wire: Wire, one: Asked) -> None:
-        """Ask for it, again where no answer came."""
+        """Send it, and again without an answer."""
         one.chunks.clear()
         try:
             reply = await answer(wire.post("completion:async", one.data))
@@ -153,7 +165,8 @@ class Load:
         if reply["status"] in FINAL:
             one.endings.append(reply)
 
-    async def _cancel(self, wire: Wire, one: Asked) -> None:
+    async def cancel(self, wire: Wire, one: Asked) -> None:
+        """Cancel it, and note the effect."""
         one.cancel_sent = True
         try:
             reply = await answer(wire.post("completion:cancel", {"request_id": one.request_id}))
@@ -163,13 +176,13 @@ class Load:
         one.cancelled = reply["state"]
 
     def _note_away(self, error: Refused, what: str) -> None:
-        """A client may be told that the store is away, and that it may try again; any other refusal is a problem."""
-        self.away += error.code == "store_unavailable"
-        if error.code != "store_unavailable" or not error.retryable:
+        """Any other refusal is a problem."""
+        self.away += error.code in AWAY
+        if error.code not in AWAY or not error.retryable:
             self.problems.append(f"{what} refused: {error}")
 
     def _hear(self, wire: Wire) -> None:
-        """What was pushed over a connection until its end."""
+        """The pushes over a connection until its end."""
         pushed = Counter[str]()
         for line in wire.lines:
             if "data" not in line or line["data"].get("request_id") not in self.asked:
@@ -193,10 +206,13 @@ class Load:
 
 
 async def finish(wire: Wire, *loads: Load) -> None:
-    """Ask once more what was never acknowledged, then wait until the queue is empty."""
+    """Repeat unacknowledged requests, cancel those far off, then wait until the queue is empty."""
     for load in loads:
         for one in load.unanswered:
             await load.submit(wire, one)
+        for one in load.asked.values():
+            if one.data.get("delay") == FAR and not one.refused:
+                await load.cancel(wire, one)
 
     async def empty() -> bool:
         figures = await wire.ask("completion:queue_status")
@@ -205,8 +221,27 @@ async def finish(wire: Wire, *loads: Load) -> None:
     await until(empty, patience=60)
 
 
+async def look_up(wire: Wire, asked: dict[str, Asked], tally: Tally) -> dict[str, Json]:
+    """The daemon's view of all requests, once nothing is left to do; it must not know refused ones."""
+    answers: dict[str, Json] = {}
+    for name, one in asked.items():
+        tally.acknowledged += one.acknowledged
+        whole = await wire.post("completion:get", {"request_id": name})
+        if "error" in whole:
+            assert whole["error"]["code"] == "not_found"
+            tally.lost += [name] * (not one.refused)
+            continue
+        assert not one.refused
+        reply = whole["data"]
+        tally.lost += [f"the end of {name}"] * (reply["status"] not in FINAL)
+        ends = sum(attempt["outcome"] == "completed" for attempt in reply.get("attempts", []))
+        tally.doubled += [f"the end of {name}"] * (ends > 1)
+        answers[name] = reply
+    return answers
+
+
 def check_ending(one: Asked, reply: Json) -> None:
-    """One final state, the same whoever was told, with the result where it completed."""
+    """One final state, the same for all clients, with the result if it completed."""
     told = {ending["status"] for ending in one.endings}
     assert reply["status"] in FINAL, reply
     assert told <= {reply["status"]}, (told, reply)
@@ -226,7 +261,7 @@ def check_ending(one: Asked, reply: Json) -> None:
     elif reply["status"] == "cancelled":
         assert one.cancel_sent or "interrupted_by" in reply, reply
     elif reply["status"] == "expired":
-        assert "ttl" in one.data
+        assert one.data["ttl"] < FAR
 
 
 def check_trail(one: Asked, reply: Json, begun: set[int], *, in_step: bool = True) -> None:
@@ -235,7 +270,7 @@ def check_trail(one: Asked, reply: Json, begun: set[int], *, in_step: bool = Tru
     `in_step`: all times are of one clock. A daemon that was stopped between looking at its clock and asking the store
     tells an earlier time than others.
     """
-    # One more of the same number, where a daemon brought an answer after others took it for dead.
+    # One more of the same number, if a daemon brought an answer after others took it for dead.
     attempts: list[Json] = [one for one in reply.get("attempts", []) if one["outcome"] != "fenced"]
     outcomes = [attempt["outcome"] for attempt in attempts]
     assert [attempt["attempt"] for attempt in attempts] == list(range(1, len(attempts) + 1))
@@ -256,15 +291,18 @@ def check_trail(one: Asked, reply: Json, begun: set[int], *, in_step: bool = Tru
         assert attempts == []
 
 
-def check_database(path: Path, answers: dict[str, Json], figures: Json, *, in_step: bool = True) -> None:
-    """Kept figures are what a recount gives, nobody holds a lock, and each history chains its completed requests.
+def check_database(path: Path, answers: dict[str, Json], figures: Json, tally: Tally, *, in_step: bool = True) -> None:
+    """Kept figures equal a recount, no lock is held, and each history chains its completed requests.
 
     `in_step`: as in `check_trail`; then times too show that no two turns overlap.
     """
     database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         assert database.pragma("integrity_check") == "ok"
-        assert database.execute("SELECT count(*) FROM request WHERE place IS NOT NULL").get == 0
+        tally.orphans += [
+            f"the place of {name}"
+            for (name,) in database.execute("SELECT request_id FROM request WHERE place IS NOT NULL")
+        ]
         kept = dict(database.execute("SELECT name, value FROM total"))
         states = Counter(reply["status"] for reply in answers.values())
         for state in ("scheduled", "queued", "running", "retrying", "parked", *FINAL):
@@ -304,18 +342,20 @@ def history(database: apsw.Connection, head: Any) -> list[tuple[Any, ...]]:
     return turns
 
 
-def check_response_log(folders: Iterable[Path], answers: dict[str, Json]) -> None:
+def check_response_log(folders: Iterable[Path], answers: dict[str, Json], tally: Tally) -> None:
     """Each completed turn stands once in its session's file, in one of the folders."""
     logged = Counter[tuple[str, str, str]]()
     for path in (path for folder in folders for path in folder.iterdir()):
         for line in path.read_text().splitlines():
             entry = json.loads(line)
             logged[path.name, entry["ksi"]["request_id"], entry["response"]["result"]] += 1
-    assert logged == Counter(
+    wanted = Counter(
         (log_file(reply["session_id"]), name, reply["result"])
         for name, reply in answers.items()
         if reply["status"] == "completed"
     )
+    tally.lost += [f"the line of {name}" for _, name, _ in wanted - logged]
+    tally.doubled += [f"the line of {name}" for _, name, _ in logged - wanted]
 
 
 def log_file(session: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ksi.clock import SystemClock
-from ksi.daemon import Daemon
+from ksi.daemon.daemon import Daemon
 from ksi.store.base import Store
 from ksi.testing import SimulatedClock, running_daemon
 from tests.endpoint import Answer, ScriptedEndpoint
@@ -31,7 +31,7 @@ def provider(api: str, endpoint: ScriptedEndpoint, **keys: Any) -> Json:
 
 
 class House:
-    """The daemon, a connection to it, and the clock where it is one that is moved by hand."""
+    """The daemon, a connection to it, and the clock if it is moved by hand."""
 
     def __init__(self, daemon: Daemon, wire: Wire, clock: SystemClock | None) -> None:
         self.daemon = daemon
@@ -93,7 +93,7 @@ async def serving(
     store: Store | None = None,
     **sections: Mapping[str, Any],
 ) -> AsyncIterator[House]:
-    """A house with these providers; `sections` as in ksi.toml. What runs at its end is stopped at once."""
+    """A house with these providers; `sections` as in ksi.toml. Running requests are stopped at once at its end."""
     settings: dict[str, Mapping[str, Any]] = {
         "service": {"shutdown_grace": 0.0},
         "retry": QUICK if clock is None else {},

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ksi.clock import SystemClock
+from ksi.clock import Clock, SystemClock
+from ksi.content.blocks import Message
 from ksi.errors import ProviderError
-from ksi.providers.anthropic import AnthropicProvider, MessagesSettings
-from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.http import Streaming
-from ksi.providers.openai import ChatSettings, OpenAIProvider
+from ksi.providers import anthropic, openai
+from ksi.providers.anthropic import AnthropicProvider
+from ksi.providers.base import Call, Chunk, Completion, Setting
+from ksi.providers.http.access import Timeouts
+from ksi.providers.openai import OpenAIProvider
 from tests.endpoint import Answer, ScriptedEndpoint, chat_answer, message_answer
 
 KEY = "sk-secret-0123456789"
@@ -26,12 +29,29 @@ both_apis = pytest.mark.parametrize("api", APIS)
 both_ways = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-def make(api: str, url: str, *, streaming: Streaming = Streaming.ASKED, **arguments: Any) -> HttpProvider:
-    """A provider named `team` for a base URL without `/v1`."""
-    arguments = {"clock": SystemClock(), "api_key": KEY, **arguments}
+def make(
+    api: str,
+    url: str,
+    *,
+    clock: Clock | None = None,
+    timeouts: Timeouts | None = None,
+    api_key: str | None = KEY,
+    environ: Mapping[str, str] | None = None,
+    **options: Any,
+) -> HttpProvider:
+    """A provider named `team` for a base URL without `/v1`, which reads `api_key` from TEAM_KEY unless it is None."""
+    environ = {**(environ or {}), **({} if api_key is None else {"TEAM_KEY": api_key})}
+    options = {"api_key_env": None if api_key is None else "TEAM_KEY", **options}
+    setting = setting_of(environ, clock)
     if api == "openai":
-        return OpenAIProvider("team", base_url=f"{url}/v1", settings=ChatSettings(streaming=streaming), **arguments)
-    return AnthropicProvider("team", base_url=url, settings=MessagesSettings(streaming=streaming), **arguments)
+        return OpenAIProvider(setting, openai.Options(**{"base_url": f"{url}/v1", **options}), timeouts)
+    return AnthropicProvider(setting, anthropic.Options(**{"base_url": url, **options}), timeouts)
+
+
+def setting_of(environ: Mapping[str, str], clock: Clock | None = None) -> Setting:
+    """The setting of a provider named `team`."""
+    nowhere = Path("/nowhere")
+    return Setting(name="team", clock=clock or SystemClock(), home=nowhere, log_dir=nowhere, environ=environ)
 
 
 @asynccontextmanager

@@ -8,13 +8,15 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from ksi.daemon import Daemon
-from ksi.events import SPECS
+from ksi.daemon.daemon import Daemon
+from ksi.errors import LONGEST_QUOTE
+from ksi.events.specs import SPECS
 from tests.integration.conftest import Connect
 from tests.integration.serving import daemon_and_wire
-from tests.integration.wire import Json, Wire, in_state
+from tests.integration.wire import Json, Refused, Wire, in_state
 
 MIB = 1024 * 1024
 
@@ -59,7 +61,7 @@ async def lives(wire: Wire) -> None:
 
 @pytest.mark.promise("S1")
 @pytest.mark.parametrize("line", NOT_JSON.values(), ids=NOT_JSON)
-async def test_what_is_no_json_is_refused_and_the_connection_lives_on(wire: Wire, line: bytes) -> None:
+async def test_invalid_json_is_refused_and_the_connection_stays_open(wire: Wire, line: bytes) -> None:
     wire.raw(line + b"\n")
     reply = await wire.line()
     assert reply["error"]["code"] == "invalid_json"
@@ -131,7 +133,7 @@ async def test_a_line_of_exactly_the_limit_is_taken(wire: Wire) -> None:
 
 
 @pytest.mark.promise("S1")
-async def test_half_a_line_and_then_silence_keeps_nobody_waiting(wire: Wire, connect: Connect) -> None:
+async def test_half_a_line_and_then_silence_keeps_no_other_waiting(wire: Wire, connect: Connect) -> None:
     wire.raw(b'{"event": "system:ready", "da')
     await wire.drain()
     other = await connect()
@@ -362,7 +364,7 @@ async def test_no_name_leads_a_file_out_of_the_response_log(tmp_path: Path) -> N
 
 
 @pytest.mark.promise("S1")
-async def test_an_unknown_model_is_refused_with_what_is_served(wire: Wire) -> None:
+async def test_an_unknown_model_is_refused_with_the_served_ones(wire: Wire) -> None:
     error = await wire.refused("completion:async", prompt="x", model="stab/x")
     assert error.code == "unknown_model"
     assert "stub/" in error.message
@@ -389,3 +391,34 @@ async def test_options_that_the_provider_does_not_take_fail_that_request_alone(w
     assert reply["error"]["code"] == "invalid_request"
     assert "no_such_option" in reply["error"]["message"]
     await lives(wire)
+
+
+LONG = "x" * 4_000
+EXACT = frozenset({"system:shutdown", "queue:drain", "queue:pause", "monitor:subscribe"})
+"""Events that would end or stop the test's daemon, or make it say more than its replies."""
+
+
+@pytest.mark.promise("S1")
+async def test_no_error_of_any_event_repeats_much_of_its_input(wire: Wire) -> None:
+    asked = 0
+    for name, spec in SPECS.items():
+        if spec.request is None or name in EXACT:
+            continue
+        fields = [field.encode_name for field in msgspec.structs.fields(spec.request)]
+        named: dict[str, Any] = {field: LONG for field in ("request_id", "session_id") if field in fields}
+        for field in fields:
+            values: list[Any] = [LONG, "x" * 900, "x'\"`" * 300, [LONG], {LONG: LONG}, {"a": LONG}]
+            for value in values:
+                empty: Json = {}
+                for beside in (empty, named):
+                    asked += 1
+                    data: Json = {"prompt": "hi", **beside, field: value}
+                    try:
+                        await wire.ask(name, **data)
+                    except Refused as error:
+                        told = json.dumps([error.message, error.details])
+                        assert told.count("x") < 3 * LONGEST_QUOTE, (name, field, told)
+    assert asked > 500
+    with pytest.raises(Refused) as refused:
+        await wire.ask("x" * 60_000)
+    assert len(refused.value.message) < 2 * LONGEST_QUOTE

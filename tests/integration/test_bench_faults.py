@@ -1,4 +1,4 @@
-"""What `ksi bench` says of a provider that dies under load, from a very small run."""
+"""The output of `ksi bench` about a provider that dies under load, from a very small run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ksi.benchmarking.faults import FaultPlan
-from ksi.benchmarking.report import lines
-from ksi.benchmarking.rows import Plan
-from ksi.benchmarking.session import measure
+from benchmarks.faults import FaultPlan
+from benchmarks.report import lines
+from benchmarks.rows import Plan
+from benchmarks.session import measure
 
 PLAN = FaultPlan(rate=40, warm_up=0.2, before=0.5, dead=1.5, after=0.3, timeout=0.3, open_for=0.5, slots=8, delay=0.005)
 

@@ -1,10 +1,10 @@
-"""What `ksi bench --versions` says, from a very small run."""
+"""The output of `ksi bench --versions`, from a very small run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ksi.benchmarking.versions import KINDS, VersionsPlan, measure_versions, version_lines
+from benchmarks.versions import KINDS, VersionsPlan, measure_versions, version_lines
 
 
 def test_both_versions_are_measured_and_compared(tmp_path: Path) -> None:

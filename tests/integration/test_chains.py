@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.corpus import CORPUS, read_corpus
 from ksi.testing import SimulatedClock
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.conftest import Connect
@@ -148,7 +149,7 @@ async def test_a_reminder_of_a_prompt_without_an_answer_waits_for_the_next_one(w
 
 
 @pytest.mark.promise("C1", "C5")
-async def test_two_agents_in_dialogue_go_on_until_the_chain_s_depth_and_are_told_why_it_ends(wire: Wire) -> None:
+async def test_two_agents_in_dialogue_continue_until_the_chain_s_depth_and_get_the_reason(wire: Wire) -> None:
     await wire.ask("monitor:subscribe", patterns=["injection:*"])
     await wire.ask(
         "completion:async", prompt="hello", request_id="d", session_id="alice", agent_id="a",
@@ -245,7 +246,9 @@ async def test_a_request_that_names_a_parent_joins_its_chain_and_a_blocked_one_s
 
 
 @pytest.mark.promise("C5", "R1")
-async def test_a_blocked_request_is_told_to_its_sender_once_and_to_subscribers(connect: Connect, wire: Wire) -> None:
+async def test_a_blocked_request_is_reported_to_its_sender_once_and_to_subscribers(
+    connect: Connect, wire: Wire
+) -> None:
     await wire.ask("completion:request", prompt="x", request_id="a", circuit_breaker_config={"max_depth": 0})
     data = {"prompt": "x", "request_id": "deep", "circuit_breaker_config": {"parent_request_id": "a"}}
     listener = await connect()
@@ -276,7 +279,9 @@ async def test_a_spent_budget_blocks_and_a_reset_lets_the_chain_go_on(wire: Wire
 
 
 @pytest.mark.promise("C6")
-async def test_what_runs_is_set_aside_and_the_provider_is_asked_for_no_more_than_is_left(tmp_path: Path) -> None:
+async def test_a_running_request_is_reserved_and_the_provider_is_asked_for_no_more_than_the_rest(
+    tmp_path: Path,
+) -> None:
     async with ScriptedEndpoint() as endpoint:
         team = {"kind": "openai", "base_url": endpoint.openai_url}
         async with daemon_and_wire(tmp_path, providers={"team": team, "stub": {"kind": "stub"}}) as (_, wire):
@@ -294,7 +299,7 @@ async def test_what_runs_is_set_aside_and_the_provider_is_asked_for_no_more_than
 
 
 @pytest.mark.promise("C5")
-async def test_a_chain_s_time_ends_for_what_still_waits(tmp_path: Path) -> None:
+async def test_a_chain_s_time_ends_for_waiting_requests(tmp_path: Path) -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(tmp_path, clock) as (_, wire):
         await wire.ask("conversation:acquire_lock", request_id="holder", conversation_id="s")
@@ -331,6 +336,53 @@ async def test_agents_that_repeat_each_other_are_stopped_by_the_pattern_checks_a
         await wire.ask("circuit_breaker:reset", request_id="d/1")
         reply = await wire.ask("completion:request", prompt="x", circuit_breaker_config={"parent_request_id": "d"})
         assert reply["status"] == "completed"
+
+
+@pytest.mark.promise("C7")
+async def test_agents_that_thank_each_other_in_ever_new_words_are_stopped_and_the_reason_says_why(
+    tmp_path: Path,
+) -> None:
+    (thanks,) = (one for one in read_corpus(CORPUS) if one.id == "written-reports-005")
+    async with daemon_and_wire(tmp_path, patterns={"vectors": True}) as (_, wire):
+        parent: str | None = None
+        for number, hop in enumerate(thanks.hops):
+            reply = await wire.ask(
+                "completion:request", prompt=thanks.hops[0].prompt if parent is None else "Go on.",
+                request_id=f"h{number}", session_id=hop.speaker, agent_id=hop.agent,
+                circuit_breaker_config={} if parent is None else {"parent_request_id": parent},
+                provider_options={"text": hop.result},
+            )  # fmt: skip
+            if reply["status"] == "blocked":
+                break
+            parent = f"h{number}"
+        figures = await chain(wire, "h0")
+        assert figures["state"] == "tripped"
+        assert figures["reason"]["code"] == "no_progress"
+        assert "without getting on" in figures["reason"]["message"]
+        shown = [one for one in figures["reason"]["evidence"] if "“" in one]
+        assert len(shown) == 4, "a sentence of each of the last four results"
+        assert {one.split(":")[0] for one in shown} == {"backend", "frontend", "security"}
+        assert (await wire.ask("system:health"))["problems"] == []
+
+
+@pytest.mark.promise("C7")
+async def test_at_half_the_threshold_agents_and_listeners_are_told_before_anything_is_stopped(wire: Wire) -> None:
+    await wire.ask("monitor:subscribe", patterns=["circuit_breaker:warning"])
+    same = "The sky is blue because of the way that light of short wave length is scattered by the air above us."
+    await wire.ask(
+        "completion:async", prompt="why?", request_id="d", session_id="alice",
+        injection_config=into("alice", inherit="same"), provider_options={"text": same},
+    )  # fmt: skip
+    warning = await wire.pushed("circuit_breaker:warning")
+    assert (warning["chain_id"], warning["request_id"], warning["session_id"]) == ("d", "d/1", "alice")
+    assert 0.35 <= warning["risk_score"] < 0.7
+    assert warning["code"] == "repetition"
+    await quiet(wire)
+    told = (await wire.ask("injection:status", injection_id="d/1/1"))["injection"]["text"]
+    assert f"Note by KSI: {warning['message']}." in told
+    assert "say what is missing" in told
+    first = (await wire.ask("injection:status", injection_id="d/1"))["injection"]["text"]
+    assert "Note by KSI" not in first
 
 
 @pytest.mark.promise("C7")
@@ -413,6 +465,7 @@ async def test_who_interrupts_a_waiting_carrier_tells_that_its_delivery_failed(t
         await wire.ask("monitor:subscribe", patterns=["injection:failed"])
         first = {"prompt": "x", "request_id": "a", "model": "other/x", "provider_options": {"fail": "invalid_request"}}
         await wire.ask("completion:async", **first, injection_config=into("boss"))
+        await in_state(wire, "a", "failed")
         await in_state(wire, "a/1", "retrying")
         await wire.ask("completion:async", prompt="urgent", session_id="boss", on_busy="interrupt")
         failed = await wire.pushed("injection:failed")

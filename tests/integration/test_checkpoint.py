@@ -1,4 +1,4 @@
-"""Checkpoints of a whole daemon: saved while it works, gone on with, and refused whole where something is wrong."""
+"""Checkpoints of a whole daemon: saved while it works, continued, and refused completely if something is wrong."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi.completion.checkpoint import TWICE
+from ksi.completion.upkeep.checkpoint import TWICE
 from ksi.errors import StoreFull
-from ksi.store.checkpoint_file import HEADER_SIZE, VERSION, CheckpointReader, CheckpointWriter
-from ksi.store.snapshot import Figures, Record
+from ksi.store.snapshot.file import HEADER_SIZE, VERSION, CheckpointReader, CheckpointWriter
+from ksi.store.snapshot.records import Figures, Record
 from ksi.testing import SimulatedClock
 from tests.daemon_process import DaemonProcess, make_home
 from tests.endpoint import Answer, ScriptedEndpoint
@@ -39,12 +39,12 @@ async def collected(house: House, path: Path) -> Json:
 
 
 def mode(path: Path | str) -> int:
-    """Who may do what with it."""
+    """The file's permissions."""
     return stat.S_IMODE(Path(path).stat().st_mode)
 
 
 def names(folder: Path) -> list[str]:
-    """What is in a folder, hidden files too."""
+    """The files in a folder, hidden ones too."""
     return sorted(entry.name for entry in folder.iterdir())
 
 
@@ -53,7 +53,7 @@ async def restored(house: House, path: Path) -> Json:
 
 
 @pytest.mark.promise("R5", "Q3", "F10")
-async def test_a_restored_daemon_goes_on_with_what_was_queued_and_runs_again_what_ran(tmp_path: Path) -> None:
+async def test_a_restored_daemon_continues_the_queued_requests_and_reruns_the_running_ones(tmp_path: Path) -> None:
     file = tmp_path / "saved.ksi"
     async with serving(STUB) as house:
         await house.asked("First", session_id="talk", request_id="done")
@@ -206,7 +206,7 @@ async def test_checkpoints_lie_below_the_home_unless_an_absolute_path_is_given_a
         pytest.param("{tmp}/" + "x" * 300, "File name too long", id="too long"),
     ],
 )
-async def test_a_path_that_cannot_be_is_told(tmp_path: Path, path: str, says: str) -> None:
+async def test_an_impossible_path_is_reported(tmp_path: Path, path: str, says: str) -> None:
     (tmp_path / "there.ksi").write_text("mine")
     async with serving(STUB) as house:
         error = await house.wire.refused("checkpoint:collect", path=path.replace("{tmp}", str(tmp_path)))
@@ -341,7 +341,7 @@ BAD: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 @pytest.mark.promise("R5")
-async def test_what_is_damaged_foreign_or_newer_is_refused_whole(tmp_path: Path) -> None:
+async def test_a_damaged_foreign_or_newer_checkpoint_is_refused_completely(tmp_path: Path) -> None:
     good = tmp_path / "good.ksi"
     async with serving(STUB) as house:
         for number in range(30):
@@ -403,7 +403,7 @@ async def all_is_logged(house: House) -> bool:
 
 
 @pytest.mark.promise("R3", "R5")
-async def test_no_answer_is_in_the_response_log_twice_when_a_home_is_begun_anew_from_a_checkpoint(
+async def test_no_answer_is_in_the_response_log_twice_when_a_home_starts_again_from_a_checkpoint(
     tmp_path: Path,
 ) -> None:
     home, file = tmp_path / "home", tmp_path / "saved.ksi"
@@ -421,6 +421,7 @@ async def test_no_answer_is_in_the_response_log_twice_when_a_home_is_begun_anew_
     shutil.rmtree(home / "var" / "db")
     async with serving(STUB, home=home) as house:
         await restored(house, file)
+        await house.wire.ask("provider:enable", provider="stub")
         await in_state(house.wire, "waits", "completed")
         assert (await house.wire.ask("system:health"))["status"] == "healthy"
     lines = [json.loads(line) for line in logged.read_text().splitlines()]
@@ -429,7 +430,7 @@ async def test_no_answer_is_in_the_response_log_twice_when_a_home_is_begun_anew_
     assert requests[-1] == "waits"
 
 
-def test_a_reader_gives_what_a_writer_took(tmp_path: Path) -> None:
+def test_a_reader_returns_the_records_of_a_writer(tmp_path: Path) -> None:
     write(tmp_path / "saved.ksi", FIGURES)
     reader = CheckpointReader(tmp_path / "saved.ksi")
     reader.check()

@@ -1,4 +1,4 @@
-"""What `ksi bench` says of Claude Code, from a very small run of the real program."""
+"""The output of `ksi bench` about Claude Code, from a very small run of the real program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ksi.benchmarking.claude import ClaudePlan, ClaudePool, ClaudeRun, ClaudeTurns, find_claude
-from ksi.benchmarking.figures import Times
-from ksi.benchmarking.report import lines
-from ksi.benchmarking.rows import Plan
-from ksi.benchmarking.session import measure
+from benchmarks.claude import ClaudePlan, ClaudePool, ClaudeRun, ClaudeTurns, find_claude
+from benchmarks.figures import Times
+from benchmarks.report import lines
+from benchmarks.rows import Plan
+from benchmarks.session import measure
 from ksi.cli import main
 from ksi.errors import ConfigError
 from tests.claude import real_claude
@@ -50,7 +50,7 @@ def test_the_flag_alone_measures_the_home_s_claude_code(tmp_path: Path, monkeypa
         pool = ClaudePool(conversations=2, limit=1, most=1, warm=1, memory=2, memory_of_one=2)
         return ClaudeRun(version="2.1.330", warm=[turns], cold=[turns], bare=[turns], pool=pool)
 
-    monkeypatch.setattr("ksi.benchmarking.session.measure_claude", measure_claude)
+    monkeypatch.setattr("benchmarks.session.measure_claude", measure_claude)
     done = CliRunner().invoke(main, ["--home", str(tmp_path), "bench", "--claude", "--runs", "2"])
     assert done.exit_code == 0, done.output
     assert asked == [(ClaudePlan(runs=2), ["/opt/claude", "--x"])]
@@ -58,6 +58,6 @@ def test_the_flag_alone_measures_the_home_s_claude_code(tmp_path: Path, monkeypa
     assert "completions" not in done.output
 
 
-def test_a_program_that_is_not_there_is_said_with_what_to_do() -> None:
+def test_a_missing_program_is_reported_with_advice() -> None:
     with pytest.raises(ConfigError, match="npm install"):
         find_claude(["no-such-claude"])

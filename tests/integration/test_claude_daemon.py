@@ -25,7 +25,7 @@ SLOW = "take your time"
 
 
 def echo(seen: Seen) -> Answer:
-    """An endpoint that answers with what it was last asked, and never ends where it was asked to take its time."""
+    """An endpoint that answers with its last prompt, and never ends if it was asked to take its time."""
     prompt = said(seen)[-1][1]
     return Answer(pieces=("You said: ", prompt, "."), stall_after=2 if prompt == SLOW else None)
 
@@ -47,7 +47,7 @@ class Place:
             yield wire
 
     def heard(self, prompt: str) -> list[tuple[str, str]]:
-        """What the endpoint was sent with this prompt at its end."""
+        """The messages that the endpoint got with this prompt at their end."""
         found = [said(seen) for seen in self.endpoint.requests]
         return next(one for one in reversed(found) if one[-1][1] == prompt)
 
@@ -86,7 +86,7 @@ async def test_a_conversation_is_led_in_claude_code_over_a_restart(place: Place)
 
 
 @pytest.mark.promise("R2", "T1")
-async def test_an_answer_is_streamed_and_its_usage_told(place: Place) -> None:
+async def test_an_answer_is_streamed_and_its_usage_reported(place: Place) -> None:
     async with place.served() as wire:
         reply = await ask(wire, "one", request_id="r", stream=True)
         pieces = [line["data"]["text"] for line in wire.lines if line["event"] == "completion:chunk"]
@@ -254,7 +254,7 @@ async def test_one_that_is_not_logged_in_parks_its_requests_until_it_is_and_the_
 
 
 @pytest.mark.promise("A4", "F13")
-async def test_a_turn_that_did_its_work_and_failed_is_not_run_again_and_says_what_was_done(place: Place) -> None:
+async def test_a_turn_that_did_its_work_and_failed_is_not_run_again_and_names_its_actions(place: Place) -> None:
     work = uses("Bash", command="echo done >> work", description="Work")
     async with place.served(tools=["Bash"], allowed_tools=["Bash"]) as wire:
         answers = iter([work, Answer(pieces=()), Answer(pieces=())])  # it asks twice for an answer by itself
@@ -267,7 +267,7 @@ async def test_a_turn_that_did_its_work_and_failed_is_not_run_again_and_says_wha
 
 
 @pytest.mark.promise("A4")
-async def test_what_was_denied_stands_in_the_reply(place: Place) -> None:
+async def test_denied_calls_are_in_the_reply(place: Place) -> None:
     async with place.served(tools=["Bash"]) as wire:
         answers = iter([uses("Bash", command="touch release-4711", description="Release")])
         place.endpoint._script = lambda seen: next(answers, None) or echo(seen)
@@ -327,3 +327,17 @@ async def test_a_killed_daemon_leaves_no_process_and_its_turn_runs_again_without
         (again,) = place.endpoint.requests[count:]
         assert said(again) == [("user", "one"), ("assistant", "You said: one."), ("user", SLOW)]
         assert session_of(again) == session_of(place.endpoint.requests[0])
+
+
+@pytest.mark.promise("S3")
+async def test_a_request_names_no_programs_if_the_configuration_closes_it(place: Place) -> None:
+    servers: Json = {"mcpServers": {"x": {"command": "sh", "args": ["-c", "id > pwned"]}}}
+    async with place.served(command=scripted("answers"), request_options=[]) as wire:
+        for config in (servers, servers["mcpServers"], json.dumps(servers), "/etc/mcp.json"):
+            for event in ("completion:async", "completion:request"):
+                refused = await wire.refused(event, model="haiku", prompt="hi", mcp_config=config)
+                assert (refused.code, refused.details["path"]) == ("invalid_data", "mcp_config")
+        reply = await ask(wire, "hi", provider_options={"mcp_config": servers})
+        assert (reply["status"], reply["error"]["code"]) == ("failed", "invalid_request")
+        assert "mcp_config is not open to requests; leave it away, or add" in reply["error"]["message"]
+        assert (await ask(wire, "hi"))["status"] == "completed"

@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from ksi.errors import FailureClass, ProviderError
 from tests.claude import House, Talk, number_messages, said
+from tests.effort import sample
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.test_claude_tools import SERVER, uses
 
@@ -20,7 +21,7 @@ GOOD = Answer(pieces=("All ", "well."))
 
 
 class Scene:
-    """A house, its endpoint, and what the endpoint answers."""
+    """A house, its endpoint, and the endpoint's answers."""
 
     def __init__(self, house: House, endpoint: ScriptedEndpoint) -> None:
         self.house = house
@@ -78,7 +79,7 @@ async def test_a_refusal_is_refused_and_leaves_no_trace(scene: Scene, pieces: tu
 
 
 @pytest.mark.promise("A4", "F13")
-async def test_a_limit_of_turns_is_named_and_the_work_is_told(scene: Scene) -> None:
+async def test_a_limit_of_turns_is_named_and_the_work_is_reported(scene: Scene) -> None:
     work = uses("Bash", command="echo hi > work", description="Work")
     talk = await scene.talk(work, tools=["Bash"], allowed_tools=["Bash"], extra_args=["--max-turns=1"])
     error = await failed(talk)
@@ -113,7 +114,7 @@ async def test_a_full_context_cuts_an_answer_and_is_not_asked_again(scene: Scene
     completion = await talk.say("Go on.")
     assert (completion.text, completion.stop_reason) == ("So far so good", "context_window")
     assert completion.text == "".join(talk.pieces)
-    assert len(scene.endpoint.requests) <= 2, "by itself it asks four times"
+    assert len(scene.endpoint.requests) < 4, "by itself it asks four times"
     scene.endpoint.answers[0] = GOOD
     again = await talk.say("And now?")
     assert (again.text, again.fork) == ("All well.", None)
@@ -218,16 +219,19 @@ async def test_an_mcp_tool_counts_unless_it_is_annotated_as_read_only(
 @pytest.mark.promise("F5")
 @pytest.mark.parametrize(
     ("window", "short", "seconds", "models"),
-    [
-        ("five_hour", "5h", 3_600, ""),
-        ("seven_day", "7d", 5 * 86_400, ""),
-        ("seven_day_opus", "7d_opus", 5 * 86_400, "*opus*"),
-        ("seven_day_sonnet", "7d_sonnet", 86_400, "*sonnet*"),
-        ("seven_day_overage_included", "7d_oi", 86_400, "*fable*"),
-        ("overage", "overage", 20 * 86_400, ""),
-    ],
+    sample(
+        [
+            ("five_hour", "5h", 3_600, ""),
+            ("seven_day", "7d", 5 * 86_400, ""),
+            ("seven_day_opus", "7d_opus", 5 * 86_400, "*opus*"),
+            ("seven_day_sonnet", "7d_sonnet", 86_400, "*sonnet*"),
+            ("seven_day_overage_included", "7d_oi", 86_400, "*fable*"),
+            ("overage", "overage", 20 * 86_400, ""),
+        ],
+        3,
+    ),
 )
-async def test_a_spent_window_is_told_with_its_models_and_its_return(
+async def test_a_spent_window_is_reported_with_its_models_and_its_return(
     scene: Scene, window: str, short: str, seconds: int, models: str
 ) -> None:
     back = str(int(scene.house.clock.now().unix) + seconds)
@@ -261,7 +265,7 @@ def only(*tokens: str) -> Any:
 
 
 @pytest.mark.promise("F11")
-async def test_a_login_that_lapsed_is_told_and_its_return_is_seen_without_a_call(scene: Scene) -> None:
+async def test_an_expired_login_is_reported_and_its_return_is_seen_without_a_call(scene: Scene) -> None:
     scene.stores_login("old")
     scene.endpoint._script = only("old")
     talk = await scene.talk()

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "claude_agents"
 
 
 def answer(seen: Seen) -> Answer:
-    """An endpoint that says how much it was told."""
+    """An endpoint that answers with the number of its messages."""
     return Answer(pieces=(f"I have read {len(said(seen))} messages, ", "and agree."))
 
 
@@ -58,7 +58,7 @@ async def test_three_agents_answer_remember_and_are_counted(tmp_path: Path, monk
     assert "engineer, asked again: I have read 7 messages" in second.stdout
 
 
-def test_without_a_daemon_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_daemon_it_gives_advice(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 1
     assert "ksi start" in done.stderr

@@ -1,4 +1,4 @@
-"""What a broken Claude Code does, and that none of it hangs a call, is taken for an answer, or stays behind."""
+"""The faults of a broken Claude Code: none of them hangs a call, is taken for an answer, or leaves a process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_tool_that_says_nothing_for_too_long_is_a_timeout_that_names_it(
 
 
 @pytest.mark.promise("F13")
-async def test_a_tool_is_told_before_a_turn_is_stopped_from_outside(house: House) -> None:
+async def test_a_tool_is_reported_before_a_turn_is_stopped_from_outside(house: House) -> None:
     led = await talk(house, "works")
     answer = led.provider.complete(led.call("hi"))
     async with asyncio.timeout(30):
@@ -88,7 +88,7 @@ async def test_a_tool_is_told_before_a_turn_is_stopped_from_outside(house: House
 async def test_one_that_hangs_after_its_result_has_answered_and_is_replaced(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ksi.providers.claude_cli._TAKEN", 0.7)
+    monkeypatch.setattr("ksi.providers.claude_cli.provider._TAKEN", 0.7)
     led = await talk(house, "after-result")
     assert (await led.say("one")).text == "Hello."
     (hung,) = pids(led)
@@ -101,7 +101,7 @@ async def test_one_that_hangs_after_its_result_has_answered_and_is_replaced(
 
 @pytest.mark.promise("F7")
 async def test_one_that_does_not_end_is_killed_at_the_stop(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ksi.providers.claude_process._GRACE", 0.3)
+    monkeypatch.setattr("ksi.providers.claude_cli.process._GRACE", 0.3)
     led = await talk(house, "after-result")
     await led.say("one")
     processes = pids(led)
@@ -150,8 +150,31 @@ async def test_an_end_without_a_result_is_a_fault(house: House, word: str, said:
     assert said in error.message
 
 
+@pytest.mark.promise("S3")
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("tells-stderr", "were given"), ("tells-stdout", "no stream-json"), ("tells-result", "are no good")],
+)
+async def test_no_message_repeats_confidential_values(house: House, word: str, said: str) -> None:
+    own = {"ANTHROPIC_API_KEY": "sk-ant-KEYSECRET-1", "HTTPS_PROXY": "http://me:PROXYSECRET@127.0.0.1:9"}
+    servers = {
+        "x": {"command": "serve", "args": ["--key=ARGSECRET"], "env": {"GH": "ENVSECRET"}},
+        "y": {
+            "type": "http",
+            "url": "https://mcp.example/s/URLSECRET?k=QUERYSECRET",
+            "headers": {"A": "Bearer HDRSECRET"},
+        },
+    }
+    variables = {**house.variables, **own}
+    options: dict[str, Any] = {"env": variables, "mcp_config": servers, "extra_args": ["--api-key=MORESECRET"]}
+    error = await failed(await talk(house, word, **options))
+    assert said in error.message
+    assert "***" in error.message
+    assert "SECRET" not in error.message
+
+
 @pytest.mark.promise("F1")
-async def test_one_that_is_not_there_is_said_with_what_to_do(house: House) -> None:
+async def test_a_missing_program_is_refused_with_advice(house: House) -> None:
     led = Talk(await house.provider(command=["no-such-claude"]))
     error = await failed(led)
     assert error.failure is FailureClass.PROVIDER_ERROR
@@ -169,7 +192,7 @@ async def test_one_that_cannot_be_run_says_why(house: House) -> None:
     assert "cannot be run" in error.message
 
 
-async def test_one_that_is_too_old_is_said_with_what_to_do(house: House) -> None:
+async def test_one_that_is_too_old_is_refused_with_advice(house: House) -> None:
     led = await talk(house, "old")
     error = await failed(led)
     assert "1.0.3 is too old" in error.message and "claude update" in error.message
@@ -210,7 +233,7 @@ async def test_another_session_than_the_resumed_one_is_a_fork_and_goes_on(house:
 
 
 @pytest.mark.promise("T1")
-async def test_costs_that_are_counted_over_turns_are_told_by_turn(house: House) -> None:
+async def test_costs_that_are_counted_over_turns_are_reported_by_turn(house: House) -> None:
     led = await talk(house, "answers")
     first = await led.say("one")
     assert first.usage is not None
@@ -221,7 +244,7 @@ async def test_costs_that_are_counted_over_turns_are_told_by_turn(house: House) 
 
 
 @pytest.mark.promise("F7")
-async def test_what_a_process_started_in_a_session_of_its_own_ends_with_it(house: House) -> None:
+async def test_a_child_in_a_session_of_its_own_ends_with_its_process(house: House) -> None:
     note = house.folder / "litter"
     house.variables["LITTER"] = str(note)
     led = await talk(house, "litter")
@@ -233,7 +256,7 @@ async def test_what_a_process_started_in_a_session_of_its_own_ends_with_it(house
 
 
 @pytest.mark.promise("F7")
-async def test_what_a_killed_daemon_left_is_killed_at_the_next_start(house: House) -> None:
+async def test_the_processes_of_a_killed_daemon_are_killed_at_the_next_start(house: House) -> None:
     note = house.folder / "litter"
     house.variables["LITTER"] = str(note)
     led = await talk(house, "litter")
@@ -283,7 +306,7 @@ async def test_a_cancelled_turn_s_refresh_is_brought_to_its_end(house: House) ->
 
 
 @pytest.mark.promise("F11")
-async def test_a_login_s_return_is_seen_by_the_program_s_status_where_no_file_tells(house: House) -> None:
+async def test_a_login_s_return_is_seen_by_the_program_s_status_if_no_file_shows_it(house: House) -> None:
     for name in ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
         house.variables.pop(name, None)
     login = house.folder / "login"
@@ -325,7 +348,7 @@ async def test_no_more_memory_is_kept_than_configured(house: House) -> None:
     assert narrow.report()["processes"] == []
 
 
-async def test_none_is_kept_where_the_configuration_says_so(house: House) -> None:
+async def test_none_is_kept_if_the_configuration_says_so(house: House) -> None:
     led = await talk(house, "answers", warm=0)
     first = await led.say("one")
     second = await led.say("two")
@@ -333,7 +356,7 @@ async def test_none_is_kept_where_the_configuration_says_so(house: House) -> Non
     assert led.provider.report()["warm"] == 0
 
 
-async def test_a_process_is_let_go_when_its_conversation_rests(tmp_path: Path) -> None:
+async def test_a_process_is_ended_when_its_conversation_rests(tmp_path: Path) -> None:
     clock = SimulatedClock()
     house = House(tmp_path, clock=clock)
     led = await talk(house, "answers", warm_age=300.0)

@@ -90,7 +90,7 @@ async def everything(child: ChildProcess) -> bytes:
     return bytes(data)
 
 
-def test_what_goes_in_comes_out_whatever_its_size(place: Place, run: Callable[[Scenario], None]) -> None:
+def test_input_comes_out_unchanged_whatever_its_size(place: Place, run: Callable[[Scenario], None]) -> None:
     async def scenario() -> None:
         child = await place.start("import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)")
         data = os.urandom(20_000_000)
@@ -239,7 +239,7 @@ def test_a_cancelled_start_leaves_nothing(place: Place, run: Callable[[Scenario]
     run(scenario)
 
 
-# -- what a killed daemon leaves --------------------------------------------------------------------------------------
+# -- remains of a killed daemon ---------------------------------------------------------------------------------------
 
 DAEMON = """
 import asyncio, os, sys
@@ -308,7 +308,7 @@ time.sleep(600)
 
 @pytest.mark.promise("F7", "O12")
 @pytest.mark.parametrize("hidden", [False, True], ids=["environments are shown", "environments are hidden"])
-def test_where_no_death_of_a_parent_is_told_the_next_daemon_reaps_all(
+def test_without_notice_of_a_parent_s_death_the_next_daemon_reaps_all(
     place: Place, run: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch, hidden: bool
 ) -> None:
     script = place.folder / "launcher.py"
@@ -332,7 +332,7 @@ def test_where_no_death_of_a_parent_is_told_the_next_daemon_reaps_all(
 
 
 @pytest.mark.promise("F7")
-def test_a_process_that_took_the_number_of_ours_is_left_alone(place: Place, run: Callable[[Scenario], None]) -> None:
+def test_a_process_that_took_the_number_of_ours_is_not_touched(place: Place, run: Callable[[Scenario], None]) -> None:
     async def scenario() -> None:
         assert await place.registry.reap(SystemClock()) == []
 

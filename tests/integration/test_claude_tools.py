@@ -1,4 +1,4 @@
-"""Claude Code with tools, files, commands and servers, where the configuration or a request asks for them."""
+"""Claude Code with tools, files, commands and servers, if the configuration or a request asks for them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def uses(tool: str, words: str = "I will see.", **arguments: Any) -> Answer:
 
 
 def results(seen: Seen) -> list[Any]:
-    """The results of tools in what an endpoint was last asked."""
+    """The results of tools in an endpoint's last request."""
     content = seen.json["messages"][-1]["content"]
     return [b["content"] for b in content if b["type"] == "tool_result"] if isinstance(content, list) else []
 
@@ -94,7 +94,7 @@ def tools(seen: Seen) -> list[str]:
 
 
 class Scene:
-    """A house, its endpoint, and what the endpoint answers."""
+    """A house, its endpoint, and the endpoint's answers."""
 
     def __init__(self, house: House, endpoint: ScriptedEndpoint) -> None:
         self.house = house
@@ -152,7 +152,7 @@ async def test_a_tool_that_runs_ends_with_its_cancelled_turn(scene: Scene, tmp_p
     await until(lambda: not living([sleeper]), patience=5)
 
 
-async def test_a_tool_that_nobody_allowed_is_not_run(scene: Scene, tmp_path: Path) -> None:
+async def test_a_tool_that_is_not_allowed_is_not_run(scene: Scene, tmp_path: Path) -> None:
     talk = await scene.talk(tools=["Bash"])
     note = tmp_path / "note"
     scene.answer(uses("Bash", command=f"touch {note}", description="Touch"), Answer())
@@ -203,7 +203,7 @@ async def test_claude_code_s_own_system_prompt_takes_a_request_s_behind_it(scene
 
 
 @pytest.mark.promise("S3")
-async def test_mentions_and_commands_work_only_where_they_are_allowed(scene: Scene, tmp_path: Path) -> None:
+async def test_mentions_and_commands_work_only_if_they_are_allowed(scene: Scene, tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("the secret word is xylophone")
     plain = await scene.talk()
@@ -255,7 +255,7 @@ async def test_a_process_gets_no_keys_but_its_own(scene: Scene) -> None:
     assert scene.endpoint.requests[-1].headers["x-team"] == "one"
 
 
-async def test_what_is_private_stands_in_files_that_go_with_the_process(scene: Scene) -> None:
+async def test_private_arguments_are_in_files_that_go_with_the_process(scene: Scene) -> None:
     talk = await scene.talk()
     await talk.say("hi", system="my private words")
     (row,) = talk.provider.report()["processes"]

@@ -46,7 +46,7 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Starts commands that go on by themselves; what is left of them at the end is killed."""
+    """Starts commands that continue by themselves; the remaining ones are killed at the end."""
     with ExitStack() as stack:
 
         def start(home: Path, *args: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
@@ -108,7 +108,7 @@ def test_daemons_that_are_started_at_once_are_one(own_home: Path, spawn: Spawn) 
     assert sum("runs already" in line for line in said) == 3
 
 
-def test_a_daemon_that_cannot_start_shows_what_it_said(own_home: Path) -> None:
+def test_a_daemon_that_cannot_start_shows_its_output(own_home: Path) -> None:
     make_home(own_home, '[store]\nurl = "oracle://db"\n[providers.stub]\nkind = "stub"\n')
     failed = ksi(own_home, "start")
     assert failed.returncode == Exit.USAGE
@@ -117,7 +117,7 @@ def test_a_daemon_that_cannot_start_shows_what_it_said(own_home: Path) -> None:
     assert "oracle://db" in failed.stderr
 
 
-def test_a_home_that_cannot_be_written_is_told(own_home: Path) -> None:
+def test_a_home_that_cannot_be_written_is_reported(own_home: Path) -> None:
     (own_home / "var").write_text("a file in the way")
     failed = ksi(own_home, "start")
     assert failed.returncode == Exit.USAGE
@@ -176,7 +176,7 @@ def test_with_a_broken_configuration_a_running_daemon_is_reached_and_stopped(own
 
 
 @pytest.mark.promise("U4", "S3")
-def test_config_of_the_daemon_is_what_it_read_and_says_what_has_changed(own_home: Path) -> None:
+def test_config_of_the_daemon_shows_its_values_and_those_that_have_changed(own_home: Path) -> None:
     make_home(own_home, CONFIG + '[providers.team]\nkind = "openai"\nheaders = {X = "SECRET"}\n')
     ksi(own_home, "start")
     make_home(own_home, CONFIG + "[queue]\nlease = 20.0\n")
@@ -211,7 +211,7 @@ def test_a_daemon_that_hangs_is_not_waited_for_without_end(own_home: Path) -> No
 
 
 @pytest.mark.promise("R7")
-def test_a_daemon_starts_over_what_a_killed_one_left(own_home: Path) -> None:
+def test_a_daemon_starts_over_the_files_of_a_killed_one(own_home: Path) -> None:
     ksi(own_home, "start")
     os.kill(rows(ksi(own_home, "health", "--json"))[0]["pid"], signal.SIGKILL)
     assert "is ready" in ksi(own_home, "start").stdout
@@ -272,7 +272,7 @@ def test_ask_says_why_there_is_no_answer(home: Path, model: str, code: Exit, wor
 
 
 @pytest.mark.promise("F8")
-def test_ctrl_c_cancels_what_was_asked(home: Path, spawn: Spawn) -> None:
+def test_ctrl_c_cancels_the_request(home: Path, spawn: Spawn) -> None:
     asking = spawn(home, "ask", "--model", "slow/x", "--session", "interrupted", "Hello")
     while not (
         held := [lock for lock in rows(ksi(home, "locks", "--json")) if lock["conversation_id"] == "interrupted"]
@@ -303,7 +303,7 @@ def test_ask_gets_its_answer_over_a_restart_of_the_daemon(own_home: Path, spawn:
 
 
 @pytest.mark.promise("R4")
-def test_status_and_queue_show_what_runs(home: Path) -> None:
+def test_status_and_queue_show_running_requests(home: Path) -> None:
     (reply,) = rows(
         ksi(home, "send", "completion:async", '{"prompt": "Hello", "model": "slow/x", "session_id": "busy"}')
     )
@@ -340,7 +340,7 @@ def test_ids_may_be_shortened_wherever_they_are_asked_for(home: Path) -> None:
     delivery = rows(ksi(home, "injections", "--json"))[0]["injection_id"]
     assert delivery in ksi(home, "injections", delivery[:20] + delivery[-2:], "--json").stdout
     assert "had ended completed" in ksi(home, "cancel", short).stdout
-    assert "only what ended without an answer" in ksi(home, "requeue", short).stderr
+    assert "only a request that ended without an answer" in ksi(home, "requeue", short).stderr
     ksi(home, "ask", "Hello")
     several = ksi(home, "show", "req_")
     assert several.returncode == Exit.USAGE
@@ -348,7 +348,7 @@ def test_ids_may_be_shortened_wherever_they_are_asked_for(home: Path) -> None:
 
 
 @pytest.mark.promise("U1")
-def test_a_name_that_somebody_chose_must_be_whole_to_be_cancelled(home: Path) -> None:
+def test_a_chosen_name_must_be_whole_to_be_cancelled(home: Path) -> None:
     ksi(home, "send", "completion:async", '{"request_id": "job-10", "prompt": "x", "model": "slow/x"}')
     refused = ksi(home, "cancel", "job-1")
     assert refused.returncode == Exit.NOT_FOUND
@@ -418,7 +418,7 @@ def test_show_has_the_trail_and_the_usage(home: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("show", "nobody"), ("cancel", "nobody"), ("sessions", "nobody")])
-def test_what_is_not_there_has_its_exit_code(home: Path, args: tuple[str, ...]) -> None:
+def test_an_unknown_name_has_its_exit_code(home: Path, args: tuple[str, ...]) -> None:
     assert ksi(home, *args).returncode == Exit.NOT_FOUND
     assert ksi(home, *args, "--json").returncode == Exit.NOT_FOUND
 
@@ -515,7 +515,7 @@ def test_a_person_at_a_terminal_gets_a_table(home: Path, spawn: Spawn) -> None:
 
 
 def on_terminal(home: Path, *args: str, columns: int = 80) -> str:
-    """What a command prints at a terminal of so many columns."""
+    """The output of a command at a terminal of this many columns."""
     master, slave = pty.openpty()
     environ = {**clean_environ(), "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
     process = subprocess.Popen(command(home, *args), stdin=slave, stdout=slave, stderr=slave, env=environ)

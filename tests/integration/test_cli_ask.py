@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Starts commands that go on by themselves; what is left of them at the end is killed."""
+    """Starts commands that continue by themselves; the remaining ones are killed at the end."""
     with ExitStack() as stack:
 
         def start(home: Path, *args: str, stdin: int = subprocess.DEVNULL, **environ: str) -> subprocess.Popen[bytes]:
@@ -60,7 +60,7 @@ def spawn() -> Iterator[Spawn]:
 
 
 def said(process: subprocess.Popen[bytes], words: str) -> str:
-    """What stderr says, until it has said these words."""
+    """The text on stderr, up to these words."""
     assert process.stderr is not None
     text = ""
     while words not in text:
@@ -76,7 +76,7 @@ def request(home: Path, request_id: str) -> Any:
     return reply
 
 
-# Whoever reads has gone
+# The reader has gone
 
 
 @pytest.mark.promise("U2", "F8")
@@ -92,7 +92,7 @@ def test_a_pipe_that_is_closed_before_any_text_cancels(home: Path, spawn: Spawn)
 
 
 @pytest.mark.promise("U2", "F8")
-def test_head_cancels_what_it_does_not_read(home: Path) -> None:
+def test_head_cancels_the_unread_rest(home: Path) -> None:
     words = " ".join(command(home, "ask", "--model", "drops/x", "--id", "head", "Hello"))
     shell = f"{words} | head -c 3"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, timeout=60, env=clean_environ())
@@ -120,7 +120,7 @@ def test_an_answer_that_cannot_be_written_is_kept_and_said_to_be(home: Path) -> 
 
 
 @pytest.mark.promise("U2")
-def test_nothing_is_asked_where_stdout_is_closed(home: Path) -> None:
+def test_nothing_is_asked_if_stdout_is_closed(home: Path) -> None:
     shell = f"{' '.join(command(home, 'ask', '--id', 'unheard', 'Hello'))} >&-"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, timeout=60, env=clean_environ())
     assert done.returncode == Exit.USAGE
@@ -130,7 +130,7 @@ def test_nothing_is_asked_where_stdout_is_closed(home: Path) -> None:
     assert subprocess.run(["sh", "-c", status], timeout=60, env=clean_environ()).returncode == 0
 
 
-# What is asked
+# The prompt
 
 
 @pytest.mark.promise("U2")
@@ -222,15 +222,16 @@ def test_an_answer_survives_a_terminal_without_its_characters(home: Path, charse
     assert json.loads(as_json.stdout)["result"] == "echo: emoji \U0001f600 ok"
 
 
-# What it waits for, and how it ends
+# The reason of its wait, and its end
 
 
 @pytest.mark.promise("U2")
-def test_stderr_says_what_a_request_waits_for(own_home: Path, spawn: Spawn) -> None:
+def test_stderr_names_the_reason_of_a_wait(own_home: Path, spawn: Spawn) -> None:
     with DaemonProcess(own_home):
         ksi(own_home, "providers", "disable", "stub")
         asking = spawn(own_home, "ask", "--id", "patient", "Hello")
-        said(asking, "patient waits: provider stub is disabled, see `ksi providers enable stub`")
+        told = said(asking, "; see `ksi providers enable stub`")
+        assert "patient waits: provider stub is disabled since " in told
         ksi(own_home, "providers", "enable", "stub")
         assert asking.stdout is not None
         assert asking.stdout.read() == b"echo: Hello\n"
@@ -238,7 +239,7 @@ def test_stderr_says_what_a_request_waits_for(own_home: Path, spawn: Spawn) -> N
         while not rows(ksi(own_home, "locks", "--json")):
             assert holder.poll() is None
         asking = spawn(own_home, "ask", "--session", "taken", "--id", "waiter", "Hello")
-        said(asking, "waiter waits for its conversation; holder has it now")
+        said(asking, "waiter waits for its conversation; holder holds it now")
         ksi(own_home, "cancel", "holder")
         assert asking.wait(60) == 0
 
@@ -268,7 +269,7 @@ def test_a_lost_daemon_is_named_at_once_with_the_request_and_wait_goes_on(own_ho
 
 
 @pytest.mark.promise("U2")
-def test_wait_prints_an_answer_of_before_and_leaves_what_it_gives_up(home: Path) -> None:
+def test_wait_prints_an_earlier_answer_and_leaves_a_request_that_it_gives_up(home: Path) -> None:
     ksi(home, "ask", "--id", "of-before", "Hello")
     assert ksi(home, "wait", "of-before").stdout == "echo: Hello\n"
     assert ksi(home, "wait", "of-bef").stdout == "echo: Hello\n"
@@ -277,7 +278,7 @@ def test_wait_prints_an_answer_of_before_and_leaves_what_it_gives_up(home: Path)
     ksi(home, "send", "completion:async", '{"request_id": "endless", "prompt": "x", "model": "slow/x"}')
     given_up = ksi(home, "wait", "endless", "--timeout", "0.1")
     assert given_up.returncode == Exit.LATER
-    assert "it goes on" in given_up.stderr
+    assert "it continues" in given_up.stderr
     assert request(home, "endless")["status"] == "running"
     ksi(home, "cancel", "endless")
     assert ksi(home, "wait", "endless").returncode == Exit.CANCELLED
@@ -295,28 +296,33 @@ async def test_an_answer_that_was_cut_at_a_limit_says_so_and_is_no_success(own_h
         whole = await asyncio.to_thread(ksi, own_home, "ask", "Hello")
         await asyncio.to_thread(ksi, own_home, "stop")
     assert (cut.returncode, cut.stdout) == (Exit.CUT, "Hello there.\n")
-    assert "the answer of torso is not whole: it was cut at its limit of tokens" in cut.stderr
+    assert "the answer of torso is incomplete: it was cut at its limit of tokens" in cut.stderr
     assert as_json.returncode == Exit.CUT
     assert json.loads(as_json.stdout)["result"] == "Hello there."
     assert (whole.returncode, "cut" in whole.stderr) == (0, False)
 
 
 @pytest.mark.promise("U2")
-async def test_a_schema_goes_to_who_takes_one_and_is_refused_by_name_elsewhere(own_home: Path, tmp_path: Path) -> None:
+async def test_a_schema_and_an_image_go_with_the_request(own_home: Path, tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     asked = ("ask", "--schema", str(tmp_path / "schema.json"))
     async with ScriptedEndpoint(Answer(pieces=('{"a"', ": 1}")), Answer()) as endpoint:
-        stub = '[providers.stub]\nkind = "stub"\n'
-        make_home(own_home, ENDPOINT.format(url=endpoint.openai_url) + stub)
+        make_home(own_home, ENDPOINT.format(url=endpoint.openai_url))
         answered = await asyncio.to_thread(ksi, own_home, *asked, "Hello")
         prose = await asyncio.to_thread(ksi, own_home, *asked, "Hello")
-        refused = await asyncio.to_thread(ksi, own_home, *asked, "--model", "stub/x", "Hello")
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        seen = await asyncio.to_thread(
+            ksi, own_home, "ask", "--id", "seen", "--attach", str(tmp_path / "a.png"), "See?"
+        )
+        shown = await asyncio.to_thread(ksi, own_home, "show", "seen")
         await asyncio.to_thread(ksi, own_home, "stop")
     assert (answered.returncode, answered.stdout) == (0, '{"a": 1}\n')
     assert endpoint.requests[0].json["response_format"]["json_schema"]["schema"] == schema
     assert prose.returncode == Exit.FAILED
-    assert "passed over the schema" in prose.stderr
-    assert refused.returncode == Exit.USAGE
-    assert "--schema: provider stub of kind stub takes no schema" in refused.stderr
-    assert os.linesep not in refused.stdout
+    assert "ignored the schema" in prose.stderr
+    assert seen.returncode == Exit.DONE
+    picture, words = endpoint.requests[2].json["messages"][0]["content"]
+    assert picture["image_url"]["url"] == "data:image/png;base64,iVBORw0KGgo="
+    assert words == {"type": "text", "text": "See?"}
+    assert "[image] image/png 12 characters" in shown.stdout

@@ -86,7 +86,7 @@ def test_answers_come_in_the_order_of_the_lines_with_failures_aside(home: Path) 
 
 
 @pytest.mark.promise("U3")
-def test_run_again_it_asks_what_failed_and_what_is_new_and_nothing_else(home: Path) -> None:
+def test_run_again_it_asks_failed_and_new_lines_and_nothing_else(home: Path) -> None:
     source = write(home / "in.jsonl", "one", "two", {"prompt": "three", "model": "broken/x"})
     out = home / "out.jsonl"
     assert ksi(home, "batch", str(source), str(out)).returncode == Exit.FAILED
@@ -141,12 +141,12 @@ def test_a_batch_outlives_its_daemon(home: Path) -> None:
     with daemon:
         _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert b"the daemon is gone; what was sent is kept" in said
+    assert b"the daemon is gone; sent requests are kept" in said
     assert [entry["result"] for entry in read(out)] == [f"echo: q {n}" for n in range(60)]
 
 
 @pytest.mark.promise("U3")
-def test_ctrl_c_leaves_what_is_answered_and_says_what_is_left(home: Path) -> None:
+def test_ctrl_c_leaves_answered_lines_and_reports_the_rest(home: Path) -> None:
     source = write(home / "in.jsonl", "one", {"prompt": "endless", "model": "hung/x"}, "three")
     out = home / "out.jsonl"
     with DaemonProcess(home):
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_what_is_answered_and_says_what_is_left(home: Path) -> Non
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode == Exit.INTERRUPTED
-        assert b"1 have no answer yet; the same command goes on" in said
+        assert b"1 have no answer yet; the same command continues" in said
         assert [entry["line"] for entry in read(out)] == [1, 3]
         (running,) = rows(ksi(home, "queue", "--list", "active", "--json"))
         assert ksi(home, "cancel", running["request_id"][:12]).returncode == 0

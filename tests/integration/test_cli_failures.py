@@ -55,11 +55,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.promise("F3", "F5", "F6")
-def test_providers_shows_who_is_well_left_alone_and_parked(home: Path) -> None:
+def test_providers_shows_healthy_open_and_parked_ones(home: Path) -> None:
     shown = ksi(home, "providers").stdout
     states = {line.split()[0]: line for line in shown.splitlines()[1:]}
-    assert re.search(r"stub +well +0/8 +\d+ +100\.0%", states["stub"])
-    assert re.search(r"left alone until \d\d:\d\d:\d\d +0/4 +2 +0\.0%", states["sick"])
+    assert re.search(r"stub +healthy +0/8 +\d+ +100\.0%", states["stub"])
+    assert re.search(r"circuit open until \d\d:\d\d:\d\d +0/4 +2 +0\.0%", states["sick"])
     assert "parked until" in states["spent"]
     assert states["sick"].endswith("provider_error")
     (reply,) = rows(ksi(home, "providers", "--json"))
@@ -71,10 +71,10 @@ def test_providers_switches_one_and_tells_how_it_is_then(home: Path) -> None:
     assert re.fullmatch(r"drip +disabled\n", ksi(home, "providers", "disable", "drip").stdout)
     assert re.search(r"^drip +stub +disabled", ksi(home, "providers").stdout, re.MULTILINE)
     assert rows(ksi(home, "providers", "enable", "drip", "--json"))[0]["enabled"] is True
-    assert re.fullmatch(r"drip +well\n", ksi(home, "providers", "reset", "drip").stdout)
+    assert re.fullmatch(r"drip +healthy\n", ksi(home, "providers", "reset", "drip").stdout)
 
 
-def test_providers_refuses_what_it_does_not_know(home: Path) -> None:
+def test_providers_refuses_an_unknown_one(home: Path) -> None:
     unknown = ksi(home, "providers", "disable", "stubb")
     assert unknown.returncode == Exit.NOT_FOUND
     assert "did you mean 'stub'" in unknown.stderr
@@ -85,7 +85,7 @@ def test_providers_refuses_what_it_does_not_know(home: Path) -> None:
 
 
 @pytest.mark.promise("F2", "F5")
-def test_retries_shows_what_waits_and_why_since_when_and_until_when(home: Path) -> None:
+def test_retries_shows_waiting_requests_why_since_when_and_until_when(home: Path) -> None:
     head, *lines = ksi(home, "retries").stdout.splitlines()
     assert head.split() == [
         "request",
@@ -109,7 +109,7 @@ def test_retries_shows_what_waits_and_why_since_when_and_until_when(home: Path) 
 
 
 @pytest.mark.promise("F2")
-def test_requeue_asks_again_for_what_failed_and_names_what_it_cannot(home: Path) -> None:
+def test_requeue_asks_again_for_failed_requests_and_names_impossible_ones(home: Path) -> None:
     done = ksi(home, "requeue", "broken-1", "done-1", "sick-1")
     assert done.returncode == Exit.USAGE
     assert re.search(r"^broken-1 +req_\w+$", done.stdout, re.MULTILINE)
@@ -123,7 +123,7 @@ def test_requeue_asks_again_for_what_failed_and_names_what_it_cannot(home: Path)
 
 
 @pytest.mark.promise("R5")
-def test_a_checkpoint_is_saved_beside_the_caller_and_restored_into_another_home(home: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_saved_next_to_the_caller_and_restored_into_another_home(home: Path, tmp_path: Path) -> None:
     shown = ksi(home, "checkpoint", "save", str(tmp_path / "all.ksi"))
     assert shown.returncode == 0, shown.stderr
     assert re.search(rf"checkpoint +{tmp_path}/all\.ksi\n", shown.stdout)
@@ -148,9 +148,7 @@ def test_a_checkpoint_is_saved_beside_the_caller_and_restored_into_another_home(
         assert "empty" in filled.stderr
 
 
-def test_a_relative_name_is_seen_from_where_the_caller_is(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_name_is_relative_to_the_caller(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (reply,) = rows(ksi(home, "checkpoint", "save", "here.ksi", "--json"))
     assert reply["path"] == str(tmp_path / "here.ksi")

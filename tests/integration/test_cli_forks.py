@@ -1,4 +1,4 @@
-"""The tree of forks where `ksi` shows it."""
+"""The tree of forks in the output of `ksi`."""
 
 from __future__ import annotations
 

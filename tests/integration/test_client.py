@@ -47,7 +47,7 @@ def blocking(daemon: DaemonProcess) -> Iterator[ksi.BlockingClient]:
 
 
 async def running(client: ksi.Client, request_id: str) -> None:
-    """Wait until a request runs, whoever submits it."""
+    """Wait until a request runs, from any client."""
     while True:
         with contextlib.suppress(ksi.RemoteError):  # not there yet
             if (await client.get(request_id)).status == "running":
@@ -132,10 +132,11 @@ async def test_an_unknown_request_cannot_be_attached_to(client: ksi.Client) -> N
 async def test_a_subscriber_hears_of_another_client_s_request(client: ksi.Client, daemon: DaemonProcess) -> None:
     async with client.subscribe("completion:result") as events, ksi.Client(daemon.socket_path) as other:
         reply = await other.complete("Hello")
-        async for event in events:
-            if event.data["request_id"] == reply.request_id:
-                assert event.data["result"] == "echo: Hello"
-                return
+        async with asyncio.timeout(30):
+            async for event in events:
+                if event.data["request_id"] == reply.request_id:
+                    break
+        assert (event.data["request_id"], event.data["result"]) == (reply.request_id, "echo: Hello")
 
 
 # Locks
@@ -322,7 +323,7 @@ def test_a_blocking_client_is_opened_and_closed_as_often_as_one_likes(daemon: Da
     assert not [thread for thread in threading.enumerate() if thread.name == "ksi-client"]
 
 
-# What it costs, and the examples
+# Costs, and the examples
 
 
 def test_importing_the_client_loads_nothing_heavy() -> None:

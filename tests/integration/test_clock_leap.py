@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ksi.clock import KeptTime, SystemClock, microseconds
-from ksi.completion.clock_keeper import machine_boot
+from ksi.completion.upkeep.clock_keeper import machine_boot
 from ksi.testing import SimulatedClock
 from tests.daemon_process import DaemonProcess, make_home
 from tests.integration.serving import LONG, daemon_and_wire
@@ -67,14 +67,14 @@ async def test_a_leap_during_a_run_does_not_change_its_duration() -> None:
 
 
 @pytest.mark.promise("O4")
-async def test_health_says_what_is_gone_by_while_a_leap_stands_and_that_there_was_one() -> None:
+async def test_health_shows_the_used_time_while_a_leap_lasts_and_the_leap_afterwards() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock) as (_, wire):
         assert (await wire.ask("system:health"))["clock"] == {"apart_seconds": 0.0, "leap": None}
         clock.step_wall(30 * DAY)
         health = await wire.ask("system:health")
         assert health["status"] == "degraded"
-        assert any("KSI goes by 2023-11-14T22:13:20Z" in problem for problem in health["problems"])
+        assert any("KSI uses 2023-11-14T22:13:20Z" in problem for problem in health["problems"])
         assert health["clock"]["apart_seconds"] == 30 * DAY
         clock.step_wall(-30 * DAY)
         health = await wire.ask("system:health")
@@ -83,7 +83,7 @@ async def test_health_says_what_is_gone_by_while_a_leap_stands_and_that_there_wa
 
 
 @pytest.mark.promise("O4")
-async def test_a_leap_that_is_followed_starts_what_is_due_by_then_and_removes_nothing() -> None:
+async def test_a_leap_that_is_followed_starts_the_requests_due_by_then_and_removes_nothing() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock, retention={"clean_every": 1.0, "finished": 7_200.0}) as (_, wire):
         await wire.ask("completion:request", prompt="x", request_id="done")
@@ -97,7 +97,7 @@ async def test_a_leap_that_is_followed_starts_what_is_due_by_then_and_removes_no
 
 
 @pytest.mark.promise("O4", "Q7")
-async def test_after_the_machines_sleep_what_is_due_runs_and_what_is_late_expires() -> None:
+async def test_after_the_machines_sleep_due_requests_run_and_late_ones_expire() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock, providers=NARROW) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="due", delay=HOUR)

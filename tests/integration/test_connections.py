@@ -1,4 +1,5 @@
-"""Clients that are many, slow, half closed, foreign or gone: each costs what it may, and no other client notices."""
+"""Clients that are many, slow, half closed, foreign or gone: the cost of each is bounded, and no other client
+notices."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ksi.daemon import Daemon
+from ksi.daemon.daemon import Daemon
 from ksi.testing import running_daemon
 from tests.daemon_process import DaemonProcess, make_home
 from tests.integration.conftest import Connect
@@ -53,7 +54,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture
 def deaf(tmp_path: Path) -> Iterator[tuple[DaemonProcess, socket.socket]]:
-    """A daemon process that holds at most 2 MB for a slow client, and a connection that nobody reads."""
+    """A daemon process that holds at most 2 MB for a slow client, and a connection without a reader."""
     with (
         DaemonProcess(make_home(tmp_path, SMALL_BACKLOG)) as process,
         socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
@@ -73,6 +74,18 @@ async def rest_of(connection: socket.socket) -> list[Json]:
     return [json.loads(line) for line in data.splitlines()]
 
 
+async def first_of(connection: socket.socket, count: int) -> list[Json]:
+    """This many lines of a connection."""
+    loop = asyncio.get_running_loop()
+    lines: list[Json] = []
+    rest = b""
+    async with asyncio.timeout(PATIENCE):
+        while len(lines) < count:
+            *whole, rest = (rest + await loop.sock_recv(connection, 1 << 20)).split(b"\n")
+            lines += map(json.loads, whole)
+    return lines
+
+
 async def lives(wire: Wire) -> None:
     assert (await wire.ask("completion:request", prompt="x"))["result"] == "echo: x"
 
@@ -90,7 +103,7 @@ async def alone(wire: Wire) -> None:
 
 
 @pytest.mark.promise("S4")
-async def test_a_thousand_idle_connections_disturb_nobody(tmp_path: Path, many_files: None) -> None:
+async def test_a_thousand_idle_connections_disturb_no_other(tmp_path: Path, many_files: None) -> None:
     with DaemonProcess(make_home(tmp_path)) as process:
         async with await Wire.open(process.socket_path) as wire:
             before = (await wire.ask("system:health"))["memory_bytes"]
@@ -150,9 +163,13 @@ async def test_a_daemon_out_of_file_descriptors_serves_whom_it_has_and_recovers(
                     await crowd.enter_async_context(await Wire.open(process.socket_path))
                 reply = await wire.ask("completion:request", prompt="x", session_id="c")
                 assert reply["result"] == "echo: x"
-                assert (await wire.ask("system:health"))["status"] == "healthy"
                 assert (await wire.ask("completion:status"))["completed"] == 1
             await alone(wire)
+
+            async def healthy() -> bool:
+                return bool((await wire.ask("system:health"))["status"] == "healthy")
+
+            await until(healthy)
             async with await Wire.open(process.socket_path) as late:
                 await lives(late)
     (line,) = (tmp_path / "var" / "logs" / "responses" / "c.jsonl").read_text().splitlines()
@@ -179,18 +196,22 @@ async def test_a_slow_request_blocks_no_other_on_its_connection(wire: Wire) -> N
 
 
 @pytest.mark.promise("S4", "R1")
-async def test_a_subscriber_that_never_reads_is_let_go(deaf: tuple[DaemonProcess, socket.socket]) -> None:
+async def test_a_subscriber_that_never_reads_is_disconnected(deaf: tuple[DaemonProcess, socket.socket]) -> None:
     process, connection = deaf
     connection.send(b'{"event": "monitor:subscribe", "data": {"pattern": "*"}}\n')
     async with await Wire.open(process.socket_path) as wire:
         for _ in range(20):  # 10 MB of results for those who listen
             assert (await wire.ask("completion:request", prompt="x" * 500_000))["status"] == "completed"
-        assert (await wire.ask("system:health"))["status"] == "healthy"
+
+        async def healthy() -> bool:
+            return bool((await wire.ask("system:health"))["status"] == "healthy")
+
+        await until(healthy)
         await alone(wire)
 
 
 @pytest.mark.promise("S4", "R1")
-async def test_a_client_that_asks_and_never_reads_costs_bounded_memory_and_its_results_stay_fetchable(
+async def test_a_client_that_asks_and_does_not_read_costs_bounded_memory_and_gets_all_when_it_reads(
     deaf: tuple[DaemonProcess, socket.socket],
 ) -> None:
     process, connection = deaf
@@ -204,16 +225,12 @@ async def test_a_client_that_asks_and_never_reads_costs_bounded_memory_and_its_r
         connection.send(b"".join(json.dumps(event).encode() + b"\n" for event in events))
         for number in range(5):
             await in_state_when_known(wire, f"r{number}")
-        lines = await rest_of(connection)
-        await alone(wire)
-        error = lines[-1]["error"]
-        assert (error["code"], error["retryable"]) == ("slow_consumer", True)
-        assert "completion:get" in error["message"]
-        assert all("data" in line for line in lines[:-1]), "what came before is whole"
-        assert len(lines) < 50
         assert (await wire.ask("system:health"))["memory_bytes"] - before < 50 * MIB
-        for number in range(5):
-            assert (await wire.ask("completion:get", request_id=f"r{number}"))["result"] == "echo: y"
+        assert (await wire.ask("system:health"))["connections"] == 2, "it is not served further, and stays"
+        replies = await first_of(connection, 510)
+        assert sum(line["event"] == "completion:get" for line in replies) == 500, "when it reads, it gets all"
+        assert all("data" in line for line in replies)
+        assert (await wire.ask("system:health"))["memory_bytes"] - before < 50 * MIB
 
 
 @pytest.mark.promise("S4")
@@ -267,7 +284,7 @@ async def test_a_client_that_closes_its_writing_side_still_gets_all_it_is_owed(c
 
 
 @pytest.mark.promise("S1")
-async def test_what_nc_sends_is_answered_with_one_line_and_the_end(served: Daemon) -> None:
+async def test_a_line_of_nc_is_answered_with_one_line_and_the_end(served: Daemon) -> None:
     reader, writer = await asyncio.open_unix_connection(str(served.config.socket_path))
     writer.write(b'{"event": "completion:status", "data": {}}\n')
     writer.write_eof()
@@ -330,7 +347,9 @@ async def test_a_half_closed_waiter_for_a_lock_gets_its_grant_and_then_the_end(w
 
 
 @pytest.mark.promise("F8", "L5", "S1")
-async def test_a_half_closed_waiter_whose_wait_is_cancelled_is_told_and_let_go(wire: Wire, connect: Connect) -> None:
+async def test_a_half_closed_waiter_whose_wait_is_cancelled_is_notified_and_closed(
+    wire: Wire, connect: Connect
+) -> None:
     await wire.ask("conversation:acquire_lock", request_id="first", conversation_id="c")
     waiter = await connect()
     await waiter.ask("conversation:acquire_lock", request_id="second", conversation_id="c")
@@ -343,7 +362,7 @@ async def test_a_half_closed_waiter_whose_wait_is_cancelled_is_told_and_let_go(w
 
 @pytest.mark.promise("F8", "Q7", "S1")
 @pytest.mark.parametrize("state", ["queued", "scheduled", "expired"])
-async def test_a_half_closed_submitter_is_let_go_when_its_request_ends_without_running(
+async def test_a_half_closed_submitter_is_closed_when_its_request_ends_without_running(
     wire: Wire, connect: Connect, state: str
 ) -> None:
     await wire.ask("completion:async", prompt="x", session_id="c", provider_options=LONG)

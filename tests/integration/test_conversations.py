@@ -1,4 +1,4 @@
-"""Conversations over the wire: one request at a time, who may pass whom, history, forks and lives."""
+"""Conversations over the wire: one request at a time, priorities, history, forks and states."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.integration.wire import Json, Wire, answer, in_state, until
 
 
 def team(endpoint: ScriptedEndpoint, **options: Any) -> Json:
-    """A provider that sends its calls to a scripted endpoint, beside the stub."""
+    """A provider that sends its calls to a scripted endpoint, in addition to the stub."""
     return {"team": {"kind": "openai", "base_url": endpoint.openai_url, **options}, "stub": {"kind": "stub"}}
 
 
 def said(seen: Seen) -> list[tuple[str, str]]:
-    """What a call to the endpoint carried."""
+    """The messages of a call to the endpoint."""
     return [(message["role"], message["content"]) for message in seen.json["messages"]]
 
 
 def numbered(seen: Seen) -> Answer:
-    """An answer that quotes what it answers."""
+    """An answer that quotes its prompt."""
     return Answer(pieces=(f"answer to {seen.json['messages'][-1]['content']}",))
 
 
@@ -94,7 +94,7 @@ async def test_positions_are_exact_up_to_a_thousand(wire: Wire) -> None:
 
 
 @pytest.mark.promise("L3")
-async def test_a_request_that_will_not_wait_is_told_who_is_there(wire: Wire) -> None:
+async def test_a_request_that_will_not_wait_gets_the_holder(wire: Wire) -> None:
     await wire.ask("completion:async", prompt="x", request_id="r", session_id="c", provider_options=LONG)
     await wire.ask("completion:async", prompt="x", request_id="w", session_id="c")
     error = await wire.refused("completion:async", prompt="x", request_id="n", session_id="c", on_busy="reject")
@@ -317,7 +317,7 @@ async def test_a_context_that_is_too_long_after_all_is_halved_and_tried_once_mor
 
 
 @pytest.mark.promise("L6", "L7")
-async def test_a_fork_goes_on_from_where_its_parent_stands_and_leaves_it_alone(tmp_path: Path) -> None:
+async def test_a_fork_continues_from_its_parent_s_head_and_leaves_it_unchanged(tmp_path: Path) -> None:
     async with ScriptedEndpoint(script=numbered) as endpoint:
         async with daemon_and_wire(tmp_path, providers=team(endpoint)) as (_, wire):
             await wire.ask("completion:request", prompt="one", session_id="c", model="team/m")
@@ -402,7 +402,7 @@ async def until_gone(clock: SimulatedClock, wire: Wire, event: str, **data: Any)
 
 
 @pytest.mark.promise("R7", "Q4")
-async def test_what_is_past_its_retention_is_cleaned_away_and_its_history_stays() -> None:
+async def test_a_request_past_its_retention_is_deleted_and_its_history_stays() -> None:
     clock = SimulatedClock()
     retention = {"finished": 100.0, "sessions": 1_000.0, "clean_every": 1.0}
     async with daemon_and_wire(clock=clock, retention=retention) as (_, wire):

@@ -53,7 +53,7 @@ def again(*answers: Answer) -> tuple[Answer, ...]:
         ),
     ],
 )
-async def test_what_can_pass_is_tried_again_and_the_trail_says_what_it_was(
+async def test_a_temporary_failure_is_retried_and_the_trail_names_it(
     api: str, bad: Answer, stream: bool, expected: str
 ) -> None:
     async with ScriptedEndpoint(*again(bad)) as endpoint, serving({"team": provider(api, endpoint)}) as house:
@@ -78,7 +78,7 @@ async def test_what_can_pass_is_tried_again_and_the_trail_says_what_it_was(
         pytest.param(Answer(status=413), "context_too_long", id="413"),
     ],
 )
-async def test_what_cannot_pass_fails_at_once_with_the_endpoint_s_own_words(
+async def test_a_permanent_failure_fails_at_once_with_the_endpoint_s_own_words(
     api: str, bad: Answer, expected: str
 ) -> None:
     async with ScriptedEndpoint(bad) as endpoint, serving({"team": provider(api, endpoint)}) as house:
@@ -183,7 +183,7 @@ async def test_a_time_of_return_is_the_floor_of_the_wait(api: str) -> None:
 
 
 @pytest.mark.promise("F2")
-async def test_what_waits_for_its_retry_still_waits_after_a_restart_and_then_runs(tmp_path: Path) -> None:
+async def test_a_request_that_waits_for_its_retry_still_waits_after_a_restart_and_then_runs(tmp_path: Path) -> None:
     clock = SimulatedClock()
     busy = Answer(status=500, headers={"Retry-After": "40"})
     async with ScriptedEndpoint(*again(busy)) as endpoint:
@@ -200,7 +200,7 @@ async def test_what_waits_for_its_retry_still_waits_after_a_restart_and_then_run
 
 
 @pytest.mark.promise("F2", "F5", "Q3")
-async def test_a_kill_takes_nothing_from_what_waits_for_its_retry_or_its_quota(tmp_path: Path) -> None:
+async def test_a_kill_takes_nothing_from_requests_that_wait_for_a_retry_or_a_quota(tmp_path: Path) -> None:
     soon = {"Retry-After": "8"}  # long enough to be seen however busy the machine is
     async with (
         ScriptedEndpoint(*again(Answer(status=500, headers=soon))) as one,
@@ -230,7 +230,7 @@ async def test_a_kill_takes_nothing_from_what_waits_for_its_retry_or_its_quota(t
 
 
 @pytest.mark.promise("F2")
-async def test_retry_status_says_what_waits_why_since_when_and_until_when() -> None:
+async def test_retry_status_shows_waiting_requests_why_since_when_and_until_when() -> None:
     clock = SimulatedClock()
     async with (
         ScriptedEndpoint(Answer(status=500, headers={"Retry-After": "40"})) as endpoint,
@@ -256,7 +256,7 @@ async def test_retry_status_says_what_waits_why_since_when_and_until_when() -> N
 
 
 @pytest.mark.promise("F2")
-async def test_what_waits_to_be_tried_again_is_found_behind_any_number_of_scheduled_requests() -> None:
+async def test_a_request_that_waits_for_a_retry_is_found_behind_any_number_of_scheduled_requests() -> None:
     async with serving({"team": {"kind": "stub"}}, clock=SimulatedClock()) as house:
         for number in range(250):
             await house.begin(f"later {number}", "scheduled", delay=10)
@@ -284,7 +284,7 @@ async def test_what_waits_to_be_tried_again_is_found_behind_any_number_of_schedu
         assert seen == ["again 0", "again 1", "again 2"]
 
 
-# -- F2: what clients say, requeues -----------------------------------------------------------------------------------
+# -- F2: clients' reports, requeues ------------------------------------------------------------------------------------
 
 
 @pytest.mark.promise("F2")
@@ -315,7 +315,7 @@ async def test_a_reported_failure_that_no_retry_can_help_ends_the_request() -> N
 
 
 @pytest.mark.promise("F2")
-async def test_a_failure_of_what_does_not_run_changes_nothing() -> None:
+async def test_a_failure_of_a_request_that_does_not_run_changes_nothing() -> None:
     clock = SimulatedClock()
     async with (
         ScriptedEndpoint(FAILS) as endpoint,
@@ -349,7 +349,7 @@ async def test_a_failed_request_is_asked_again_as_a_new_one() -> None:
 
 
 @pytest.mark.promise("F2")
-async def test_only_what_ended_without_an_answer_is_asked_again() -> None:
+async def test_only_a_request_that_ended_without_an_answer_is_asked_again() -> None:
     async with ScriptedEndpoint(GOOD) as endpoint, serving({"team": provider("openai", endpoint)}) as house:
         await house.asked(request_id="done")
         await house.begin("later", "scheduled", delay=1000)
@@ -365,7 +365,9 @@ async def test_only_what_ended_without_an_answer_is_asked_again() -> None:
 
 @pytest.mark.promise("F10", "Q3")
 @pytest.mark.parametrize("on_interrupted", ["retry", "fail"])
-async def test_what_a_kill_interrupted_runs_again_or_fails_as_configured(tmp_path: Path, on_interrupted: str) -> None:
+async def test_a_request_interrupted_by_a_kill_runs_again_or_fails_as_configured(
+    tmp_path: Path, on_interrupted: str
+) -> None:
     async with ScriptedEndpoint(*again(SILENT)) as endpoint:
         home = make_home(
             tmp_path,
@@ -511,7 +513,7 @@ async def test_a_failover_keeps_the_conversation_s_order() -> None:
 @both_apis
 @pytest.mark.promise("R2", "F2", "F4")
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["again", "elsewhere"])
-async def test_a_stream_that_broke_begins_anew_and_only_its_last_text_counts(api: str, elsewhere: bool) -> None:
+async def test_a_stream_that_broke_starts_over_and_only_its_last_text_counts(api: str, elsewhere: bool) -> None:
     cut = Answer(pieces=("Half of", " it"), cut_after=1, piece_delay=0.02)
     whole = Answer(pieces=("All ", "of ", "it."))
     async with (
@@ -540,7 +542,7 @@ BREAKER = {"failures": 3, "open_for": 10.0, "probes_to_close": 2}
 
 @both_apis
 @pytest.mark.promise("F3", "F4")
-async def test_a_provider_that_keeps_failing_is_left_alone_probed_and_used_again(api: str) -> None:
+async def test_the_circuit_of_a_provider_that_keeps_failing_opens_half_opens_and_closes(api: str) -> None:
     clock = SimulatedClock()
     async with (
         ScriptedEndpoint(FAILS, FAILS, FAILS, FAILS, GOOD) as first,
@@ -760,7 +762,7 @@ async def test_an_operator_takes_a_provider_out_and_in_again() -> None:
 
 
 @pytest.mark.promise("F4", "Q6")
-async def test_what_waits_for_a_provider_s_slot_goes_to_the_next_when_it_is_taken_out() -> None:
+async def test_a_request_that_waits_for_a_provider_s_slot_goes_to_the_next_when_it_is_removed() -> None:
     async with (
         ScriptedEndpoint(SILENT) as first,
         ScriptedEndpoint() as second,
@@ -840,7 +842,8 @@ async def test_a_provider_s_health_can_be_seen() -> None:
         assert (report["max_concurrency"], report["breaker"], report["enabled"]) == (8, "closed", True)
 
 
-# -- L3, L8, F8: who waits for a retry --------------------------------------------------------------------------------
+# -- L3, L8, F8: waits for a retry
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.promise("L8")
@@ -911,7 +914,7 @@ async def test_a_holder_that_waits_can_be_interrupted(bad: Answer) -> None:
 
 @pytest.mark.promise("F8", "L3")
 @pytest.mark.parametrize("bad", [FAILS, QUOTA], ids=["retrying", "parked"])
-async def test_what_waits_for_another_try_can_be_cancelled_and_lets_the_next_one_in(bad: Answer) -> None:
+async def test_a_request_that_waits_for_a_retry_can_be_cancelled_and_lets_the_next_one_in(bad: Answer) -> None:
     clock = SimulatedClock()
     async with (
         ScriptedEndpoint(bad) as endpoint,
@@ -957,7 +960,7 @@ async def _many(house: House, count: int, **data: Any) -> list[Json]:
 
 
 @pytest.mark.promise("F3", "F4")
-async def test_a_provider_that_dies_under_load_costs_no_more_calls_than_its_threshold_and_what_was_under_way() -> None:
+async def test_a_provider_that_dies_under_load_costs_no_more_calls_than_its_threshold_and_those_under_way() -> None:
     async with (
         ScriptedEndpoint(FAILS) as dead,
         ScriptedEndpoint(Answer(delay=0.01)) as well,

@@ -1,4 +1,5 @@
-"""A fresh home serves what is installed or has its key, says so, and keeps conversations with their kind of model."""
+"""A fresh home serves installed programs and vendors with a key, reports them, and keeps conversations with their kind
+of model."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.integration.wire import Wire
 
 
 @pytest.mark.promise("O8")
-async def test_a_fresh_home_says_what_it_serves_from_where_and_on_whose_account(tmp_path: Path) -> None:
+async def test_a_fresh_home_shows_its_models_with_their_origin_and_account(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     claude = tmp_path / "bin" / "claude"
     claude.write_text('#!/bin/sh\necho "2.1.200 (Claude Code)"\n')
@@ -40,7 +41,7 @@ async def test_a_fresh_home_says_what_it_serves_from_where_and_on_whose_account(
 
 
 @pytest.mark.promise("O8")
-async def test_an_unknown_model_of_a_kind_that_is_not_installed_says_what_to_install(tmp_path: Path) -> None:
+async def test_an_unknown_model_of_a_kind_that_is_not_installed_names_the_missing_program(tmp_path: Path) -> None:
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     with DaemonProcess(make_home(tmp_path / "home", ""), environ) as process:
         async with await Wire.open(process.socket_path) as wire:

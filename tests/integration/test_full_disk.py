@@ -1,4 +1,4 @@
-"""No room on the disk: clients get an error, nothing is lost or half done, and when there is room all goes on."""
+"""A full disk: clients get an error, nothing is lost or half done, and with free space everything continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Disk(apsw.VFS):
         self.full = False
         self.broken = False
         self.sync_time = 0.0
-        """Seconds that a sync takes; where it is long, commits are made off the loop."""
+        """Seconds that a sync takes; if it is long, commits are made off the loop."""
         self.refusals = 0
         super().__init__("fillable", self.beneath, makedefault=True)
 
@@ -32,7 +32,8 @@ class Disk(apsw.VFS):
 
 
 class DiskFile(apsw.VFSFile):
-    """A file on it. Only the write-ahead log meets a full disk: what a database has it has, and commits go there."""
+    """A file on it. Only the write-ahead log meets a full disk: the database keeps its pages, and commits go to the
+    log."""
 
     def __init__(self, disk: Disk, name: Any, flags: Any) -> None:
         self._disk = disk
@@ -65,7 +66,9 @@ FAULTS = {"full": "store_full", "broken": "store_unavailable"}
 
 @pytest.mark.promise("Q3", "S1")
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_cannot_be_written_is_refused_and_not_taken(tmp_path: Path, disk: Disk, fault: str) -> None:
+async def test_a_change_that_cannot_be_written_is_refused_and_not_accepted(
+    tmp_path: Path, disk: Disk, fault: str
+) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         await wire.ask("completion:request", prompt="x", request_id="before", session_id="c")
         setattr(disk, fault, True)
@@ -123,7 +126,9 @@ async def test_an_answer_that_cannot_be_written_waits_for_room_and_keeps_its_loc
 
 
 @pytest.mark.promise("Q3", "Q7")
-async def test_what_falls_due_while_the_disk_is_full_runs_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+async def test_a_request_that_falls_due_while_the_disk_is_full_runs_when_there_is_room(
+    tmp_path: Path, disk: Disk
+) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="r", delay=0.05)
         disk.full = True
@@ -140,7 +145,7 @@ async def test_what_falls_due_while_the_disk_is_full_runs_when_there_is_room(tmp
 
 @pytest.mark.promise("Q3")
 @pytest.mark.parametrize("sync_time", [0.0, 0.004], ids=["fast", "slow"])
-async def test_under_load_only_what_was_refused_is_missing(tmp_path: Path, disk: Disk, sync_time: float) -> None:
+async def test_under_load_only_refused_requests_are_missing(tmp_path: Path, disk: Disk, sync_time: float) -> None:
     disk.sync_time = sync_time
     async with daemon_and_wire(tmp_path) as (_, wire):
 
@@ -170,7 +175,7 @@ async def test_under_load_only_what_was_refused_is_missing(tmp_path: Path, disk:
 
 
 @pytest.mark.promise("Q3", "R6")
-async def test_a_daemon_that_stops_on_a_full_disk_ends_and_the_next_one_runs_again_what_was_not_written(
+async def test_a_daemon_that_stops_on_a_full_disk_ends_and_the_next_one_reruns_unwritten_requests(
     tmp_path: Path, disk: Disk
 ) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):

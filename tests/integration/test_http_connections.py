@@ -14,9 +14,7 @@ import trustme
 
 from ksi.clock import Moment, SystemClock
 from ksi.errors import FailureClass
-from ksi.providers.anthropic import AnthropicProvider
-from ksi.providers.http_checks import Timeouts
-from ksi.providers.openai import OpenAIProvider
+from ksi.providers.http.access import Timeouts
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.http_calls import KEY, a_call, both_apis, both_ways, failure, make, pair, running, whole
 
@@ -51,7 +49,7 @@ class LeapingClock(SystemClock):
 
 
 class TestKeptConnections:
-    """A connection that was closed while nobody used it costs nothing."""
+    """A connection that was closed while idle costs nothing."""
 
     @both_apis
     @both_ways
@@ -115,7 +113,7 @@ def authority(tmp_path: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 class TestCertificates:
-    """A private authority is trusted where somebody says so, and nowhere else."""
+    """A private authority is trusted if configured, and nowhere else."""
 
     @both_apis
     @pytest.mark.promise("F1", "O6")
@@ -135,7 +133,7 @@ class TestCertificates:
         self, api: str, variable: bool, authority: tuple[Path, ssl.SSLContext]
     ) -> None:
         path, context = authority
-        named: dict[str, Any] = {"environ": {"SSL_CERT_FILE": str(path)}} if variable else {"ca_file": path}
+        named: dict[str, Any] = {"environ": {"SSL_CERT_FILE": str(path)}} if variable else {"ca_file": str(path)}
         async with ScriptedEndpoint(tls=context) as endpoint, running(make(api, endpoint.url, **named)) as provider:
             assert (await whole(provider, a_call()))[1].text == "Hello there."
 
@@ -247,7 +245,7 @@ class TestProxies:
 
 
 class TestUnserved:
-    """A request that nobody took up says so."""
+    """A request that was never accepted is marked so."""
 
     @both_apis
     @pytest.mark.promise("F1")
@@ -269,7 +267,7 @@ class TestUnserved:
 
     @both_apis
     @pytest.mark.promise("F5", "F12")
-    async def test_a_limit_and_a_missing_model_are_told_with_the_model_that_was_asked(self, api: str) -> None:
+    async def test_a_limit_and_a_missing_model_are_reported_with_the_requested_model(self, api: str) -> None:
         limit = Answer(status=429, error_message="You have exhausted your capacity on this model.")
         gone = Answer(status=404, error_code="model_not_found", error_message="It is not there.")
         async with pair(api, limit, gone) as (_, provider):
@@ -285,7 +283,7 @@ class TestBaseUrls:
     @pytest.mark.parametrize("ending", ["", "/", " ", "\n", "/chat/completions", "/chat/completions/ "])
     async def test_openai_s_own_path_may_stand_at_the_end(self, ending: str) -> None:
         async with ScriptedEndpoint() as endpoint:
-            provider = OpenAIProvider("team", clock=SystemClock(), base_url=f" {endpoint.openai_url}{ending}")
+            provider = make("openai", "", base_url=f" {endpoint.openai_url}{ending}")
             async with running(provider):
                 await whole(provider, a_call())
             assert endpoint.requests[0].path == "/v1/chat/completions"
@@ -293,7 +291,7 @@ class TestBaseUrls:
     @pytest.mark.parametrize("ending", ["", "/", " ", "/v1", "/v1/ ", "/v1/messages", "/v1/messages/ "])
     async def test_anthropic_s_own_path_may_stand_at_the_end(self, ending: str) -> None:
         async with ScriptedEndpoint() as endpoint:
-            provider = AnthropicProvider("team", clock=SystemClock(), base_url=f" {endpoint.url}{ending}")
+            provider = make("anthropic", "", base_url=f" {endpoint.url}{ending}")
             async with running(provider):
                 await whole(provider, a_call())
             assert endpoint.requests[0].path == "/v1/messages"
@@ -301,7 +299,7 @@ class TestBaseUrls:
     async def test_a_query_stays_when_the_path_is_taken_off(self) -> None:
         async with ScriptedEndpoint() as endpoint:
             url = f"{endpoint.url}/deployments/a/chat/completions?api-version=1"
-            provider = OpenAIProvider("team", clock=SystemClock(), base_url=url)
+            provider = make("openai", "", base_url=url)
             async with running(provider):
                 await whole(provider, a_call())
             seen = endpoint.requests[0]
@@ -309,7 +307,7 @@ class TestBaseUrls:
 
 
 class TestLogins:
-    """Whether a key is good again is found out without a call that costs anything."""
+    """A key is found to be valid again without a paid call."""
 
     @both_apis
     @pytest.mark.promise("F11")
@@ -331,7 +329,7 @@ class TestLogins:
 
     @both_apis
     @pytest.mark.promise("F11")
-    async def test_what_cannot_be_asked_is_not_known(self, api: str) -> None:
+    async def test_an_unanswered_question_stays_unknown(self, api: str) -> None:
         provider = make(api, "http://127.0.0.1:1")
         assert await provider.login_works() is None
         async with running(provider):

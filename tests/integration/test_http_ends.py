@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi.clock import SystemClock
 from ksi.errors import FailureClass
-from ksi.providers.anthropic import MOST_PAUSES, AnthropicProvider, MessagesSettings
+from ksi.providers.anthropic import MOST_PAUSES
 from ksi.request import UNPRICED, Usage
 from tests.endpoint import Answer, ScriptedEndpoint
-from tests.integration.http_calls import a_call, both_apis, both_ways, failure, pair, running, whole
+from tests.integration.http_calls import a_call, both_apis, both_ways, failure, make, pair, running, whole
 
 NO = "I cannot help with building that."
 DONE = b"data: [DONE]\n\n"
@@ -142,19 +141,19 @@ TOOLS = {
 }
 
 
-@pytest.mark.promise("A4")
+@pytest.mark.promise("A3", "A4")
 @pytest.mark.parametrize("name", TOOLS)
-async def test_calls_of_tools_alone_are_unsupported_and_named(name: str) -> None:
+async def test_calls_of_tools_alone_are_an_answer_of_blocks(name: str) -> None:
     api, answer = TOOLS[name]
     async with pair(api, answer) as (_, provider):
-        error = await failure(provider, a_call(stream="streamed" in name))
-    assert (error.failure, error.retryable) == (FailureClass.UNSUPPORTED, False)
-    assert "weather" in error.message
+        _, completion = await whole(provider, a_call(stream="streamed" in name))
+    assert completion.text == ""
+    assert [(block["type"], block["name"]) for block in completion.content] == [("tool_use", "weather")]
 
 
 @both_apis
 @both_ways
-async def test_text_beside_calls_of_tools_stands_and_they_are_noted(api: str, stream: bool) -> None:
+async def test_text_next_to_calls_of_tools_is_kept_and_they_are_blocks(api: str, stream: bool) -> None:
     content: list[dict[str, Any]] = [{"type": "text", "text": "Let me look."}, TOOL_USE]
     chats = Answer(body=chat({"content": "Let me look.", "tool_calls": CALLS}, "tool_calls"))
     if stream:
@@ -165,7 +164,7 @@ async def test_text_beside_calls_of_tools_stands_and_they_are_noted(api: str, st
     async with pair(api, chats if api == "openai" else messages) as (_, provider):
         _, completion = await whole(provider, a_call(stream=stream))
     assert (completion.text, completion.stop_reason) == ("Let me look.", "tool_use")
-    assert "weather" in (completion.note or "")
+    assert [block["type"] for block in completion.content] == ["text", "tool_use"]
 
 
 @pytest.mark.promise("A3")
@@ -248,7 +247,7 @@ async def test_an_error_in_a_stream_tells_the_time_of_return(api: str) -> None:
 
 
 @both_apis
-async def test_an_html_page_is_told_by_its_words(api: str) -> None:
+async def test_an_html_page_is_reported_by_its_words(api: str) -> None:
     page = b"<html><head><style>p {}</style></head><body><h1>Log in</h1></body></html>"
     async with pair(api, Answer(body=page, content_type="text/html")) as (_, provider):
         error = await failure(provider, a_call())
@@ -257,7 +256,7 @@ async def test_an_html_page_is_told_by_its_words(api: str) -> None:
 
 
 class TestPauses:
-    """A turn that the API pauses goes on by itself."""
+    """A turn that the API pauses continues by itself."""
 
     FIRST = ({"type": "text", "text": "First half. "}, SERVER_TOOL)
     SECOND = ({"type": "text", "text": "Second half."},)
@@ -346,8 +345,7 @@ async def test_extra_fields_go_with_each_part_of_a_paused_answer() -> None:
     paused = Answer(body=message([SERVER_TOOL], "pause_turn"))
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
     async with ScriptedEndpoint(paused, Answer()) as endpoint:
-        settings = MessagesSettings(extra_body={"tools": tools})
-        provider = AnthropicProvider("team", clock=SystemClock(), base_url=endpoint.url, settings=settings)
+        provider = make("anthropic", endpoint.url, extra_body={"tools": tools})
         async with running(provider):
             await whole(provider, a_call())
         assert [seen.json["tools"] for seen in endpoint.requests] == [tools, tools]

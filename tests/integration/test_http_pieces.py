@@ -1,4 +1,4 @@
-"""What of a stream came before its fault counts, though both came in one read."""
+"""The pieces of a stream before its fault count, even if both came in one read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from contextlib import aclosing
 import msgspec
 import pytest
 
-from ksi.clock import SystemClock
+from ksi.content.blocks import Message
 from ksi.errors import ProviderError
-from ksi.providers.anthropic import AnthropicProvider
-from ksi.providers.base import Call, Chunk, Completion, Message
-from ksi.providers.openai import OpenAIProvider
+from ksi.providers.base import Call, Chunk, Completion
 from tests.endpoint import Answer, ScriptedEndpoint
+from tests.integration.http_calls import make
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -67,12 +66,7 @@ def sent(body: bytes, behind: bytes = b"") -> Answer:
 async def heard(api: str, answer: Answer) -> tuple[str, Completion | ProviderError]:
     """The text that came, and how it ended."""
     async with ScriptedEndpoint(answer) as endpoint:
-        clock = SystemClock()
-        provider: OpenAIProvider | AnthropicProvider
-        if api == "openai":
-            provider = OpenAIProvider("team", clock=clock, base_url=endpoint.openai_url)
-        else:
-            provider = AnthropicProvider("team", clock=clock, base_url=endpoint.url)
+        provider = make(api, endpoint.url)
         await provider.start()
         call = Call(
             request_id="r1",

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 import pytest
 
-from ksi.clock import SystemClock
+from ksi.content.blocks import Message
 from ksi.errors import ConfigError, FailureClass, ProviderError
-from ksi.providers.anthropic import AnthropicProvider
-from ksi.providers.base import Chunk, Completion, Message
-from ksi.providers.http import Endpoint, Streaming
-from ksi.providers.http_checks import Timeouts
-from ksi.providers.openai import ChatSettings, OpenAIProvider, chat, chat_body
+from ksi.providers.base import Chunk, Completion, Frame, Piece
+from ksi.providers.http.access import Timeouts
+from ksi.providers.http.endpoint import Streaming
+from ksi.providers.openai import Options, chat_body
 from ksi.request import Usage
 from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.http_calls import (
@@ -36,8 +34,14 @@ from tests.integration.http_calls import (
 )
 
 
+def said(item: Piece | Frame | Completion) -> str:
+    """The received text."""
+    assert isinstance(item, Chunk | Completion)
+    return item.text
+
+
 class TestAnswers:
-    """What comes back, and what was sent for it."""
+    """The answer, and the request sent for it."""
 
     @both_apis
     @pytest.mark.promise("T1")
@@ -113,8 +117,7 @@ class TestAnswers:
 
     async def test_an_endpoint_that_rejects_stream_options_can_be_spared_them(self) -> None:
         async with ScriptedEndpoint(Answer()) as endpoint:
-            settings = ChatSettings(stream_usage=False)
-            provider = OpenAIProvider("team", clock=SystemClock(), base_url=endpoint.openai_url, settings=settings)
+            provider = make("openai", endpoint.url, stream_usage=False)
             async with running(provider):
                 _, completion = await whole(provider, a_call(stream=True))
         assert "stream_options" not in endpoint.requests[0].json
@@ -170,7 +173,7 @@ class TestAnswers:
     async def test_anthropic_s_base_url_may_end_with_its_version(self) -> None:
         async with (
             ScriptedEndpoint(Answer()) as endpoint,
-            running(AnthropicProvider("team", clock=SystemClock(), base_url=f"{endpoint.url}/v1/")) as provider,
+            running(make("anthropic", f"{endpoint.url}/v1/")) as provider,
         ):
             await whole(provider, a_call())
         assert endpoint.requests[0].path == "/v1/messages"
@@ -178,7 +181,7 @@ class TestAnswers:
     async def test_a_query_in_the_base_url_stays_behind_the_path(self) -> None:
         async with ScriptedEndpoint(Answer()) as endpoint:
             url = f"{endpoint.url}/deployments/a?api-version=1"
-            async with running(OpenAIProvider("team", clock=SystemClock(), base_url=url)) as provider:
+            async with running(make("openai", "", base_url=url)) as provider:
                 await whole(provider, a_call())
         assert (endpoint.requests[0].path, endpoint.requests[0].query) == (
             "/deployments/a/chat/completions",
@@ -190,7 +193,7 @@ class TestAnswers:
         ("streaming", "asked", "sent"),
         [(Streaming.ALWAYS, False, True), (Streaming.NEVER, True, False), (Streaming.ASKED, True, True)],
     )
-    async def test_the_streaming_switch_decides_what_is_sent(
+    async def test_the_streaming_switch_decides_the_request_s_form(
         self, api: str, streaming: Streaming, asked: bool, sent: bool
     ) -> None:
         async with pair(api, Answer(), streaming=streaming) as (endpoint, provider):
@@ -241,7 +244,7 @@ class TestAnswers:
     def test_the_answer_s_limit_has_the_name_that_the_endpoint_knows(
         self, field: str | None, openai: bool, sent: str
     ) -> None:
-        body = chat_body(a_call(max_tokens=7), ChatSettings(max_tokens_field=field), openai=openai)
+        body = chat_body(a_call(max_tokens=7), Options(max_tokens_field=field), openai=openai)
         assert {name: value for name, value in body.items() if value == 7} == {sent: 7}
 
     @both_apis
@@ -361,6 +364,7 @@ class TestFailures:
         async with pair(api, Answer(cut_after=1, piece_delay=0.01)) as (_, provider):
             with pytest.raises(ProviderError):
                 async for piece in provider.complete(a_call(stream=True)):
+                    assert isinstance(piece, Chunk)
                     texts.append(piece.text)
         assert texts == ["Hello"]
 
@@ -399,15 +403,14 @@ class TestFailures:
 
     @both_apis
     @both_ways
-    async def test_an_answer_over_the_limit_is_refused(self, api: str, stream: bool) -> None:
-        async with ScriptedEndpoint(Answer(pieces=("x" * 1000,) * 30)) as endpoint:
-            target = Endpoint("team", endpoint.openai_url, clock=SystemClock(), body_limit=20_000)
-            await target.start()
-            with pytest.raises(ProviderError, match="larger than 20000 bytes") as caught:
-                async for _ in chat(target, a_call(stream=stream)):
-                    pass
-            await target.stop()
-        assert caught.value.failure is FailureClass.PROVIDER_ERROR
+    async def test_an_answer_over_the_limit_is_refused(
+        self, api: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ksi.providers.http.endpoint.MAX_ANSWER", 20_000)
+        async with pair(api, Answer(pieces=("x" * 1000,) * 30)) as (_, provider):
+            error = await failure(provider, a_call(stream=stream))
+        assert error.failure is FailureClass.PROVIDER_ERROR
+        assert "larger than 20000 bytes" in error.message
 
     @both_apis
     async def test_a_proxy_that_refuses_is_a_network_error(self, api: str) -> None:
@@ -430,7 +433,7 @@ class TestFailures:
             assert (await failure(provider, a_call())).failure is FailureClass.AUTHENTICATION
 
     @both_apis
-    async def test_what_cannot_be_written_as_json_is_the_request_s_fault(self, api: str) -> None:
+    async def test_a_request_that_cannot_be_written_as_json_is_the_request_s_fault(self, api: str) -> None:
         async with pair(api, Answer()) as (endpoint, provider):
             for call in (a_call("\ud800"), a_call(options={"x": object()})):
                 assert (await failure(provider, call)).failure is FailureClass.INVALID_REQUEST
@@ -460,11 +463,11 @@ class TestFailures:
 
 
 class TestProblems:
-    """What `problem` tells before and after calls."""
+    """The value of `problem` before and after calls."""
 
     @both_apis
     async def test_a_missing_key_names_its_variable_and_no_call_is_sent(self, api: str) -> None:
-        async with pair(api, Answer(), api_key="  ", api_key_env="TEAM_KEY") as (endpoint, provider):
+        async with pair(api, Answer(), api_key="  ") as (endpoint, provider):
             assert provider.problem() == "no API key: set the environment variable TEAM_KEY"
             error = await failure(provider, a_call())
             assert error.failure is FailureClass.AUTHENTICATION
@@ -479,8 +482,8 @@ class TestProblems:
         assert not {"authorization", "x-api-key"} & set(endpoint.requests[0].headers)
 
     @both_apis
-    async def test_a_key_no_header_can_carry_is_told(self, api: str) -> None:
-        async with pair(api, Answer(), api_key="sk-1\n2", api_key_env="TEAM_KEY") as (_, provider):
+    async def test_a_key_no_header_can_carry_is_reported(self, api: str) -> None:
+        async with pair(api, Answer(), api_key="sk-1\n2") as (_, provider):
             assert "TEAM_KEY" in (provider.problem() or "")
             assert (await failure(provider, a_call())).failure is FailureClass.AUTHENTICATION
 
@@ -510,9 +513,8 @@ class TestProblems:
         "url", ["", "127.0.0.1:80", "ftp://x", "http://", "http://h:99999999", "http://u:pw-secret@h"]
     )
     def test_a_base_url_that_cannot_be_called_is_refused_when_it_is_configured(self, api: str, url: str) -> None:
-        kind = OpenAIProvider if api == "openai" else AnthropicProvider
         with pytest.raises(ConfigError) as caught:
-            kind("team", clock=SystemClock(), base_url=url)
+            make(api, "", base_url=url)
         assert caught.value.place == "providers.team.base_url"
         assert "pw-secret" not in str(caught.value)
 
@@ -526,7 +528,7 @@ class TestProblems:
             ({"headers": {"X A": "value-secret"}}, "headers"),
         ],
     )
-    def test_what_no_request_can_carry_is_refused_when_it_is_configured(
+    def test_a_value_that_no_request_can_carry_is_refused_when_it_is_configured(
         self, api: str, arguments: dict[str, Any], place: str
     ) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -536,7 +538,7 @@ class TestProblems:
 
 
 class TestClosing:
-    """An answer that nobody wants any more is not paid for."""
+    """An abandoned answer is not paid for."""
 
     @both_apis
     @pytest.mark.promise("F7", "F8")
@@ -627,12 +629,12 @@ class TestTimeLimits:
     async def test_a_reader_that_takes_its_time_is_no_fault_of_the_endpoint(self, api: str) -> None:
         read = asyncio.Event()
         async with pair(api, Answer(), timeouts=Timeouts(idle=0.1)) as (_, provider):
-            pieces: AsyncGenerator[Chunk | Completion, None] = provider.complete(a_call(stream=True))
+            pieces = provider.complete(a_call(stream=True))
             async with aclosing(pieces):
-                texts = [(await anext(pieces)).text]
+                texts = [said(await anext(pieces))]
                 asyncio.get_running_loop().call_later(0.3, read.set)
                 await read.wait()
-                texts.extend([piece.text async for piece in pieces])
+                texts.extend([said(piece) async for piece in pieces])
         assert texts[-1] == "Hello there."
 
     @both_apis

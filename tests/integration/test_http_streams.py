@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from ksi.errors import FailureClass
-from ksi.providers.http import is_stream
-from ksi.providers.http_checks import Timeouts
+from ksi.providers.http.access import Timeouts
+from ksi.providers.http.endpoint import is_stream
 from ksi.request import Usage
 from tests.endpoint import Answer, chat_answer, message_answer
 from tests.integration.http_calls import a_call, both_apis, failure, pair, whole

@@ -1,4 +1,5 @@
-"""The launcher: when it makes .venv, what it runs from it, and what the lock files promise. Nothing is installed."""
+"""The launcher: the making of .venv, the programs it runs from it, and the promises of the lock files. Nothing is
+installed."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ SOURCES = ("pyproject.toml", "requirements/runtime.txt", "requirements/test.txt"
 
 
 class Checkout:
-    """A copy of what the launcher looks at, with a .venv whose commands only tell how they were called."""
+    """A copy of the launcher's files, with a .venv whose commands only report how they were called."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout"
@@ -29,9 +30,13 @@ class Checkout:
 
     def command(self, name: str, code: int = 0) -> None:
         """Put a command into .venv that prints its name, folder and arguments, and exits with `code`."""
+        self.shell(name, f'printf "[%s]" {name} "$@"\necho\nexit {code}')
+
+    def shell(self, name: str, script: str) -> None:
+        """Put a command into .venv that is this shell script."""
         path = self.venv / "bin" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f'#!/bin/sh\nprintf "[%s]" {name} "$@"\necho\nexit {code}\n')
+        path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
     def stamp(self, level: str) -> None:
@@ -61,7 +66,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def recorded(checkout: Checkout) -> Checkout:
-    """A checkout where making .venv only says so."""
+    """A checkout in which making .venv only prints a line."""
     (checkout.root / "requirements" / "make_venv.py").write_text("import sys; sys.exit('would make ' + sys.argv[1])\n")
     return checkout
 
@@ -88,7 +93,7 @@ def test_it_works_through_a_symbolic_link(recorded: Checkout, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_changed_lock_makes_the_venv_anew(recorded: Checkout, source: str) -> None:
+def test_a_changed_lock_rebuilds_the_venv(recorded: Checkout, source: str) -> None:
     recorded.whole()
     with (recorded.root / source).open("a") as file:
         file.write("# changed\n")
@@ -105,7 +110,7 @@ def test_a_half_made_venv_is_not_used(recorded: Checkout, missing: str) -> None:
     assert recorded.run("status").stderr == "would make runtime\n"
 
 
-def test_a_moved_checkout_makes_its_venv_anew(recorded: Checkout, tmp_path: Path) -> None:
+def test_a_moved_checkout_rebuilds_its_venv(recorded: Checkout, tmp_path: Path) -> None:
     recorded.whole()
     recorded.root.rename(tmp_path / "moved")
     assert recorded.run("status", launcher=tmp_path / "moved" / "ksi").stderr == "would make runtime\n"
@@ -121,6 +126,41 @@ def test_with_arguments_only_pytest_runs(recorded: Checkout) -> None:
     assert recorded.run("test", "-k", "a name").stdout == "[pytest][-k][a name]\n"
 
 
+@pytest.mark.promise("V1")
+@pytest.mark.parametrize(("user", "packages"), [(0, True), (0, False), (1000, True)])
+def test_a_missing_browser_is_installed_where_that_can_be_done_and_told_where_it_cannot(
+    recorded: Checkout, tmp_path: Path, user: int, packages: bool
+) -> None:
+    recorded.whole("test")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("cksum", "cmp", "readlink", "sh"):
+        (commands / name).symlink_to(str(shutil.which(name)))
+    scripts = {"id": f"echo {user}", "apt-get": f'echo "$@" >>{tmp_path}/asked'}
+    for name in ("id", "apt-get") if packages else ("id",):
+        (commands / name).write_text(f"#!/bin/sh\n{scripts[name]}\n")
+        (commands / name).chmod(0o755)
+    done = recorded.run("test", "-k", "page", PATH=str(commands), KSI_TEST_CHROMIUM="")
+    assert done.stdout == "[pytest][-k][page]\n", "the tests run, and those of the page fail where it is missing"
+    if user == 0 and packages:
+        assert "chromium" in (tmp_path / "asked").read_text().splitlines()[1].split()
+        assert "installing chromium" in done.stderr
+    else:
+        assert not (tmp_path / "asked").exists()
+        assert "the tests of the page will fail" in done.stderr
+    assert recorded.run("test", "-k", "page", PATH=str(commands), KSI_TEST_CHROMIUM="/it").stderr == ""
+
+
+def test_a_long_run_is_passed_to_the_tests_and_to_nothing_else(recorded: Checkout) -> None:
+    recorded.whole("test")
+    recorded.shell("pytest", 'echo "long: $KSI_TEST_LONG, arguments: $*"')
+    assert recorded.run("test", "--long", "-k", "name").stdout == "long: 1, arguments: -k name\n"
+    assert recorded.run("test", "-k", "name", KSI_TEST_LONG="").stdout == "long: , arguments: -k name\n"
+    whole = recorded.run("test", "--long").stdout.splitlines()
+    assert whole[0] == "[ruff][format][--check]"
+    assert whole[-1] == "long: 1, arguments: -n auto --dist worksteal"
+
+
 def test_all_checks_run_even_if_one_fails(recorded: Checkout) -> None:
     recorded.whole("test")
     recorded.command("mypy", code=2)
@@ -131,7 +171,7 @@ def test_all_checks_run_even_if_one_fails(recorded: Checkout) -> None:
         "mypy --platform linux",
         "mypy --platform darwin",
         "lint-imports",
-        "pytest",
+        "pytest -n auto --dist worksteal",
     ]
     assert done.stdout.splitlines() == ["".join(f"[{word}]" for word in check.split()) for check in checks]
     assert done.stderr.endswith("ksi: failed: mypy --platform linux, mypy --platform darwin\n")

@@ -1,4 +1,5 @@
-"""Outside holders of conversations over the wire: acquire, wait, grant, renew, release, expire; what outlives what."""
+"""External holders of conversations over the wire: acquire, wait, grant, renew, release, expire; and their
+lifetimes."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ async def test_a_running_request_keeps_outside_holders_out(wire: Wire) -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_who_does_not_hold_can_neither_release_nor_renew(wire: Wire) -> None:
+async def test_without_holding_a_lock_one_can_neither_release_nor_renew(wire: Wire) -> None:
     lock = await acquire(wire, "a")
     await acquire(wire, "waits")
     await wire.ask("completion:async", prompt="x", request_id="r", session_id="d", provider_options=LONG)
@@ -189,7 +190,7 @@ async def test_a_step_of_the_wall_clock_expires_nothing_healthy() -> None:
 
 
 @pytest.mark.promise("L4", "L5")
-async def test_a_waiter_s_time_ends_its_wait_and_it_is_told() -> None:
+async def test_a_waiter_s_timeout_ends_its_wait_and_is_reported() -> None:
     clock = SimulatedClock()
     async with timed(clock, expiry=100.0) as wire:
         await acquire(wire, "a")
@@ -270,7 +271,7 @@ async def test_a_real_daemon_notices_who_is_gone_and_who_only_sends_no_more(tmp_
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_on_two_connections_waits_until_both_are_gone(wire: Wire, connect: Connect) -> None:
+async def test_a_waiter_on_two_connections_waits_until_both_are_gone(wire: Wire, connect: Connect) -> None:
     await acquire(wire, "a")
     first, second = await connect(), await connect()
     await acquire(first, "w", while_connected=True)

@@ -62,7 +62,7 @@ class Called(msgspec.Struct, frozen=True):
 
 
 class Scene:
-    """What the endpoints do, and all that they saw, by request."""
+    """The endpoints' behaviour, and all calls that they got, by request."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Called]] = defaultdict(list)
@@ -114,7 +114,7 @@ def data(number: int) -> Json:
 
 
 async def run_all(house: House, scene: Scene) -> tuple[dict[str, Json], Counter[str]]:
-    """Submit all; each request as it ended, and how often its end was told."""
+    """Submit all; returns each request's end, and how often its end was published."""
     told: Counter[str] = Counter()
     ended: dict[str, Json] = {}
     async with await Wire.open(house.daemon.config.socket_path) as listener:
@@ -172,7 +172,7 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
     assert (status["completed"], status["failed"]) == (ends["completed"], ends["failed"])
     assert status["queued"] + status["active"] + status["retrying"] + status["parked"] == 0
 
-    # The trail of attempts is what the endpoints saw.
+    # The trail of attempts equals the calls that the endpoints got.
     for name, reply in ended.items():
         attempts = reply["attempts"]
         seen = scene.calls[name]
@@ -180,7 +180,7 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
         assert [(e["provider"], e.get("error"), e["usage"]) for e in attempts] == [
             (called.provider, called.fault.error, expected_usage(called)) for called in seen
         ]
-        # A failure is no failure of the request where the provider was away, or was only being probed.
+        # A failure is no failure of the request if the provider was away, or was only being probed.
         known = [(entry["outcome"], called.fault.outcome) for entry, called in zip(attempts, seen, strict=True)]
         assert set(known) <= {(o, o) for o in ("completed", "failed", "parked")} | {("parked", "failed")}
         assert (reply["status"] == "completed") == (seen[-1].fault.outcome == "completed")
@@ -192,7 +192,7 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
             failures = sum(entry["outcome"] == "failed" for entry in attempts)
             assert seen[-1].fault.error == "invalid_request" or failures == ATTEMPTS
 
-    # Tokens add up to what was reported, and what was not is counted.
+    # Tokens add up to the reports, and missing reports are counted.
     calls = [called for seen in scene.calls.values() for called in seen]
     reported = [called.reported for called in calls if called.reported is not None]
     usages = [reply["usage"] for reply in ended.values() if "usage" in reply]

@@ -1,4 +1,4 @@
-"""What MCP servers' tools cost with the real Claude Code: reported as its endpoint counted it, and not guessed."""
+"""The cost of MCP servers' tools with the real Claude Code: reported as its endpoint counted it, and not guessed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def count(part: Any) -> int:
 
 
 def counting(seen: Seen) -> Answer:
-    """An endpoint that counts what it is sent: the system prompt as read from its cache, the rest as input."""
+    """An endpoint that counts its input: the system prompt as read from its cache, the rest as input."""
     asked = seen.json
     cached = count(asked["system"]) + count(asked.get("tools", []))
     usage = Usage(input_tokens=count(asked["messages"]), output_tokens=3, cache_read_tokens=cached)
@@ -84,7 +84,7 @@ class Place:
         return [self.servers, {"mcpServers": self.servers}, str(self.file)]
 
     def sent(self) -> list[tuple[list[str], int]]:
-        """What the endpoint was sent: the tools' names, and all of it in its own tokens."""
+        """The endpoint's input: the tools' names, and all of it in its own tokens."""
         return [
             (
                 sorted(tool["name"] for tool in asked.get("tools", [])),
@@ -108,7 +108,7 @@ async def ask(wire: Wire, prompt: str, **fields: Any) -> Json:
 
 
 @pytest.mark.promise("T2")
-async def test_what_the_definitions_cost_is_the_difference_that_the_endpoint_counted(place: Place) -> None:
+async def test_the_cost_of_the_definitions_is_the_difference_that_the_endpoint_counted(place: Place) -> None:
     async with place.served() as wire:
         for number, servers in enumerate(place.ways()):
             with_them = await ask(wire, f"What is {number}?", session_id=f"with {number}", mcp_config=servers)
@@ -132,7 +132,7 @@ async def test_what_the_definitions_cost_is_the_difference_that_the_endpoint_cou
     assert told["without_mcp"] == {"turns": 3, "input_tokens": lacking[0]}
     assert mcp["totals"]["requests"] == 3
     assert mcp["totals"]["input_tokens"] + mcp["totals"]["cache_read_tokens"] == sum(having)
-    assert f"{each:,}" in shown.split("what the tools' definitions cost")[1]
+    assert f"{each:,}" in shown.split("the cost of the tools' definitions")[1]
 
 
 @pytest.mark.promise("T2")

@@ -1,4 +1,4 @@
-"""From version 1 to version 2 and back: what comes over, what is left alone, and what a fault or a kill leaves."""
+"""From version 1 to version 2 and back: imported and untouched data, and the state after a fault or a kill."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ from tests.acceptance.v1_home import (
     write_log,
 )
 from tests.daemon_process import DaemonProcess, clean_environ
+from tests.effort import effort
 from tests.integration.wire import Json, Wire
 
 STUB: dict[str, dict[str, Any]] = {
@@ -63,14 +64,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def migrate(home: Path, *, dry_run: bool = False) -> list[str]:
-    """What a migration says."""
+    """The output of a migration."""
     said: list[str] = []
     assert Forward(home, SystemClock(), "test", said.append).run(dry_run=dry_run, agree=lambda: True)
     return said
 
 
 def roll_back(home: Path, *, dry_run: bool = False) -> list[str]:
-    """What a rollback says."""
+    """The output of a rollback."""
     said: list[str] = []
     Backward(home, SystemClock(), "test", said.append).run(dry_run=dry_run)
     return said
@@ -126,7 +127,7 @@ def test_the_command_checks_backs_up_brings_in_switches_and_verifies(home: Path)
         "service.version is to be set to 2",
         "socket.replies is to be set to v1",
         "backed up",
-        "brought in",
+        "imported",
         "set",
         "set",
         "verified",
@@ -160,7 +161,7 @@ def test_session_logs_become_conversations_with_history(home: Path) -> None:
     assert found["alpha"]["created_at"] == BEGAN
     assert found["alpha"]["agents"] == ["agent-1"]
     assert found["alpha"]["provider_session_id"] == NEXT_SESSION
-    # Whoever goes on by the id that Claude gave goes on in the same conversation.
+    # A client that continues by the id that Claude gave continues the same conversation.
     assert by_session["session_id"] == "alpha"
     assert old["session_id"] == "alpha"
     assert again["turns"] == 3
@@ -235,7 +236,7 @@ def test_a_second_run_changes_nothing(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_does_not_agree_changes_nothing(home: Path) -> None:
+def test_without_agreement_nothing_is_changed(home: Path) -> None:
     before = snapshot(home)
     said: list[str] = []
     assert not Forward(home, SystemClock(), "test", said.append).run(dry_run=False, agree=lambda: False)
@@ -256,9 +257,7 @@ def test_a_home_of_version_2_has_nothing_to_migrate(tmp_path: Path) -> None:
 @pytest.mark.promise("O8")
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("service", [OLD_SERVICE, "ksi_daemon/completion/completion_service.py"])
-def test_an_old_tree_serves_after_its_migration_what_it_served_to_the_clients_that_it_had(
-    tmp_path: Path, service: str
-) -> None:
+def test_an_old_tree_serves_the_same_clients_after_its_migration(tmp_path: Path, service: str) -> None:
     home = make_v1_home(tmp_path / "old", config=None)
     (home / service).parent.mkdir(parents=True)
     (home / service).write_text("# the old service\n")
@@ -292,7 +291,7 @@ def test_an_old_tree_serves_after_its_migration_what_it_served_to_the_clients_th
 
 
 @pytest.mark.promise("R4")
-def test_a_version_that_was_changed_by_hand_is_told_what_was_not_brought_in(tmp_path: Path) -> None:
+def test_a_version_that_was_changed_by_hand_is_reported_with_the_missing_conversations(tmp_path: Path) -> None:
     home = make_v1_home(tmp_path / "home", config=CONFIG.replace("version = 1 ", "version = 2 "))
     (home / "var" / "logs" / "responses" / "alpha.jsonl").unlink()
     (home / "var" / "logs" / "responses" / "2025" / "beta.jsonl").unlink()
@@ -304,7 +303,7 @@ def test_a_version_that_was_changed_by_hand_is_told_what_was_not_brought_in(tmp_
     with DaemonProcess(home) as process:
         (told,) = until(problems, "a word about gamma")
     assert told.startswith("1 conversations of version 1 in var/logs/responses were not brought in")
-    assert "brought in: 1 turns" in command(home).stdout
+    assert "imported: 1 turns" in command(home).stdout
     with DaemonProcess(home) as process:
         assert one_shot(process.socket_path, "completion:session_status", {"session_id": "gamma"})["data"]["turns"] == 1
         log = home / "var" / "logs" / "daemon.log"
@@ -332,7 +331,7 @@ def test_an_old_tree_has_its_service_file_disabled_and_given_back(tmp_path: Path
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_version_2_has_already_stays_and_goes_on(home: Path) -> None:
+def test_the_records_that_version_2_has_already_stay_and_continue(home: Path) -> None:
     async def use() -> None:
         async with running_daemon(home, settings=STUB) as daemon, await Wire.open(daemon.config.socket_path) as wire:
             await wire.ask("completion:request", prompt="Mine", session_id="alpha", request_id="mine")
@@ -394,7 +393,7 @@ def test_no_daemon_starts_while_it_works(home: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("variable", ["1", "2"])
-def test_it_refuses_where_a_variable_sets_the_version(home: Path, variable: str) -> None:
+def test_it_refuses_if_a_variable_sets_the_version(home: Path, variable: str) -> None:
     done = command(home, KSI_SERVICE__VERSION=variable)
     assert done.returncode == 1
     assert "KSI_SERVICE__VERSION" in done.stderr
@@ -402,12 +401,12 @@ def test_it_refuses_where_a_variable_sets_the_version(home: Path, variable: str)
 
 @pytest.mark.usefixtures("quick")
 def test_it_refuses_another_store_than_sqlite_and_says_the_way(home: Path) -> None:
-    (home / "ksi.toml").write_text(CONFIG + '\n[store]\nurl = "memory://"\n')
+    (home / "ksi.toml").write_text(CONFIG + '\n[store]\nurl = "redis://host"\n')
     with pytest.raises(MigrationError, match="checkpoint save"):
         migrate(home)
 
 
-def test_it_refuses_where_a_part_of_version_2_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_refuses_if_a_part_of_version_2_is_missing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ksi.migration.checks.PARTS", {"ksi.completion.nothing": ""})
     before = snapshot(home)
     with pytest.raises(MigrationError, match=r"ksi\.completion\.nothing cannot be imported.*nothing was changed"):
@@ -415,7 +414,7 @@ def test_it_refuses_where_a_part_of_version_2_is_missing(home: Path, monkeypatch
     assert snapshot(home) == before
 
 
-def test_a_configuration_that_cannot_be_used_is_told(home: Path) -> None:
+def test_a_configuration_that_cannot_be_used_is_reported(home: Path) -> None:
     (home / "ksi.toml").write_text("[service]\nversion = 5\n")
     with pytest.raises(ConfigError):
         migrate(home)
@@ -506,7 +505,8 @@ else:
 
 
 def killed(home: Path, at: int, way: str) -> bool:
-    """Migrate in a process that is killed right before its change number `at` to a file; whether it came to that."""
+    """Migrate in a process that is killed right before its change number `at` to a file; returns True if it came to
+    that."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(home), str(at), way], capture_output=True, text=True, env=clean_environ()
     )
@@ -537,7 +537,7 @@ def test_a_migration_that_is_killed_at_any_moment_can_be_run_again_or_rolled_bac
         return make_v1_home(folder, old_tree=True)
 
     before = snapshot(begin(tmp_path / "first"))
-    for number, home in enumerate(moments(begin, tmp_path, "forward", 5)):
+    for number, home in enumerate(moments(begin, tmp_path, "forward", effort(11, 2))):
         if number % 2:
             migrate(home)
             assert turns_of(home) == {"alpha": 2, "beta": 2, "gamma": 1}
@@ -567,7 +567,7 @@ def test_a_rollback_that_is_killed_at_any_moment_can_be_run_again(tmp_path: Path
         shutil.copytree(origin, folder)
         return folder
 
-    for home in moments(begin, tmp_path, "backward", 7):
+    for home in moments(begin, tmp_path, "backward", effort(15, 3)):
         roll_back(home)
         after = snapshot(home, "var/backups", "var/db")
         alpha = "var/logs/responses/alpha.jsonl"
@@ -580,7 +580,7 @@ def test_a_rollback_that_is_killed_at_any_moment_can_be_run_again(tmp_path: Path
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_rollback_gives_version_1_its_files_byte_for_byte_and_what_version_2_added(home: Path) -> None:
+def test_a_rollback_gives_version_1_its_files_byte_for_byte_and_the_turns_that_version_2_added(home: Path) -> None:
     before = snapshot(home)
     migrate(home)
     asked(
@@ -672,7 +672,7 @@ def test_a_rollback_that_fails_leaves_all_as_version_2_had_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(backup, "restore", fail)
-        with pytest.raises(MigrationError, match="everything is as version 2 had it"):
+        with pytest.raises(MigrationError, match="version 2's files are unchanged"):
             roll_back(home)
     assert snapshot(home, *without) == before
     roll_back(home)
@@ -697,7 +697,7 @@ def test_without_a_migration_there_is_nothing_to_roll_back(home: Path) -> None:
     [
         ("", "[service]\nversion = 2\n"),
         ("# mine\n", "# mine\n\n[service]\nversion = 2\n"),
-        ("[store]\nurl = 'memory://'", "[store]\nurl = 'memory://'\n\n[service]\nversion = 2\n"),
+        ("[store]\nurl = 'redis://host'", "[store]\nurl = 'redis://host'\n\n[service]\nversion = 2\n"),
         ("[service]\nversion=1#x\n", "[service]\nversion=2#x\n"),
         ("[ service ] # a\n\t'version' = 1\r\n", "[ service ] # a\n\t'version' = 2\r\n"),
         ("[service]\n#version = 1\nx = 1\n", "[service]\nversion = 2\n#version = 1\nx = 1\n"),
@@ -713,6 +713,6 @@ def test_only_the_version_is_changed_in_a_settings_file(text: str, changed: str)
 
 
 @pytest.mark.parametrize("text", ["service = {version = 1}\n", 'a = """\n[service]\nversion = 1\n"""\n', "[service\n"])
-def test_a_settings_file_that_is_not_understood_is_left_alone(text: str) -> None:
+def test_a_settings_file_that_is_not_understood_is_not_changed(text: str) -> None:
     with pytest.raises(MigrationError):
         with_settings(text, {("service", "version"): 2})

@@ -52,7 +52,7 @@ class Place:
         return reply
 
     def heard(self, prompt: str) -> list[str]:
-        """What users had said when this was said."""
+        """The users' messages at the time of a prompt."""
         found = (said(seen) for seen in reversed(self._endpoint.requests))
         return next([text for who, text in one if who == "user"] for one in found if one[-1][1] == prompt)
 

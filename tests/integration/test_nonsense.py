@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from ksi.events import SPECS
+from ksi.events.specs import SPECS
 from ksi.protocol import field_names
 from tests.integration.serving import daemon_and_wire
 from tests.integration.wire import Json, Wire, until
@@ -90,10 +89,9 @@ async def cancel_all(wire: Wire) -> None:
 
 
 @pytest.mark.promise("S1", "Q8", "L1")
-async def test_nonsense_is_answered_each_with_one_typed_answer_and_leaves_no_trace(tmp_path: Path) -> None:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    dice = random.Random(seed)
+async def test_nonsense_is_answered_each_with_one_typed_answer_and_leaves_no_trace(
+    tmp_path: Path, dice: random.Random
+) -> None:
     codes = Counter[str]()
     retry = {"max_attempts": 2, "initial_delay": 0.001, "max_delay": 0.002}
     async with daemon_and_wire(tmp_path, retry=retry) as (daemon, wire):
@@ -122,8 +120,14 @@ async def test_nonsense_is_answered_each_with_one_typed_answer_and_leaves_no_tra
                 codes[code] += 1
                 assert code in {"data", *HARMLESS}, (event, data, reply)
                 assert reply["event"] == event
-        health = await wire.ask("system:health")
-        assert (health["status"], health["problems"]) == ("healthy", [])
+
+        async def healthy() -> bool:
+            # A client may report that a provider is overloaded: then it waits for a caller that probes it.
+            await wire.ask("provider:reset", provider="stub")
+            health = await wire.ask("system:health")
+            return (health["status"], health["problems"]) == ("healthy", [])
+
+        await until(healthy)
         assert all((await wire.ask("system:ready"))["tasks"].values())
         assert (await wire.ask("completion:request", prompt="still there?"))["result"] == "echo: still there?"
 
@@ -138,19 +142,23 @@ async def test_nonsense_is_answered_each_with_one_typed_answer_and_leaves_no_tra
             await other.leave()
     assert codes["data"] > 300, codes
     assert codes["invalid_data"] > 300, codes
-    check_totals(tmp_path / "var" / "db" / "ksi.db")
+    deletions = [future for event, _, future in asked if event == "conversation:delete"]
+    told = [future.result().get("data", {}) for future in deletions if not future.exception()]
+    deleted = sum(reply.get("requests", 0) for reply in told)
+    # The replies to a client that left are not known.
+    check_totals(tmp_path / "var" / "db" / "ksi.db", deleted, exact=len(told) == len(deletions))
 
 
-def check_totals(path: Path) -> None:
-    """What is counted is what is there."""
+def check_totals(path: Path, deleted: int, *, exact: bool) -> None:
+    """The counts, which go on counting what was deleted with its conversation, equal the records."""
     database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     assert database.pragma("integrity_check") == "ok"
     kept = dict(database.execute("SELECT name, value FROM total"))
     ended = {5: "completed", 6: "failed", 7: "cancelled", 9: "expired"}
     counted = dict(database.execute("SELECT state, count(*) FROM request WHERE external = 0 GROUP BY state"))
-    assert {name: counted.get(code, 0) for code, name in ended.items()} == {
-        name: kept.get(name, 0) for name in ended.values()
-    }
+    gone = {name: kept.get(name, 0) - counted.get(code, 0) for code, name in ended.items()}
+    assert min(gone.values()) >= 0, gone
+    assert sum(gone.values()) == deleted or (not exact and sum(gone.values()) > deleted), gone
     assert counted.keys() <= ended.keys()
     assert database.execute("SELECT count(*) FROM request WHERE place IS NOT NULL OR external = 1").get == 0
     assert kept["conversations"] == database.execute("SELECT count(*) FROM conversation").get

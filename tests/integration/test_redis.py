@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ksi.clock import Chance, SystemClock, microseconds
-from ksi.daemon import Daemon
-from ksi.store.redis import RedisStore
-from ksi.store.redis_address import Address
+from ksi.daemon.daemon import Daemon
+from ksi.store.redis.address import Address
+from ksi.store.redis.store import RedisStore
 from ksi.store.values import NewRequest, StoreRules
 from ksi.testing import running_daemon
 from tests.conformance.chain_parts import member
@@ -33,7 +33,7 @@ async def submit(wire: Wire, request_id: str, **data: object) -> Json:
 
 
 @pytest.mark.promise("D1", "R1")
-async def test_what_is_asked_at_one_daemon_is_waited_for_and_cancelled_at_another(
+async def test_a_request_of_one_daemon_is_waited_for_and_cancelled_at_another(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     with team(tmp_path, url_of(redis_server, "cancel"), 2) as daemons:
@@ -93,7 +93,7 @@ async def test_a_daemon_that_was_stopped_beyond_its_lease_writes_nothing_when_it
             reply = await in_state(there, "slow", "completed")
             await stopped
             assert [attempt["outcome"] for attempt in reply["attempts"]][:2] == ["interrupted", "completed"]
-            # Its own answer, if it brought one, is kept beside the trail and is nobody's.
+            # Its own answer, if it brought one, is kept outside the trail and belongs to no request.
             await in_state(here, "slow", "completed")
             session = await here.ask("completion:session_status", session_id="talk")
             assert session["turns"] == 1
@@ -102,7 +102,7 @@ async def test_a_daemon_that_was_stopped_beyond_its_lease_writes_nothing_when_it
 
 
 async def idle(wire: Wire) -> bool:
-    """Whether nothing waits or runs."""
+    """True if none waits or runs."""
     figures = await wire.ask("completion:queue_status")
     return not any(figures[name] for name in ("queued", "active", "scheduled", "retrying", "parked"))
 
@@ -163,7 +163,8 @@ async def test_daemons_go_on_with_a_replica_that_took_over(tmp_path: Path) -> No
             assert reply is not None
             assert reply["result"] == "echo: again"
             assert (await there.ask("completion:get", request_id="first"))["status"] == "completed"
-            # What the replica had not received is lost; who asks again gets what is there, or has it done.
+            # Changes that the replica had not received are lost; a client that asks again gets the record, or a new
+            # run.
             for number in range(200):
                 done = await there.ask("completion:request", **work(number))
                 assert (done["status"], done["result"]) == ("completed", f"echo: number {number}")

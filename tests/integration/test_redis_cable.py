@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import secrets
 from pathlib import Path
 
 import pytest
 
-from ksi.store import redis_link
+from ksi.store.redis import link as redis_link
 from ksi.testing import running_daemon
 from tests.integration.cable import Cable, cable
 from tests.integration.crash_load import Load, check_ending, check_response_log, check_trail, finish
@@ -19,6 +18,7 @@ from tests.integration.test_crash import CONFIG
 from tests.integration.test_redis_crash import several
 from tests.integration.wire import Json, Wire, answer, in_state, until
 from tests.redis_server import RedisServer
+from tests.tally import Tally
 
 HELD = """
 [providers.held]
@@ -40,12 +40,11 @@ def way(port: int, namespace: str) -> str:
 
 
 class Weather:
-    """Load on daemons whose way to the server is harmed meanwhile, and what must hold at the end."""
+    """Load on daemons whose way to the server is harmed meanwhile, and the invariants at the end."""
 
-    def __init__(self, daemons: Team) -> None:
+    def __init__(self, daemons: Team, dice: random.Random) -> None:
         self._daemons = daemons
-        self._seed = secrets.randbits(32)
-        print(f"seed {self._seed}")
+        self._seed = dice.getrandbits(32)
         self._loads = [
             Load(random.Random(self._seed + number), f"cut-{number}", conversations=40, submitters=3)
             for number, _ in enumerate(daemons.daemons)
@@ -72,7 +71,7 @@ class Weather:
             await asyncio.gather(*(load.reach(load.acks + ACKS) for load in self._loads))
 
     async def end(self) -> int:
-        """Ask no more, wait for what is left, and check all. Returns how many runs were interrupted."""
+        """Send no more, wait for the rest, and check all. Returns how many runs were interrupted."""
         for client in self._clients:
             client.cancel()
         ends = await asyncio.gather(*self._clients, return_exceptions=True)
@@ -92,11 +91,13 @@ class Weather:
         for name in self._held:
             assert answers[name]["status"] == "completed"
             assert answers[name]["interruptions"] >= 1
-        begun = check_record(self._daemons.record, answers)
+        tally = Tally()
+        begun = check_record(self._daemons.record, answers, tally)
         for name in taken:
             check_trail(asked[name], answers[name], begun.get(name, set()), in_step=False)
         self._daemons.end()
-        check_response_log(self._daemons.logs, answers)
+        check_response_log(self._daemons.logs, answers, tally)
+        assert (tally.lost, tally.doubled, tally.overlapping) == ([], [], [])
         interruptions: int = sum(reply.get("interruptions", 0) for reply in answers.values())
         away = sum(load.away for load in self._loads)
         print(f"{len(answers)} requests, {interruptions} interruptions, {away} times away")
@@ -106,12 +107,12 @@ class Weather:
 @pytest.mark.timeout(120)
 @pytest.mark.promise("D2", "D3", "L1", "Q3")
 async def test_daemons_cut_off_beyond_their_lease_lose_their_runs_to_the_one_that_is_not(
-    redis_server: RedisServer, tmp_path: Path
+    redis_server: RedisServer, tmp_path: Path, dice: random.Random
 ) -> None:
     with cable(redis_server) as one, cable(redis_server) as other:
         ways = [f"{redis_server.url}?namespace=cut", way(one.port, "cut"), way(other.port, "cut")]
         with team(tmp_path, ways, 3, several(CONFIG) + HELD) as daemons:
-            weather = Weather(daemons)
+            weather = Weather(daemons, dice)
             await weather.goes_on()
             await asyncio.gather(weather.hold(1), weather.hold(2))
             one.cut()
@@ -120,7 +121,7 @@ async def test_daemons_cut_off_beyond_their_lease_lose_their_runs_to_the_one_tha
             one.mend()
             other.thaw()
             await weather.goes_on()
-            # What was written to connections that were given up comes behind all that was written to the next ones.
+            # Bytes written to connections that were given up arrive after all those written to the next ones.
             other.thaw_all()
             await weather.goes_on()
             assert await weather.end() >= 2
@@ -129,13 +130,13 @@ async def test_daemons_cut_off_beyond_their_lease_lose_their_runs_to_the_one_tha
 @pytest.mark.promise("D3", "L1", "Q3")
 @pytest.mark.parametrize("seconds", [SHORT, 2 * LEASE], ids=["short", "long"])
 async def test_a_time_without_a_server_is_no_daemon_s_death(
-    redis_server: RedisServer, tmp_path: Path, seconds: float
+    redis_server: RedisServer, tmp_path: Path, dice: random.Random, seconds: float
 ) -> None:
     with cable(redis_server) as one, cable(redis_server) as other:
         namespace = f"away-{seconds}"
         ways = [way(one.port, namespace), way(other.port, namespace)]
         with team(tmp_path, ways, 2, several(CONFIG)) as daemons:
-            weather = Weather(daemons)
+            weather = Weather(daemons, dice)
             await weather.goes_on()
             one.cut()
             other.freeze()
@@ -150,7 +151,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the daemon in this process find soon that its server is away."""
     for name in ("PATIENCE", "ANSWER_TIME", "CONNECT_TIME"):
         monkeypatch.setattr(redis_link, name, 0.2)
-    # What is asked while the server owes an answer is not sent.
+    # A call made while the server owes an answer is not sent.
     monkeypatch.setattr(redis_link, "QUIET", 0.0)
 
 
@@ -160,16 +161,14 @@ async def swallowed(line: Cable, words: bytes) -> bool:
 
 
 @pytest.mark.promise("D3", "S1")
-async def test_a_client_hears_that_the_store_is_away_and_what_was_sent_is_answered_when_it_is_back(
+async def test_a_client_learns_that_the_store_is_away_and_a_sent_call_is_answered_when_it_is_back(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient(monkeypatch)
     with cable(redis_server) as line:
         settings: Json = {"store": {"url": way(line.port, "told")}}
         async with running_daemon(settings=settings) as daemon, await Wire.open(daemon.config.socket_path) as wire:
-            # Answered behind all that a start asks: nothing else is under way.
-            await wire.refused("completion:cancel", request_id="nobody")
-            line.freeze()
+            line.freeze_at(b"sent")
             sent = wire.post("completion:async", {"prompt": "hello", "request_id": "sent"})
             await until(lambda: swallowed(line, b"sent"))
             for harm in (line.cut, line.mend):
@@ -189,16 +188,16 @@ async def test_a_server_that_does_not_answer_keeps_no_daemon_from_stopping(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient(monkeypatch)
-    monkeypatch.setattr("ksi.store.redis.GOODBYE", 0.2)
+    monkeypatch.setattr("ksi.store.redis.store.GOODBYE", 0.2)
     monkeypatch.setattr("ksi.completion.queue_manager.GIVE_BACK", 0.5)
     with cable(redis_server) as line:
         settings: Json = {"store": {"url": way(line.port, "stop")}, "service": {"shutdown_grace": 0.2}}
         async with running_daemon(settings=settings) as daemon:
             wire = await Wire.open(daemon.config.socket_path)
             await wire.ask("completion:async", prompt="hello", provider_options={"delay": 600})
-            line.freeze()
-            asked = wire.post("completion:async", {"prompt": "hello"})
+            line.freeze_at(b"claim")
             daemon.queue.on_work()
             await until(lambda: swallowed(line, b"claim"))
+            asked = wire.post("completion:async", {"prompt": "hello"})
         assert (await asked)["error"]["code"] in ("store_unavailable", "shutting_down")
         await wire.leave()

@@ -1,4 +1,5 @@
-"""Claude Code's dialogues on the machines of a team: each goes on where it lives, and elsewhere when that is gone (D4).
+"""Claude Code's dialogues on the machines of a team: each continues on its machine, and elsewhere when that is gone
+(D4).
 
 Real daemons on a real server, the real Claude Code with a folder for each machine, and a scripted endpoint.
 """
@@ -82,7 +83,7 @@ class Machine:
 
 
 class Place:
-    """The server's namespace, the endpoint, and what machines are made of."""
+    """The server's namespace, the endpoint, and the parts of machines."""
 
     def __init__(self, folder: Path, url: str, endpoint: ScriptedEndpoint) -> None:
         self._folder = folder
@@ -102,13 +103,13 @@ class Place:
             yield made
 
     def heard(self, prompt: str) -> list[tuple[str, str]]:
-        """What the endpoint was sent with this prompt at its end."""
+        """The messages that the endpoint got with this prompt at their end."""
         found = [said(seen) for seen in self._endpoint.requests]
         return next(one for one in reversed(found) if one[-1][1].endswith(prompt))
 
 
 def echo(seen: Seen) -> Answer:
-    """Answers with what it was last asked, and never ends where it was asked to take its time."""
+    """Answers with its last prompt, and never ends if it was asked to take its time."""
     prompt = said(seen)[-1][1]
     return Answer(pieces=("You said: ", prompt, "."), stall_after=2 if prompt.endswith(SLOW) else None)
 
@@ -126,7 +127,7 @@ async def ask(wire: Wire, prompt: str) -> Json:
 
 
 async def patiently(wire: Wire, event: str, **data: Any) -> Json:
-    """What is answered when a machine is lost and Claude Code has begun."""
+    """The answer when a machine is lost and Claude Code has begun."""
     async with asyncio.timeout(60):
         reply = await wire.post(event, data)
     answered: Json = reply["data"]
@@ -139,7 +140,7 @@ def node_of(reply: Json) -> str | None:
     return node
 
 
-async def test_a_dialogue_goes_on_where_it_lives_and_elsewhere_when_that_machine_is_gone(place: Place) -> None:
+async def test_a_dialogue_continues_on_its_machine_and_elsewhere_when_that_machine_is_gone(place: Place) -> None:
     with place.machines("a", "b") as (a, b):
         async with await b.wire() as there:
             async with await a.wire() as here:

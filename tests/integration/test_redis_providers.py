@@ -1,4 +1,4 @@
-"""Several daemons on one server share what they know of providers: breakers, quotas, limits, an operator's word."""
+"""Several daemons on one server share the state of providers: breakers, quotas, limits, an operator's switch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ksi.store.redis_address import Address
-from ksi.store.redis_news import Kind, Listener, News
+from ksi.store.redis.address import Address
+from ksi.store.redis.news import Kind, Listener, News
 from tests.daemon_process import DaemonProcess, make_home
 from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.wire import Json, Wire, answer, in_state, until
@@ -86,7 +86,7 @@ class House:
         self.wires[number] = await self.listen(number)
 
     def lines(self) -> list[tuple[str, str]]:
-        """What the stub recorded: word and request."""
+        """The stub's records: word and request."""
         lines = self.record.read_text().splitlines() if self.record.exists() else []
         return [(line.split("\t")[0], line.split("\t")[3]) for line in lines]
 
@@ -176,7 +176,7 @@ async def test_answers_at_one_daemon_count_against_failures_at_another(
 
 
 async def samples(server: RedisServer, namespace: str, count: int) -> bool:
-    """Whether the team's record judges so many calls."""
+    """True if the team's record has this many calls."""
     kept = server.ask("HGET", f"{{ksi:{namespace}}}:providers", "team")
     return kept.count(b"\xc2") + kept.count(b"\xc3") >= count
 
@@ -238,13 +238,13 @@ async def test_failures_that_come_all_at_once_at_both_open_it_once(redis_server:
         await both_hear(made, "closed", "open")
         shown = [await status(wire) for wire in made.wires]
         assert [one["breaker"] for one in shown] == ["open", "open"]
-        # Told once: the stragglers of the first opening judge nothing.
+        # Reported once: late outcomes from before the first opening count nothing.
         heard = [line for wire in made.wires for line in wire.lines if line["event"] == "provider:state_changed"]
         assert heard == []
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_what_an_operator_says_at_one_daemon_holds_at_all_and_outlives_them(
+async def test_an_operator_s_change_at_one_daemon_holds_at_all_and_outlives_them(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async with house(redis_server, tmp_path) as made:
@@ -351,10 +351,10 @@ async def test_news_are_heard_after_a_long_silence_and_after_a_server_that_said_
 
 
 async def pinged(server: RedisServer) -> bool:
-    """Whether somebody asked the server whether it is there."""
+    """True if a client asked the server for a sign of life."""
     return b"cmdstat_ping" in server.ask("INFO", "commandstats")
 
 
 async def came(heard: list[News], kind: Kind) -> bool:
-    """Whether news of a kind came."""
+    """True if news of a kind came."""
     return any(news.kind is kind for news in heard)

@@ -1,4 +1,4 @@
-"""What only the store on Redis has: calls that are sent again, lives, layouts, addresses."""
+"""Features of the store on Redis alone: repeated calls, leases, layouts, addresses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest_asyncio
 from ksi.clock import Chance
 from ksi.errors import ConfigError, ConversationBusy, InternalError, StoreUnavailable, StoreVersion
 from ksi.request import OnBusy, State
-from ksi.store.redis import RedisStore
-from ksi.store.redis_address import Address
-from ksi.store.redis_link import BUNDLE, Bundle, Call, Link
+from ksi.store.redis.address import Address
+from ksi.store.redis.library import LAYOUT
+from ksi.store.redis.link import BUNDLE, Bundle, Call, Link
+from ksi.store.redis.store import RedisStore
+from ksi.store.usage import UsageQuery
 from ksi.store.values import StoreRules
 from tests.conformance.world import OFFER, RedisHome, World
 from tests.integration.cable import cable
@@ -48,6 +50,15 @@ def note_bundles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Link, Bundle]]:
 
     monkeypatch.setattr(Link, "_next", note)
     return sent
+
+
+@pytest.mark.promise("T1")
+async def test_an_account_of_many_pages_counts_each_attempt_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ksi.store.redis.reads._ACCOUNT_PAGE", 2)
+    for number in range(5):
+        await world.complete(await world.run(f"r{number}"))
+    report = await world.store.usage(UsageQuery(since=0, until=2**62), lambda *_: ())
+    assert (report.total.attempts, report.total.requests) == (5, 5)
 
 
 @pytest.mark.promise("D3", "F10")
@@ -96,7 +107,7 @@ async def test_a_claim_whose_answer_was_lost_brings_its_bodies_all_the_same(
 
 
 @pytest.mark.promise("D3", "Q3")
-async def test_what_was_written_to_a_line_given_up_and_comes_after_its_own_repetition_changes_nothing(
+async def test_a_late_write_after_its_own_repetition_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = note_bundles(monkeypatch)
@@ -163,19 +174,19 @@ async def test_a_call_that_may_have_been_served_is_asked_until_a_server_that_ref
 
 
 async def refuses(world: World) -> bool:
-    """Whether the server has refused what may have been done."""
+    """True if the server has refused a call that may have been executed."""
     assert isinstance(world.store, RedisStore)
     return "NOREPLICAS" in world.store._links[0].trouble
 
 
 async def runs(server: RedisServer) -> bool:
-    """Whether something runs, as the server has it."""
+    """True if the server has a running request."""
     keys = server.ask("KEYS", "{ksi:*}:runs:*")
     return not keys.startswith(b"*0")
 
 
 @pytest.mark.promise("D1")
-async def test_what_is_asked_in_one_moment_goes_in_few_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_one_moment_go_in_few_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = note_bundles(monkeypatch)
     await asyncio.gather(*(world.enqueue(f"r{number}", f"talk {number}") for number in range(3 * BUNDLE + 1)))
     assert [len(bundle.changes) for _, bundle in sent] == [BUNDLE, BUNDLE, BUNDLE, 1]
@@ -246,7 +257,27 @@ async def test_another_layout_is_refused(redis_server: RedisServer) -> None:
         await world.crash()
 
 
-async def test_a_server_that_asks_for_a_password_is_told_apart_from_one_that_is_away(redis_server: RedisServer) -> None:
+@pytest.mark.promise("D1", "D2")
+async def test_an_older_layout_is_taken_over_when_its_daemons_are_gone(redis_server: RedisServer) -> None:
+    home = RedisHome(redis_server.url)
+    one, two = World(home, StoreRules()), World(home.beside("there"), StoreRules())
+    two.clock = one.clock
+    await one.open()
+    assert isinstance(one.store, RedisStore)
+    calls = one.store._calls
+    await calls.plain("HSET", f"{calls.namespace}:meta", "layout", LAYOUT - 1)
+    with pytest.raises(StoreVersion, match=f"holds layout {LAYOUT - 1}.*stop the daemons"):
+        await two.open()
+    one.clock.forward(31)  # its lease is over
+    await two.open()
+    assert await calls.plain("HGET", f"{calls.namespace}:meta", "layout") == str(LAYOUT).encode()
+    await two.store.close()
+    await one.home.crash(one.store)
+
+
+async def test_a_server_that_asks_for_a_password_is_distinguished_from_one_that_is_away(
+    redis_server: RedisServer,
+) -> None:
     redis_server.ask("ACL", "SETUSER", "guarded", "on", ">secret", "~*", "&*", "+@all")
     url = f"unix://guarded:wrong@{redis_server.socket}"
     world = World(RedisHome(url), StoreRules())
@@ -258,16 +289,34 @@ async def test_a_server_that_asks_for_a_password_is_told_apart_from_one_that_is_
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://user:secret@host:7000/2?namespace=team", "redis://user@host:7000/2"),
+        ("redis://user:secret@host:7000/2?namespace=team", "redis://***@host:7000/2?namespace=team"),
         ("rediss://host", "rediss://host"),
-        ("redis+sentinel://:secret@a:1,b/team/3", "redis+sentinel://@a:1,b/team/3"),
+        ("redis+sentinel://:secret@a:1,b/team/3", "redis+sentinel://***@a:1,b/team/3"),
         ("redis+cluster://a:1,b:2", "redis+cluster://a:1,b:2"),
-        ("unix:///run/redis.sock?db=3", "unix:///run/redis.sock"),
+        ("unix:///run/redis.sock?db=3", "unix:///run/redis.sock?db=3"),
     ],
 )
 @pytest.mark.promise("S3")
 def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     assert str(Address(url)) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:pa/SECRET@host/0",
+        "redis://user:[SECRET@host/0",
+        "redis://user:SECRET@host:port/0",
+        "redis://host/0?password=SECRET&no_such_option=SECRET",
+        "redis://host/0?socket_timeout=SECRET",
+        "redis+sentinel://user:pa/SECRET@host/team/x",
+    ],
+)
+@pytest.mark.promise("S3", "U4")
+def test_an_address_that_cannot_be_used_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^store\.url: ") as refused:
+        Address(url)
+    assert "SECRET" not in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The way to the server by TLS: who is trusted, what is said where nobody is, and that it lasts over a cut."""
+"""The connection to the server by TLS: trust, the message without trust, and a cut."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import trustme
 
 from ksi.errors import ConfigError, StoreUnavailable
-from ksi.store import redis as redis_store
-from ksi.store import redis_address, redis_link
-from ksi.store.redis_address import Address
+from ksi.store.redis import address as redis_address
+from ksi.store.redis import link as redis_link
+from ksi.store.redis import store as redis_store
+from ksi.store.redis.address import Address
 from ksi.testing import running_daemon
 from tests.daemon_process import make_home, start_in_vain
 from tests.integration.cable import Cable, cable
@@ -33,7 +34,8 @@ class Office:
         self._authority.cert_pem.write_to_path(self.file)
 
     def server(self, name: str = HOST, *, asks: bool = False) -> ssl.SSLContext:
-        """What a server of this name shows; with `asks`, its clients must have a certificate of this authority too."""
+        """The certificate of a server of this name; with `asks`, its clients must have a certificate of this authority
+        too."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(name).configure_cert(context)
         if asks:
@@ -57,7 +59,7 @@ def office(tmp_path: Path) -> Office:
 
 @pytest.fixture
 def line(redis_server: RedisServer, office: Office) -> Iterator[Cable]:
-    """What ends TLS in front of the server."""
+    """A proxy that ends TLS in front of the server."""
     with cable(redis_server, office.server()) as made:
         yield made
 
@@ -68,7 +70,7 @@ def way(line: Cable, trusted: Path, namespace: str) -> str:
 
 
 async def refusal(wire: Wire) -> Json | None:
-    """What is said to whoever asks, once the cut was noticed: what was sent into it waits for its answer."""
+    """The reply to clients, once the cut was noticed: calls sent into it wait for their answers."""
     asked = wire.post("completion:get", {"request_id": "one"})
     done, _ = await asyncio.wait({asked}, timeout=0.1)
     return asked.result()["error"] if done else None
@@ -102,7 +104,7 @@ async def test_a_server_that_asks_for_a_certificate_is_shown_the_daemon_s(
 
 
 @pytest.mark.promise("D1", "F6")
-def test_a_server_of_an_authority_that_is_not_trusted_stops_the_start_at_once_and_says_what_to_do(
+def test_a_server_of_an_authority_that_is_not_trusted_stops_the_start_at_once_with_advice(
     line: Cable, tmp_path: Path
 ) -> None:
     home = make_home(tmp_path / "home", f'[store]\nurl = "rediss://:secret@{HOST}:{line.port}"\n')
@@ -124,9 +126,9 @@ async def test_a_certificate_of_another_name_is_not_trusted(redis_server: RedisS
 @pytest.mark.promise("D1")
 @pytest.mark.parametrize(
     ("scheme", "server", "said"),
-    [("rediss", "plain", "is TLS"), ("redis", "tls", "is TLS"), ("rediss", "asks", "does not answer")],
+    [("rediss", "plain", "it has TLS"), ("redis", "tls", "it has TLS"), ("rediss", "asks", "does not answer")],
 )
-async def test_a_server_that_cannot_be_spoken_to_like_this_is_named_with_what_to_look_at(
+async def test_a_server_that_cannot_be_spoken_to_like_this_is_named_with_advice(
     redis_server: RedisServer, office: Office, monkeypatch: pytest.MonkeyPatch, scheme: str, server: str, said: str
 ) -> None:
     monkeypatch.setattr(redis_link, "PATIENCE", 0.5)
@@ -139,7 +141,7 @@ async def test_a_server_that_cannot_be_spoken_to_like_this_is_named_with_what_to
 
 
 @pytest.mark.promise("D3")
-async def test_a_certificate_that_is_exchanged_for_a_wrong_one_is_told_to_clients_until_it_is_right_again(
+async def test_a_certificate_that_is_exchanged_for_a_wrong_one_is_reported_to_clients_until_it_is_right_again(
     line: Cable, office: Office, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -161,7 +163,7 @@ async def test_a_certificate_that_is_exchanged_for_a_wrong_one_is_told_to_client
 
 
 @pytest.mark.promise("D1")
-async def test_sentinels_are_asked_by_tls_where_the_server_is(office: Office) -> None:
+async def test_sentinels_are_asked_by_tls_if_the_server_is(office: Office) -> None:
     with watched() as (url, master):
         sentinel = int(url.partition("/team")[0].rpartition(":")[2])
         with cable(sentinel, office.server()) as line:

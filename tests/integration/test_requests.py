@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from ksi.daemon import Daemon
-from ksi.event_bus import News
+from ksi.daemon.daemon import Daemon
+from ksi.events.bus import News
 from ksi.testing import SimulatedClock, settle_down
 from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.conftest import Connect
@@ -103,7 +103,7 @@ async def test_a_provider_never_runs_more_than_its_limit() -> None:
 
 
 @pytest.mark.promise("Q5")
-async def test_a_full_queue_refuses_and_keeps_what_it_acknowledged() -> None:
+async def test_a_full_queue_refuses_and_keeps_acknowledged_requests() -> None:
     async with daemon_and_wire(providers=NARROW, queue={"max_queued": 3}) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="block", provider_options=LONG)
         for number in range(2):
@@ -155,7 +155,7 @@ async def test_a_sooner_time_that_comes_later_wakes_the_daemon_in_time() -> None
 
 
 @pytest.mark.promise("Q7")
-async def test_a_time_to_live_ends_what_has_not_started_and_nothing_else() -> None:
+async def test_a_time_to_live_ends_unstarted_requests_and_nothing_else() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock, providers=NARROW) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="runs", ttl=1, provider_options=LONG)
@@ -178,7 +178,7 @@ async def test_a_time_to_live_ends_what_has_not_started_and_nothing_else() -> No
 
 
 @pytest.mark.promise("Q7", "O4")
-async def test_what_is_due_after_the_machines_sleep_runs() -> None:
+async def test_a_request_due_after_the_machines_sleep_runs() -> None:
     clock = SimulatedClock()
     async with daemon_and_wire(clock=clock) as (_, wire):
         await wire.ask("completion:async", prompt="x", request_id="r", delay=HOUR)
@@ -246,7 +246,7 @@ async def test_other_content_under_a_kept_id_is_a_conflict(wire: Wire, state: st
 
 
 @pytest.mark.promise("Q4", "R1")
-async def test_a_conflict_takes_nobody_s_result_away(wire: Wire) -> None:
+async def test_a_conflict_takes_no_other_s_result_away(wire: Wire) -> None:
     await wire.ask("completion:async", request_id="twice", prompt="x", provider_options=LONG)
     assert (await wire.refused("completion:async", request_id="twice", prompt="y")).code == "request_id_conflict"
     assert (await wire.refused("completion:request", request_id="twice", prompt="y")).code == "request_id_conflict"
@@ -265,7 +265,7 @@ async def test_a_lock_s_id_is_no_request_s(wire: Wire) -> None:
 
 
 class Collector:
-    """A connection without a socket: what it is sent, and what is owed to it."""
+    """A connection without a socket: the lines sent to it, and those outstanding."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -277,8 +277,9 @@ class Collector:
     def news(self, news: News) -> None:
         self.push(news.line())
 
-    def settle(self) -> None:
+    def answer(self, line: bytes) -> None:
         self.owed -= 1
+        self.push(line)
 
 
 @pytest.mark.promise("Q4", "R1")
@@ -347,7 +348,7 @@ async def test_a_cancel_of_nothing_is_not_found(wire: Wire) -> None:
 
 
 @pytest.mark.promise("F8", "T1")
-async def test_a_cancel_stops_the_provider_s_work_and_keeps_what_came(wire: Wire) -> None:
+async def test_a_cancel_stops_the_provider_s_work_and_keeps_the_received_text(wire: Wire) -> None:
     script = {"pieces": 2, "piece_delay": 600}
     await wire.ask("completion:async", prompt="abcdef", request_id="r", stream=True, provider_options=script)
     chunk = await wire.pushed("completion:chunk", request_id="r")
@@ -466,7 +467,7 @@ async def test_a_wait_ends_with_its_time_and_the_request_goes_on(wire: Wire) -> 
 
 
 @pytest.mark.promise("R1", "T1")
-async def test_a_reply_says_who_answered_and_what_it_used(wire: Wire) -> None:
+async def test_a_reply_names_the_provider_and_the_usage(wire: Wire) -> None:
     reply = await wire.ask(
         "completion:request", prompt="one two three", model="stub/parrot", agent_id="a", metadata={"k": [1, None]}
     )
@@ -517,7 +518,7 @@ async def test_chunks_come_in_order_from_nought_and_make_up_the_result(wire: Wir
 
 
 @pytest.mark.promise("R2")
-async def test_who_does_not_ask_for_chunks_gets_none(wire: Wire) -> None:
+async def test_a_client_that_asks_for_no_chunks_gets_none(wire: Wire) -> None:
     await wire.ask("completion:request", prompt="x y z", provider_options={"pieces": 3})
     await wire.ask("completion:async", prompt="x y z", request_id="r", provider_options={"pieces": 3})
     await wire.pushed("completion:result", request_id="r")
@@ -525,7 +526,7 @@ async def test_who_does_not_ask_for_chunks_gets_none(wire: Wire) -> None:
 
 
 @pytest.mark.promise("R2")
-async def test_who_comes_back_gets_what_it_missed_and_then_the_rest(wire: Wire, connect: Connect) -> None:
+async def test_a_client_that_comes_back_gets_the_missed_pieces_and_then_the_rest(wire: Wire, connect: Connect) -> None:
     leaving = await connect()
     script = {"pieces": 6, "piece_delay": 0.03, "text": "abcdef"}
     await leaving.ask("completion:async", prompt="x", request_id="r", stream=True, provider_options=script)
@@ -618,7 +619,7 @@ async def test_a_new_attempt_s_chunks_begin_at_nought() -> None:
 
 
 @pytest.mark.promise("R4", "Q8")
-async def test_figures_follow_what_happens(wire: Wire) -> None:
+async def test_figures_follow_the_events(wire: Wire) -> None:
     nothing = await wire.ask("completion:queue_status")
     assert [nothing[name] for name in ("queued", "active", "completed", "locked_conversations")] == [0, 0, 0, 0]
     await wire.ask("completion:request", prompt="x", session_id="done")
@@ -673,7 +674,7 @@ async def test_every_list_is_paged(wire: Wire, listing: str) -> None:
 
 
 @pytest.mark.promise("R4")
-async def test_a_subscriber_hears_what_its_patterns_name_and_no_more(wire: Wire, connect: Connect) -> None:
+async def test_a_subscriber_gets_the_events_that_its_patterns_name_and_no_more(wire: Wire, connect: Connect) -> None:
     watcher = await connect()
     reply = await watcher.ask("monitor:subscribe", patterns=["conversation:*", "completion:prog*"])
     assert reply["patterns"] == ["conversation:*", "completion:prog*"]
@@ -694,7 +695,7 @@ async def test_a_subscriber_hears_what_its_patterns_name_and_no_more(wire: Wire,
 @pytest.mark.parametrize(
     "pattern", ["[", "[!", "]*[", "(?P<x>", "\\\\", "*" * 200, "*a" * 100, "\n", "completion:[r]esult"]
 )
-async def test_a_strange_pattern_matches_what_it_says_and_harms_nobody(
+async def test_a_strange_pattern_matches_literally_and_harms_no_other(
     wire: Wire, connect: Connect, pattern: str
 ) -> None:
     watcher = await connect()
@@ -702,7 +703,7 @@ async def test_a_strange_pattern_matches_what_it_says_and_harms_nobody(
     assert (await wire.ask("completion:request", prompt="x"))["status"] == "completed"
     await watcher.ask("system:ready")
     heard = [line["event"] for line in watcher.lines if line["event"] == "completion:result"]
-    assert heard == (["completion:result"] if pattern in ("*" * 200, "completion:[r]esult") else [])
+    assert heard == (["completion:result"] if pattern == "*" * 200 else [])
 
 
 @pytest.mark.promise("R4")

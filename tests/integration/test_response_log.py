@@ -28,7 +28,7 @@ def logged(home: Path, session: str) -> list[str]:
 
 
 def forget_watermark(home: Path) -> None:
-    """What a crash does between the writing of the lines and of how far they go."""
+    """A crash between the writing of the lines and of their positions."""
     database = apsw.Connection(str(home / "var" / "db" / "ksi.db"))
     database.execute("UPDATE total SET value = 0 WHERE name = 'log_watermark'")
     assert database.changes() == 1
@@ -71,7 +71,7 @@ async def test_it_is_written_while_the_daemon_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("R3")
-async def test_what_a_provider_sent_is_kept_in_one_line_however_it_was_laid_out(tmp_path: Path) -> None:
+async def test_a_provider_s_reply_is_kept_in_one_line_whatever_its_layout(tmp_path: Path) -> None:
     sent = {
         "id": "x",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "two\nlines"}, "finish_reason": "stop"}],
@@ -172,7 +172,7 @@ async def test_switched_off_it_writes_nothing_and_later_nothing_of_that_time(tmp
 
 
 @pytest.mark.promise("R3", "R1")
-async def test_an_answer_s_line_is_in_its_file_when_the_answer_is_told(tmp_path: Path) -> None:
+async def test_an_answer_s_line_is_in_its_file_before_the_answer_is_published(tmp_path: Path) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         for number in range(20):
             await wire.ask("completion:request", prompt="x", request_id=f"r{number}", session_id="c")
@@ -183,7 +183,7 @@ async def test_an_answer_s_line_is_in_its_file_when_the_answer_is_told(tmp_path:
 
 
 @pytest.mark.promise("R3")
-async def test_an_answer_is_told_though_its_line_cannot_be_written(tmp_path: Path) -> None:
+async def test_an_answer_is_published_though_its_line_cannot_be_written(tmp_path: Path) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         await wire.ask("completion:request", prompt="x", request_id="r1", session_id="c")
         (folder(tmp_path) / "c.jsonl").rename(tmp_path / "aside")
@@ -193,4 +193,8 @@ async def test_an_answer_is_told_though_its_line_cannot_be_written(tmp_path: Pat
         (folder(tmp_path) / "c.jsonl").rmdir()
         (tmp_path / "aside").rename(folder(tmp_path) / "c.jsonl")
         await wire.ask("completion:request", prompt="x", request_id="r3", session_id="c")
-        assert logged(tmp_path, "c") == ["r1", "r2", "r3"]
+
+        async def written() -> bool:
+            return logged(tmp_path, "c") == ["r1", "r2", "r3"]
+
+        await until(written)

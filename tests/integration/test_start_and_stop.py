@@ -1,4 +1,4 @@
-"""A real daemon process and what it finds at its start; what a stop gives back; two daemons; bad homes."""
+"""A real daemon process and its findings at the start; requeueing by a stop; two daemons; bad homes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from ksi import Client
 from ksi.cli.background import answers
-from ksi.event_bus import News
+from ksi.events.bus import News
 from ksi.testing import settle_down
 from tests.daemon_process import CONFIG, DaemonProcess, make_home, start_in_vain
 from tests.endpoint import Answer, ScriptedEndpoint
@@ -41,7 +41,7 @@ def process(home: Path) -> Iterator[DaemonProcess]:
 
 
 def refused(home: Path, *words: str, environ: dict[str, str] | None = None) -> str:
-    """What a daemon said that must not start: one sentence, and no trace of where in the program it was said."""
+    """The output of a daemon that must not start: one sentence, and no trace of the program."""
     outcome = start_in_vain(home, environ)
     assert outcome.returncode not in (0, -signal.SIGKILL), outcome.stdout
     assert outcome.stdout == ""
@@ -63,7 +63,9 @@ async def serves(process: DaemonProcess) -> None:
 
 
 @pytest.mark.promise("R6", "Q3")
-async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path, process: DaemonProcess) -> None:
+async def test_sigterm_gives_running_requests_a_grace_period_and_ends_with_zero(
+    home: Path, process: DaemonProcess
+) -> None:
     make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 20.0"))
     process.start()
     async with await Wire.open(process.socket_path) as wire:
@@ -87,7 +89,9 @@ async def test_sigterm_gives_what_runs_its_grace_and_ends_with_nought(home: Path
 
 
 @pytest.mark.promise("R6", "R1")
-async def test_an_orderly_stop_tells_who_waits_that_the_request_goes_on(home: Path, process: DaemonProcess) -> None:
+async def test_an_orderly_stop_tells_waiting_clients_that_the_request_continues(
+    home: Path, process: DaemonProcess
+) -> None:
     make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.1"))
     with process:
         async with await Wire.open(process.socket_path) as wire:
@@ -120,7 +124,7 @@ async def test_our_own_client_goes_on_waiting_over_an_orderly_restart(home: Path
 
 @pytest.mark.promise("R6", "Q3")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-async def test_what_does_not_end_in_its_grace_goes_back_to_the_queue_and_counts_no_interruption(
+async def test_a_run_that_exceeds_its_grace_period_returns_to_the_queue_and_counts_no_interruption(
     home: Path, process: DaemonProcess, by: signal.Signals
 ) -> None:
     make_home(home, CONFIG.replace("shutdown_grace = 1.0", "shutdown_grace = 0.1"))
@@ -146,6 +150,7 @@ async def test_what_does_not_end_in_its_grace_goes_back_to_the_queue_and_counts_
             assert process.end(by) == 0
             process.start()
         async with await Wire.open(process.socket_path) as wire:
+            await in_state(wire, "r", "running")
             figures = await wire.ask("completion:queue_status")
             assert [figures[name] for name in ("active", "queued", "scheduled", "failed")] == [1, 1, 1, 0]
             await wire.ask("completion:cancel", request_id="r")
@@ -198,8 +203,8 @@ class Unheard:
     def news(self, news: News) -> None:
         self.push(news.line())
 
-    def settle(self) -> None:
-        pass
+    def answer(self, line: bytes) -> None:
+        self.push(line)
 
 
 @pytest.mark.promise("R6")
@@ -244,7 +249,7 @@ async def test_a_client_s_word_stops_the_daemon_in_order(process: DaemonProcess)
 
 
 @pytest.mark.promise("Q3")
-async def test_what_a_kill_interrupts_runs_again_three_times_and_then_fails(process: DaemonProcess) -> None:
+async def test_a_request_interrupted_by_kills_runs_again_three_times_and_then_fails(process: DaemonProcess) -> None:
     for life in range(3):
         process.start()
         async with await Wire.open(process.socket_path) as wire:
@@ -281,7 +286,7 @@ async def test_places_in_the_queue_survive_a_kill(home: Path, process: DaemonPro
 
 
 @pytest.mark.promise("Q3")
-async def test_what_a_kill_interrupts_fails_at_once_where_configured(home: Path, process: DaemonProcess) -> None:
+async def test_a_request_interrupted_by_a_kill_fails_at_once_if_configured(home: Path, process: DaemonProcess) -> None:
     make_home(home, '[queue]\non_interrupted = "fail"\n' + CONFIG)
     process.start()
     async with await Wire.open(process.socket_path) as wire:
@@ -312,11 +317,13 @@ async def test_a_cancel_that_a_kill_cut_short_is_not_forgotten(process: DaemonPr
             assert reply["status"] in (["cancelled"] if answered else ["cancelled", "running", "queued"])
 
 
-# What lies there at the start
+# Obstacles at the start
 
 
 @pytest.mark.promise("R7")
-async def test_a_second_daemon_says_who_runs_and_disturbs_nobody(home: Path, process: DaemonProcess) -> None:
+async def test_a_second_daemon_names_the_running_one_and_does_not_disturb_it(
+    home: Path, process: DaemonProcess
+) -> None:
     with process:
         refused(home, "runs here already", str(process.pid))
         assert (home / PID_FILE).read_text().strip() == str(process.pid)
@@ -324,7 +331,7 @@ async def test_a_second_daemon_says_who_runs_and_disturbs_nobody(home: Path, pro
 
 
 @pytest.mark.promise("R7")
-async def test_a_second_daemon_on_the_same_database_from_another_home_is_told_so(tmp_path: Path) -> None:
+async def test_a_second_daemon_on_the_same_database_from_another_home_is_refused(tmp_path: Path) -> None:
     first = make_home(tmp_path / "first")
     second = make_home(tmp_path / "second", f'[store]\nurl = "sqlite:///{first / DATABASE}"\n' + CONFIG)
     with DaemonProcess(first) as process:
@@ -355,7 +362,7 @@ async def test_a_pid_file_of_nonsense_is_no_obstacle(home: Path, process: Daemon
 
 
 @pytest.mark.promise("R7")
-def test_a_file_in_the_socket_s_place_is_left_alone(home: Path) -> None:
+def test_a_file_in_the_socket_s_place_is_not_touched(home: Path) -> None:
     place = home / "var" / "run" / "daemon.sock"
     place.parent.mkdir(parents=True)
     place.write_text("precious")
@@ -363,8 +370,15 @@ def test_a_file_in_the_socket_s_place_is_left_alone(home: Path) -> None:
     assert place.read_text() == "precious"
 
 
+@pytest.mark.promise("R7", "H1")
+def test_a_token_that_cannot_be_read_or_written_is_refused_by_its_place(home: Path) -> None:
+    place = home / "var" / "run" / "token"
+    place.mkdir(parents=True)
+    refused(home, str(place), "Is a directory")
+
+
 @pytest.mark.promise("R7")
-def test_a_folder_and_a_link_in_the_socket_s_place_are_left_alone(home: Path) -> None:
+def test_a_folder_and_a_link_in_the_socket_s_place_are_not_touched(home: Path) -> None:
     place = home / "var" / "run" / "daemon.sock"
     place.mkdir(parents=True)
     refused(home, str(place), "no socket")
@@ -482,8 +496,9 @@ async def test_a_damaged_database_is_refused(home: Path, process: DaemonProcess)
 
 
 @pytest.mark.parametrize("place", ["var", "var/run", "var/db", "var/logs", "var/logs/responses", "var/logs/daemon.log"])
-def test_what_lies_in_the_way_of_a_folder_or_file_is_named(home: Path, place: str) -> None:
-    """Root may write everywhere: a file where a folder belongs, or the other way, stands for what is not writable."""
+def test_an_obstacle_in_the_place_of_a_folder_or_file_is_named(home: Path, place: str) -> None:
+    """Root may write everywhere: a file in place of a folder, or the other way, stands for a place without write
+    access."""
     (home / place).parent.mkdir(parents=True, exist_ok=True)
     if place.endswith(".log"):
         (home / place).mkdir()
@@ -539,7 +554,7 @@ def test_a_wrong_variable_stops_the_start_too(home: Path) -> None:
 
 
 @pytest.mark.promise("R4")
-async def test_a_daemon_says_what_and_where_it_is(home: Path, process: DaemonProcess) -> None:
+async def test_a_daemon_reports_its_version_and_its_place(home: Path, process: DaemonProcess) -> None:
     with process:
         async with await Wire.open(process.socket_path) as wire:
             health: Json = await wire.ask("system:health")
@@ -556,7 +571,7 @@ async def test_a_daemon_says_what_and_where_it_is(home: Path, process: DaemonPro
             assert all(ready["tasks"].values())
 
 
-async def test_the_service_manager_is_told_when_it_serves_and_when_it_stops(home: Path) -> None:
+async def test_the_service_manager_is_notified_when_it_serves_and_when_it_stops(home: Path) -> None:
     address = home / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(address))
@@ -572,8 +587,9 @@ async def test_the_log_is_json_lines_whatever_is_asked(home: Path, process: Daem
         async with await Wire.open(process.socket_path) as wire:
             await wire.ask("completion:request", prompt="a\nb", request_id="x\ny\x1b[2J", session_id="\n")
             await wire.refused("nonsense\n")
-    for line in (home / "var" / "logs" / "daemon.log").read_text().splitlines():
-        assert json.loads(line)["event"]
+    lines = (home / "var" / "logs" / "daemon.log").read_text().splitlines()
+    assert len(lines) > 1
+    assert all(json.loads(line)["event"] for line in lines)
 
 
 @pytest.mark.promise("S3")

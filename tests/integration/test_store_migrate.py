@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from ksi.cli import main
 from ksi.clock import Chance, SystemClock
 from ksi.errors import StoreInUse
-from ksi.pid_file import PidFile
+from ksi.host.pid_file import PidFile
 from ksi.store.base import Store
-from ksi.store.redis import RedisStore
-from ksi.store.redis_address import Address
-from ksi.store.redis_snapshot import RedisSnapshots
-from ksi.store.snapshot import Figures, Record, SavedInjection, SavedLock, SavedSpare
-from ksi.store.sqlite import SqliteStore
+from ksi.store.redis.address import Address
+from ksi.store.redis.snapshot import RedisSnapshots
+from ksi.store.redis.store import RedisStore
+from ksi.store.snapshot.records import Figures, Record, SavedInjection, SavedLock, SavedSpare
+from ksi.store.sqlite.store import SqliteStore
 from ksi.store.values import Offer, StoreRules
 from tests.conformance import test_chain_snapshot, test_snapshot
 from tests.conformance.world import RedisHome, World
@@ -67,7 +67,7 @@ def migrate(home: Path, source: str, target: str) -> Result:
 
 
 async def records_of(path: Path) -> list[Record]:
-    """A database's records; fences leap at each loading, and a lock's time begins anew."""
+    """A database's records; fences leap at each loading, and a lock's expiry is reset."""
     store = SqliteStore(path, StoreRules(), Chance(), durability="normal")
     now = SystemClock().now()
     await store.open(now, lambda: None)
@@ -77,7 +77,7 @@ async def records_of(path: Path) -> list[Record]:
 
 
 def bare(record: Record) -> Record:
-    """A record without what need not be kept: fences leap, and usage needs no text where the request is gone."""
+    """A record without fields that need not be kept: fences leap, and usage needs no text if the request is gone."""
     if isinstance(record, Figures):
         return msgspec.structs.replace(record, fence=0)
     if isinstance(record, SavedSpare) and record.body is None:
@@ -157,7 +157,7 @@ async def test_a_store_that_holds_something_is_not_written_over(home: Path, addr
     assert "empty" in again.output
 
 
-def test_where_a_daemon_runs_nothing_is_moved(home: Path, address: str) -> None:
+def test_while_a_daemon_runs_nothing_is_moved(home: Path, address: str) -> None:
     (home / "var" / "run").mkdir(parents=True)
     daemon = PidFile(home / "var" / "run" / "daemon.pid")
     daemon.take()
@@ -167,9 +167,16 @@ def test_where_a_daemon_runs_nothing_is_moved(home: Path, address: str) -> None:
     assert "a daemon runs here already" in result.output
 
 
-@pytest.mark.parametrize(("source", "target"), [("memory://", "sqlite:///a.db"), ("configured", "configured")])
-def test_two_stores_that_keep_what_they_hold_are_needed(home: Path, source: str, target: str) -> None:
-    assert "two different stores" in migrate(home, source, target).output
+def test_a_store_is_not_moved_into_itself(home: Path) -> None:
+    assert "are the same store" in migrate(home, "configured", "configured").output
+
+
+@pytest.mark.parametrize("urls", [("memory://", "sqlite:///a.db"), ("sqlite:///a.db", "memory://")])
+def test_nothing_is_moved_to_or_from_memory(home: Path, urls: tuple[str, str]) -> None:
+    result = migrate(home, *urls)
+    assert result.exit_code != 0
+    assert "there is no store in memory" in result.output
+    assert not (home / "a.db").exists()
 
 
 @pytest.mark.promise("R5", "D1")

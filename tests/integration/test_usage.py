@@ -1,4 +1,4 @@
-"""The account of usage over the wire: it is what the providers reported, to the last token."""
+"""The account of usage over the wire: it equals the providers' reports, to the last token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tokens(figures: Json) -> dict[str, int]:
 
 
 @pytest.mark.promise("T1", "T2")
-async def test_the_sums_are_what_the_provider_reported_and_outlive_a_restart(tmp_path: Path) -> None:
+async def test_the_sums_are_those_the_provider_reported_and_outlive_a_restart(tmp_path: Path) -> None:
     chance = random.Random(7)
     reported: Counter[str] = Counter()
     by_agent: dict[str, Counter[str]] = {"planner": Counter(), "coder": Counter()}
@@ -86,7 +86,7 @@ async def test_every_failed_attempt_is_one_that_is_unknown(tmp_path: Path) -> No
 
 
 @pytest.mark.promise("T2")
-async def test_usage_is_filtered_and_told_apart(tmp_path: Path) -> None:
+async def test_usage_is_filtered_and_grouped(tmp_path: Path) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         await ask(wire, {"input_tokens": 1}, agent_id="planner", session_id="one", model="stub/small")
         await ask(wire, {"input_tokens": 2}, agent_id="coder", session_id="two", model="stub/large")
@@ -176,7 +176,7 @@ async def test_the_trend_has_every_bucket_of_the_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("T2")
-async def test_a_reply_says_what_it_cost(tmp_path: Path) -> None:
+async def test_a_reply_has_its_cost(tmp_path: Path) -> None:
     prices = {"stub/dear": {"input": 10.0, "output": 20.0}}
     usage = {"input_tokens": 1_000, "output_tokens": 500}
     async with daemon_and_wire(tmp_path, prices=prices) as (_, wire):
@@ -189,7 +189,7 @@ async def test_a_reply_says_what_it_cost(tmp_path: Path) -> None:
         totals = (await used(wire, model="stub/dear"))["totals"]
     assert (totals["cost_usd"], totals["unpriced_attempts"], totals["unknown_attempts"]) == (0.52, 0, 1)
     async with daemon_and_wire(tmp_path) as (_, wire):
-        # Tokens are priced when somebody asks: without the price, what the provider said is left.
+        # Tokens are priced in a report: without the price, the provider's own cost is left.
         assert (await used(wire, model="stub/dear"))["totals"]["cost_usd"] == 0.5
 
 
@@ -211,7 +211,7 @@ async def test_a_request_with_mcp_servers_goes_to_a_provider_that_takes_them(tmp
         assert (found["totals"]["requests"], found["totals"]["attempts"]) == (2, 2)
 
 
-async def test_mcp_servers_that_nobody_takes_are_refused(tmp_path: Path) -> None:
+async def test_mcp_servers_that_no_provider_supports_are_refused(tmp_path: Path) -> None:
     async with daemon_and_wire(tmp_path) as (_, wire):
         for event in ("completion:request", "completion:async"):
             refused = await wire.refused(event, prompt="Hi", mcp_config={"files": {}})
@@ -239,7 +239,7 @@ async def test_another_mcp_configuration_is_another_request(tmp_path: Path) -> N
 
 
 @pytest.mark.promise("T2")
-async def test_what_mcp_costs_is_the_difference_between_first_turns(tmp_path: Path) -> None:
+async def test_the_cost_of_mcp_is_the_difference_between_first_turns(tmp_path: Path) -> None:
     tools = {"mcp_config": {"files": {"command": "serve"}}, "model": "t/m"}
     async with daemon_and_wire(
         tmp_path, providers=with_tools(), prices={"t/*": {"input": 1.0, "output": 1.0, "cache_read": 0.1}}

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from ksi.clock import Chance, SystemClock
-from ksi.completion.response_log import log_name
-from ksi.config import load
-from ksi.daemon import Daemon, DirectDaemon, build_daemon
+from ksi.completion.upkeep.response_log import log_name
+from ksi.config.reader import load
+from ksi.daemon.daemon import Daemon, build_daemon
+from ksi.daemon.direct import DirectDaemon
 from ksi.errors import FailureClass
-from ksi.events import SPECS
+from ksi.events.specs import SPECS
 from ksi.transports.direct_handlers import AVAILABLE, PUSHED
 from tests.daemon_process import DaemonProcess, make_home, start_in_vain
 from tests.endpoint import ScriptedEndpoint
@@ -121,7 +122,7 @@ async def test_a_conversation_goes_on_after_a_restart_from_its_log_alone(tmp_pat
     assert json.loads(whole[3])["ksi"]["request"]["prompt"] == "Three"
 
 
-async def test_requests_of_one_conversation_run_beside_each_other(tmp_path: Path) -> None:
+async def test_requests_of_one_conversation_run_concurrently(tmp_path: Path) -> None:
     async with direct(tmp_path) as (_, wire):
         for number in range(3):
             fields = {"session_id": "one", "request_id": f"r{number}", "provider_options": LONG}
@@ -148,7 +149,7 @@ async def _runs(wire: Wire, count: int) -> bool:
 
 
 @pytest.mark.parametrize("failure", [FailureClass.OVERLOADED, FailureClass.INVALID_REQUEST])
-async def test_a_failure_is_told_and_not_tried_again(tmp_path: Path, failure: FailureClass) -> None:
+async def test_a_failure_is_reported_and_not_retried(tmp_path: Path, failure: FailureClass) -> None:
     async with direct(tmp_path) as (_, wire):
         options = {"fail": failure.value}
         reply = await wire.ask("completion:request", prompt="x", session_id="s", provider_options=options)
@@ -179,7 +180,7 @@ async def test_an_id_that_runs_is_not_taken_twice(tmp_path: Path) -> None:
         assert refused.code == "request_id_conflict"
 
 
-async def test_what_version_1_does_not_heed_is_named_in_the_warnings(tmp_path: Path) -> None:
+async def test_fields_that_version_1_ignores_are_named_in_the_warnings(tmp_path: Path) -> None:
     async with direct(tmp_path) as (_, wire):
         reply = await wire.ask("completion:request", prompt="x", priority="high", delay=5, promt="y")
     assert reply["result"] == "echo: x"
@@ -190,7 +191,7 @@ async def test_what_version_1_does_not_heed_is_named_in_the_warnings(tmp_path: P
 
 
 @pytest.mark.parametrize("event", NOT_AVAILABLE)
-async def test_what_version_1_does_not_have_says_so_whatever_its_data(tmp_path: Path, event: str) -> None:
+async def test_events_that_version_1_lacks_are_refused_whatever_their_data(tmp_path: Path, event: str) -> None:
     async with direct(tmp_path) as (_, wire):
         for data in ({}, {"request_id": 5, "nonsense": True}):
             refused = await wire.refused(event, **data)
@@ -199,13 +200,13 @@ async def test_what_version_1_does_not_have_says_so_whatever_its_data(tmp_path: 
             assert "ksi migrate" in refused.message
 
 
-async def test_a_chain_cannot_be_cancelled_where_there_is_none(tmp_path: Path) -> None:
+async def test_a_chain_cannot_be_cancelled_if_there_is_none(tmp_path: Path) -> None:
     async with direct(tmp_path) as (_, wire):
         assert (await wire.refused("completion:cancel", chain_id="c")).code == "not_available_in_v1"
         assert (await wire.refused("completion:cancel")).code == "invalid_data"
 
 
-async def test_bad_input_is_told_as_ever(tmp_path: Path) -> None:
+async def test_bad_input_is_reported_as_ever(tmp_path: Path) -> None:
     async with direct(tmp_path) as (_, wire):
         assert (await wire.refused("completion:request")).code == "invalid_data"
         assert (await wire.refused("completion:nonsense")).code == "unknown_event"
@@ -253,7 +254,7 @@ async def test_a_daemon_in_a_process_of_its_own_serves_stops_in_order_and_makes_
     assert not (home / "var" / "db").exists()
 
 
-def test_version_2_is_what_is_built_by_default(tmp_path: Path) -> None:
+def test_version_2_is_built_by_default(tmp_path: Path) -> None:
     config = load(tmp_path, {}, {"providers": {"stub": {"kind": "stub"}, "local": {"enabled": False}}})
     assert config.service.version == 2
     assert isinstance(build_daemon(config, SystemClock(), Chance(random.Random(0)), {}), Daemon)

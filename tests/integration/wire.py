@@ -1,4 +1,4 @@
-"""A client that speaks lines and nothing more, so that tests see what is really on the wire."""
+"""A client that sends and reads bare lines, so that tests see the bytes of the wire."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Wire:
         self.lines: list[Json] = []
         """Pushed events, and replies that carry no correlation id, in order."""
         self.closed = False
-        """Whether the daemon closed its side."""
+        """True if the daemon closed its side."""
         self._task = asyncio.create_task(self._read())
 
     @classmethod
@@ -96,7 +96,7 @@ class Wire:
         self._writer.write(data)
 
     async def drain(self) -> None:
-        """Wait until the daemon has taken most of what was sent."""
+        """Wait until the daemon has read most of the input."""
         async with asyncio.timeout(PATIENCE):
             await self._writer.drain()
 
@@ -180,7 +180,7 @@ async def answer(future: asyncio.Future[Json]) -> Json:
 
 
 async def until(look: Callable[[], Awaitable[T]], *, patience: float = PATIENCE) -> T:
-    """Look again and again until there is something; what it was."""
+    """Look again and again until there is something; returns it."""
     async with asyncio.timeout(patience):
         while not (found := await look()):  # noqa: ASYNC110 — nothing else tells when the inside changes
             await asyncio.sleep(0.005)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ksi.errors import ConversationBusy, KsiError
+from ksi.errors import KsiError
 from ksi.request import Attempt, State
 from ksi.store.base import Store
 from ksi.store.chains import Aftermath, InjectionView
@@ -30,11 +30,11 @@ from ksi.store.values import (
     StoreRules,
     Verdict,
 )
+from tests.conformance.in_play import check_in_play
 from tests.conformance.world import Home, MemoryHome, SharedHome, World, check, items
 
 T = TypeVar("T")
 
-BUSY_FACTS = ("conversation_id", "holder", "since", "position")
 TURN_FIELDS = {"turn", "head", "id", "previous"}
 OWN_FIELDS = {"key", "token"}
 
@@ -70,6 +70,8 @@ class Pair:
         """What was last seen of each request."""
         self._turns: tuple[dict[int, int], ...] = ({}, {})
         """For each store, which of all turns one of its numbers means."""
+        self.set_aside = False
+        """Whether something may be set aside; which place it has in the list of what is ready is a store's own."""
         self._fence = 0
         self._looks = 0
         self.do(lambda world: world.open())
@@ -94,8 +96,10 @@ class Pair:
 
     def do(self, deed: Deed, *, away: bool = False) -> Any:
         """Do the same to both and compare the answers; the reference's answer, None where both refused."""
-        answers = [self._answer(deed, world) for world in (self.away if away else self.worlds)]
-        return self._agree(answers)
+        return self.run(self._do(deed, away=away))
+
+    async def _do(self, deed: Deed, *, away: bool = False) -> Any:
+        return self._agree([await _answer(deed, world) for world in (self.away if away else self.worlds)])
 
     def settle(
         self,
@@ -113,7 +117,7 @@ class Pair:
         if not self.away:
             attempt = msgspec.structs.replace(attempt, node=None)
         answers = [
-            self._answer(lambda world, own=claim: world.settle(own, verdict, attempt, aftermath), world)  # type: ignore[misc]
+            self.run(_answer(lambda world, own=claim: world.settle(own, verdict, attempt, aftermath), world))  # type: ignore[misc]
             for world, claim in zip(self.away if away else self.worlds, claims.of, strict=True)
         ]
         settled = answers[0]
@@ -140,16 +144,9 @@ class Pair:
             [world.store for world in machines] for machines in zip(self.worlds, self.away or self.worlds, strict=True)
         ]
 
-    def _compare_log(self) -> None:
+    async def _compare_log(self) -> None:
         """Each machine logs what it ran, and together that is all."""
-        logs = [self.run(_unlogged(stores)) for stores in self._stores()]
-        self._agree(logs)
-
-    def _answer(self, deed: Deed, world: World) -> Any:
-        try:
-            return self.run(deed(world))
-        except KsiError as error:
-            return error
+        self._agree([await _unlogged(stores) for stores in self._stores()])
 
     def _agree(self, answers: Sequence[Any]) -> Any:
         shown = [self._shown(answer, side) for side, answer in enumerate(answers)]
@@ -172,8 +169,7 @@ class Pair:
     def _shown(self, value: Any, side: int, field: str = "") -> Any:
         """A value as the two are compared by."""
         if isinstance(value, KsiError):
-            facts = value.details if isinstance(value, ConversationBusy) else {}
-            return (type(value).__name__, {name: facts.get(name) for name in BUSY_FACTS if facts})
+            return (type(value).__name__, value.message, dict(value.details))
         if isinstance(value, msgspec.Struct):
             fields = {name: self._shown(getattr(value, name), side, name) for name in value.__struct_fields__}
             return (type(value).__name__, fields)
@@ -189,55 +185,64 @@ class Pair:
 
     def compare_all(self, request_ids: Sequence[str], conversations: Sequence[str]) -> None:
         """Compare all that can be asked; what is final already, only at each eighth look."""
+        self.run(self._compare_all(request_ids, conversations))
+
+    async def _compare_all(self, request_ids: Sequence[str], conversations: Sequence[str]) -> None:
         self._looks += 1
+        check_in_play(self.worlds[1].store)
         for name in request_ids:
             before = self.views.get(name)
             if before is None or not before.state.final or self._looks % 8 == 0:
-                self._compare_request(name)
+                await self._compare_request(name)
         for name in conversations:
-            session = self.do(lambda world, of=name: world.store.session(of))  # type: ignore[misc]
-            self.do(lambda world, of=name: world.store.lock(of, 5))  # type: ignore[misc]
-            self.do(lambda world, of=name: _all(lambda cursor: world.store.forks(2, cursor, of)))  # type: ignore[misc]
+            session = await self._do(lambda world, of=name: world.store.session(of))  # type: ignore[misc]
+            await self._do(lambda world, of=name: world.store.lock(of, 5))  # type: ignore[misc]
+            await self._do(lambda world, of=name: _all(lambda cursor: world.store.forks(2, cursor, of)))  # type: ignore[misc]
             if session is not None and session.head is not None:
-                self._compare_history(name)
+                await self._compare_history(name)
         for listing in Listing:
-            self.do(lambda world, of=listing: _rows(world, of))  # type: ignore[misc]
-        self.do(lambda world: world.store.find("request", "r", 1_000))
-        self.do(lambda world: world.store.find("conversation", "", 1_000))
-        self.do(lambda world: _all(lambda cursor: world.store.sessions(3, cursor)))
-        self.do(lambda world: _all(lambda cursor: world.store.sessions(2, cursor, "ann")))
-        self.do(lambda world: _all(lambda cursor: world.store.forks(2, cursor)))
-        self.do(_locks)
-        self.do(lambda world: world.store.totals())
-        self.do(lambda world: world.store.waiting_by_route())
-        self._compare_log()
+            await self._do(lambda world, of=listing: _rows(world, of, any_order=self.set_aside))  # type: ignore[misc]
+        await self._do(lambda world: world.store.find("request", "r", 1_000))
+        await self._do(lambda world: world.store.find("conversation", "", 1_000))
+        await self._do(lambda world: _all(lambda cursor: world.store.sessions(3, cursor)))
+        await self._do(lambda world: _all(lambda cursor: world.store.sessions(2, cursor, "ann")))
+        await self._do(lambda world: _all(lambda cursor: world.store.forks(2, cursor)))
+        await self._do(_locks)
+        await self._do(lambda world: world.store.totals())
+        await self._do(lambda world: world.store.waiting_by_route())
+        await self._compare_log()
 
     def compare_chains(self, request_ids: Sequence[str]) -> list[InjectionView]:
         """Compare all that can be asked about chains and deliveries; returns the deliveries, the newest first."""
-        chains = self.do(lambda world: _all(lambda cursor: world.store.chains(2, cursor)))
+        return self.run(self._compare_chains(request_ids))
+
+    async def _compare_chains(self, request_ids: Sequence[str]) -> list[InjectionView]:
+        chains = await self._do(lambda world: _all(lambda cursor: world.store.chains(2, cursor)))
         for view in chains:
-            self.do(lambda world, of=view.chain: _all(lambda cursor: world.store.members(of, 2, cursor)))  # type: ignore[misc]
-            self.do(lambda world, of=view.chain: world.store.chain(of))  # type: ignore[misc]
+            await self._do(lambda world, of=view.chain: _all(lambda cursor: world.store.members(of, 2, cursor)))  # type: ignore[misc]
+            await self._do(lambda world, of=view.chain: world.store.chain(of))  # type: ignore[misc]
             assert view.spending.reserved >= 0
         for name in request_ids:
             view = self.views.get(name)
             if view is not None and view.chain is not None:
-                self.do(lambda world, of=name: world.store.chain(of))  # type: ignore[misc]
-                self.do(lambda world, of=name: world.store.trail(of, 3))  # type: ignore[misc]
-        deliveries: list[InjectionView] = self.do(lambda world: _all(lambda cursor: world.store.injections(3, cursor)))
+                await self._do(lambda world, of=name: world.store.chain(of))  # type: ignore[misc]
+                await self._do(lambda world, of=name: world.store.trail(of, 3))  # type: ignore[misc]
+        deliveries: list[InjectionView] = await self._do(
+            lambda world: _all(lambda cursor: world.store.injections(3, cursor))
+        )
         for one in deliveries:
-            self.do(lambda world, of=one.injection_id: world.store.injection(of))  # type: ignore[misc]
+            await self._do(lambda world, of=one.injection_id: world.store.injection(of))  # type: ignore[misc]
         for state in ("queued", "failed"):
-            self.do(lambda world, of=state: _all(lambda cursor: world.store.injections(2, cursor, of)))  # type: ignore[misc]
-        self.do(lambda world: world.store.unrouted())
+            await self._do(lambda world, of=state: _all(lambda cursor: world.store.injections(2, cursor, of)))  # type: ignore[misc]
+        await self._do(lambda world: world.store.unrouted())
         return deliveries
 
     def check(self) -> None:
         """What holds for every store holds for the reference, and so for its equal."""
         self.run(check(self.worlds[0].store, self.worlds[0].pruned))
 
-    def _compare_request(self, name: str) -> None:
-        view = self.do(lambda world: world.store.get(name))
+    async def _compare_request(self, name: str) -> None:
+        view = await self._do(lambda world: world.store.get(name))
         before = self.views.get(name)
         if view is None:
             self.views.pop(name, None)
@@ -254,14 +259,21 @@ class Pair:
             assert view.answer is not None
         self.views[name] = view
 
-    def _compare_history(self, name: str) -> None:
+    async def _compare_history(self, name: str) -> None:
         async def history(world: World) -> Any:
             session = await world.store.session(name)
             assert session is not None
             assert session.head is not None
             return [await world.store.history(session.head, limit) for limit in (0, 120, 10_000)]
 
-        self.do(history)
+        await self._do(history)
+
+
+async def _answer(deed: Deed, world: World) -> Any:
+    try:
+        return await deed(world)
+    except KsiError as error:
+        return error
 
 
 def _claims(answer: Any) -> list[Claimed]:
@@ -284,14 +296,17 @@ async def _all(page: Callable[[str | None], Awaitable[Any]]) -> list[Any]:
     return [item async for item in items(page)]
 
 
-async def _rows(world: World, listing: Listing) -> list[RequestRow]:
-    """A listing; lines come in any order of conversations, but each in one piece."""
+async def _rows(world: World, listing: Listing, *, any_order: bool) -> list[RequestRow]:
+    """A listing; lines come in any order of conversations, but each in one piece. What is ready is put in order where
+    it may come in `any_order`."""
     rows: list[RequestRow] = await _all(lambda cursor: world.store.requests(listing, 3, cursor))
     if listing is Listing.WAITING:
         order = [row.conversation for row in rows]
         pieces = [name for place, name in enumerate(order) if place == 0 or order[place - 1] != name]
         assert len(pieces) == len(set(pieces))
         rows.sort(key=lambda row: row.conversation)
+    if listing is Listing.READY and any_order:
+        rows.sort(key=lambda row: row.request_id)
     return rows
 
 

@@ -12,10 +12,11 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from ksi.clock import microseconds
 from ksi.request import Attempt
 from ksi.store.chains import Aftermath, Block, ChainLimits, ChildRequest, Delivered, FollowUp, InjectionView, Membership
-from ksi.store.memory import MemoryStore
-from ksi.store.snapshot import Loaded
+from ksi.store.snapshot.records import Loaded
 from ksi.store.values import Retry, StoreRules
 from tests.conformance.world import World
+from tests.effort import effort
+from tests.reference_store.store import MemoryStore
 from tests.stateful.pair import Pair, Twins
 from tests.stateful.test_stores_agree import (
     CONVERSATIONS,
@@ -246,7 +247,7 @@ async def _as_saved(world: World) -> Any:
 
 TestChainsAgree = ChainsAgree.TestCase
 TestChainsAgree.settings = settings(
-    max_examples=80,
+    max_examples=effort(25, 300),
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

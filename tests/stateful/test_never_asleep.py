@@ -19,13 +19,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ksi.clock import Moment
 from ksi.completion.retry_manager import LONGEST_PARK
 from ksi.completion.wakeup import TICK
-from ksi.config import BreakerConfig, Retry
+from ksi.config.schema import BreakerConfig, Retry
 from ksi.errors import FailureClass, ProviderError
+from ksi.events.pauses import PauseData, ResumeData
 from ksi.providers.base import Call, Chunk, Completion
 from ksi.request import State
 from ksi.store.provider_records import PutRecord
 from ksi.store.values import Listing, Offer, StoreRules
 from ksi.testing import SimulatedClock, settle_down
+from tests.effort import effort
 from tests.unit.completion.parts import FaultyStore, Parts, Player, whole
 
 T = TypeVar("T")
@@ -157,6 +159,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _all_ends(self) -> None:
         """In good weather everything that waits comes to its end in a bounded time."""
+        await self._resume(self.parts[0])
         for player in self.players.values():
             player.weather = "good"
             await self.parts[0].providers.set_enabled(player.name, True)
@@ -210,6 +213,25 @@ class Machine(RuleBasedStateMachine):
 
         self.run(speak())
 
+    @rule(
+        thing=st.sampled_from([{}, {"provider": "a"}, {"session_id": "talk"}, {"priority": "normal"}]),
+        seconds=st.sampled_from([None, 0.2, 5.0]),
+        which=st.integers(0, 2),
+    )
+    def pause(self, thing: dict[str, Any], seconds: float | None, which: int) -> None:
+        """An operator holds something back."""
+        self.run(self.parts[which % self.DAEMONS].pauses.pause(PauseData(**thing, seconds=seconds)))
+
+    @rule(which=st.integers(0, 2))
+    def resume(self, which: int) -> None:
+        """An operator lets everything go on, at any of the daemons."""
+        self.run(self._resume(self.parts[which % self.DAEMONS]))
+
+    async def _resume(self, daemon: Parts) -> None:
+        for thing in ({}, {"provider": "a"}, {"session_id": "talk"}, {"priority": "normal"}):
+            await daemon.pauses.resume(ResumeData(**thing))  # type: ignore[arg-type]
+        await settle_down()
+
     @invariant()
     def nobody_sleeps_while_something_could_run(self) -> None:
         if hasattr(self, "parts"):
@@ -234,6 +256,7 @@ class Machine(RuleBasedStateMachine):
             for view in ready
             for daemon, offer in offers
             if offer.route == view.route and self._free(daemon, offer)
+            if daemon.providers.why_paused(view.agent_id, view.conversation, view.priority) is None
         }
 
     def _free(self, daemon: Parts, offer: Offer) -> bool:
@@ -256,9 +279,13 @@ TestAlone = pytest.mark.promise("F3", "F5", "Q6")(
     type(
         "TestAlone",
         (Machine.TestCase,),
-        {"settings": settings(max_examples=60, stateful_step_count=30, deadline=None)},
+        {"settings": settings(max_examples=effort(40, 400), stateful_step_count=30, deadline=None)},
     )
 )
 TestTeam = pytest.mark.promise("D1", "F3", "F5", "Q6")(
-    type("TestTeam", (Team.TestCase,), {"settings": settings(max_examples=40, stateful_step_count=30, deadline=None)})
+    type(
+        "TestTeam",
+        (Team.TestCase,),
+        {"settings": settings(max_examples=effort(25, 250), stateful_step_count=30, deadline=None)},
+    )
 )

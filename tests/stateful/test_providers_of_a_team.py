@@ -7,24 +7,27 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.completion.provider_breaker import BreakerState, ProviderBreaker
-from ksi.completion.provider_limits import Hit, LimitCause, Limits, answered, struck
+from ksi.completion.pool.breaker import BreakerState, ProviderBreaker
+from ksi.completion.pool.limits import Hit, LimitCause, Limits, answered, struck
+from ksi.completion.pool.member import caller_of
+from ksi.completion.pool.record import PlaceRecord, decode_record
+from ksi.completion.pool.routes import Router
+from ksi.completion.pool.team import Place, Team
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_record import PlaceRecord, decode_record
-from ksi.completion.provider_team import Place, Team
-from ksi.completion.routes import Router
-from ksi.config import BreakerConfig, Config, ProviderConfig
+from ksi.config.schema import BreakerConfig, Config, ProviderConfig
 from ksi.errors import FailureClass, ProviderError
-from ksi.event_bus import EventBus
+from ksi.events.bus import EventBus
 from ksi.request import Attempt, Outcome, Priority, State
-from ksi.store.memory import MemoryStore
 from ksi.store.values import Claimed, Finish, NewRequest, StoreRules
+from tests.effort import effort
+from tests.reference_store.store import MemoryStore
 from tests.unit.completion.parts import Player
 
 SLOTS = 6
@@ -61,7 +64,7 @@ class Member:
     @property
     def report(self) -> dict[str, Any]:
         """What it says of the provider."""
-        shown: dict[str, Any] = self.manager.report()["p"]
+        shown: dict[str, Any] = msgspec.to_builtins(self.manager.report()["p"])
         return shown
 
     @property
@@ -237,11 +240,12 @@ class Machine(RuleBasedStateMachine):
     def mirror(self, run: Running, outcome: str, now: Moment) -> None:
         """The same for the one breaker that sees it all."""
         era, began = self.plain_eras.pop(run.claim.fence), run.claim.started_at
+        caller = caller_of(run.claim)
         if outcome == "good":
-            self.plain.succeeded(now.wall, era)
+            self.plain.succeeded(now.wall, era, caller)
             self.plain_limits = answered(self.plain_limits, "x", began, now.wall, SLOTS)
         elif outcome == "bad":
-            self.plain.failed(now.wall, era, "it broke")
+            self.plain.failed(now.wall, era, "it broke", caller)
         else:
             self.plain.dropped(era)
         if outcome == "quota":
@@ -322,13 +326,13 @@ TestMachine = pytest.mark.promise("D1", "F3", "F5")(
     type(
         "TestMachine",
         (Machine.TestCase,),
-        {"settings": settings(max_examples=100, stateful_step_count=50, deadline=None)},
+        {"settings": settings(max_examples=effort(80, 800), stateful_step_count=50, deadline=None)},
     )
 )
 TestAtOnce = pytest.mark.promise("D1", "F3", "F5")(
     type(
         "TestAtOnce",
         (AtOnce.TestCase,),
-        {"settings": settings(max_examples=100, stateful_step_count=50, deadline=None)},
+        {"settings": settings(max_examples=effort(80, 800), stateful_step_count=50, deadline=None)},
     )
 )

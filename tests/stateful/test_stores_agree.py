@@ -22,8 +22,21 @@ from hypothesis.stateful import (
 
 from ksi.clock import microseconds
 from ksi.request import Attempt, OnBusy, Outcome, Priority, State, Usage
-from ksi.store.values import Acquired, Finish, GiveBack, Offer, Retry, StoreRules, Verdict
+from ksi.store.questions import Question, QuestionKind
+from ksi.store.values import (
+    NO_PAUSE,
+    Acquired,
+    Enqueued,
+    Finish,
+    GiveBack,
+    Offer,
+    Paused,
+    Retry,
+    StoreRules,
+    Verdict,
+)
 from tests.conformance.world import Home, RedisHome, SqliteHome, World
+from tests.effort import effort
 from tests.redis_server import RedisServer
 from tests.stateful.pair import Pair, Twins
 
@@ -137,6 +150,7 @@ class StoresAgree(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.pair: Pair | None = None
         self.names: list[str] = []
+        self.paused = NO_PAUSE
 
     @property
     def both(self) -> Pair:
@@ -185,7 +199,13 @@ class StoresAgree(RuleBasedStateMachine):
         for field in ("due", "expires"):
             if fields[field] is not None:
                 fields[field] = self.both.clock.wall + microseconds(fields[field])
-        self.both.do(lambda world: world.enqueue(name, conversation, offers, **fields), away=away)
+        paused = self.paused
+
+        def enqueue(world: World) -> Awaitable[Enqueued]:
+            new = world.new(name, conversation, **fields)
+            return world.store.enqueue(new, offers, world.clock.now(), paused=paused)
+
+        self.both.do(enqueue, away=away)
 
     def _name(self, place: int) -> str:
         """A request that was enqueued once, a late one rather than an early one."""
@@ -193,7 +213,35 @@ class StoresAgree(RuleBasedStateMachine):
 
     @rule(offers=offered, limit=st.sampled_from([0, 1, 2, 50]))
     def claim(self, offers: Sequence[Offer], limit: int) -> None:
-        self.both.do(lambda world: world.store.claim(offers, limit, world.clock.now()))
+        paused = self.paused
+        self.both.do(lambda world: world.store.claim(offers, limit, world.clock.now(), paused))
+
+    @rule(
+        agents=st.sets(st.sampled_from(["ann", "bob"])),
+        conversations=st.sets(st.sampled_from([*CONVERSATIONS[:2], "nobody"])),
+        priorities=st.sets(priorities, max_size=2),
+        claimed=st.booleans(),
+    )
+    def pause(self, agents: set[str], conversations: set[str], priorities: set[Priority], claimed: bool) -> None:
+        """Other things are paused than before; what is not any more is not brought back yet."""
+        self.paused = Paused(frozenset(agents), frozenset(conversations), frozenset(priorities))
+        self.both.set_aside = True
+        if claimed:
+            self.claim(PLENTY, 50)
+
+    @rule(all_of_it=st.booleans(), limit=st.sampled_from([1, 2, 500]), away=st.booleans())
+    def resume(self, all_of_it: bool, limit: int, away: bool) -> None:
+        """What is not paused any more is brought back, in steps."""
+        if all_of_it:
+            self.paused = NO_PAUSE
+        paused = self.paused
+
+        async def bring_back(world: World) -> None:
+            after = await world.store.bring_back(paused, world.clock.now(), None, limit)
+            while after is not None:
+                after = await world.store.bring_back(paused, world.clock.now(), after, limit)
+
+        self.both.do(bring_back, away=away and self.shared)
 
     @rule(ends=st.lists(endings(), max_size=6), seconds=st.sampled_from([0.0, 1.0, 5.0, 60.0]))
     def work(self, ends: list[Ending], seconds: float) -> None:
@@ -237,6 +285,44 @@ class StoresAgree(RuleBasedStateMachine):
     def cancel(self, place: int, lock: str | None, by: str | None) -> None:
         name = lock or self._name(place)
         self.both.do(lambda world: world.cancel(name, by))
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    @rule(conversation=conversations, wish=wishes(), timed=st.booleans(), offers=offered)
+    def hold(self, conversation: str, wish: dict[str, Any], timed: bool, offers: Sequence[Offer]) -> None:
+        """A request comes that waits for a person's answer."""
+        expires = self.both.clock.wall + microseconds(30) if timed else None
+        asked = Question(
+            kind=QuestionKind.APPROVAL, asked_at=self.both.clock.wall, text=f"may {conversation}?", expires=expires
+        )
+        name = f"r{len(self.names)}"
+        self.names.append(name)
+        self._enqueue(name, conversation, wish | {"question": asked, "fork_of": None}, offers)
+
+    @precondition(lambda self: self.pair is not None and self.pair.running)
+    @rule(place=places, seconds=st.sampled_from([5.0, 60.0]))
+    def ask_in_a_run(self, place: int, seconds: float) -> None:
+        """A run ends, and its request waits for a person's answer."""
+        claims = self.both.running.pop(place % len(self.both.running))
+        asked = Question(kind=QuestionKind.PERMISSION, asked_at=self.both.clock.wall, text="may it?", tool="Bash")
+        verdict = Retry(at=microseconds(seconds), parked=True, question=asked)
+        self._settle(claims, Ending(verdict, Outcome.PARKED, {}))
+
+    @precondition(lambda self: self.names)
+    @rule(place=places, yes=st.booleans(), later=st.booleans(), other=st.booleans())
+    def answer(self, place: int, yes: bool, later: bool, other: bool) -> None:
+        """A person answers what a request asks, or what it asked before, or what it never asked."""
+        name = self._name(place)
+        view = self.both.views.get(name)
+        asked = view.question if view is not None else None
+        if asked is None or other:
+            asked = Question(kind=QuestionKind.HOLD, asked_at=0, text="what nobody asked")
+        told = msgspec.structs.replace(asked, answer="yes" if yes else "no", by="ada")
+        due = self.both.clock.wall + microseconds(20) if later else None
+        end = None if yes else Finish(state=State.CANCELLED, error="rejected", message="ada said no")
+        self.both.do(
+            lambda world: world.store.answer(name, asked, told, world.clock.now(), end=end, due=due, expires=due)
+        )
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
@@ -289,6 +375,19 @@ class StoresAgree(RuleBasedStateMachine):
                 self.both.do(lambda world: world.release(name, fence))
             case _:
                 self.both.do(lambda world: world.withdraw(name))
+
+    # -- owners' hands ------------------------------------------------------------------------------------------------
+
+    @rule(conversation=conversations, name=conversations, how=st.sampled_from(["rename", "delete", "delete"]))
+    def own(self, conversation: str, name: str, how: str) -> None:
+        if how == "rename":
+            before = self.both.do(lambda world: world.store.rename(conversation, name, world.clock.now()))
+            for request_id, view in self.both.views.items():
+                if view.conversation == before:
+                    self.both.views[request_id] = msgspec.structs.replace(view, conversation=name)
+        elif self.both.do(lambda world: world.store.delete(conversation, world.clock.now())) is not None:
+            for world in self.both.worlds:
+                world.pruned = True
 
     # -- time and upkeep ----------------------------------------------------------------------------------------------
 
@@ -359,7 +458,8 @@ class RedisAgrees(StoresAgree):
     def work_on_the_other_machine(self, offers: Sequence[Offer], ends: list[Ending]) -> None:
         """What it claims ends at once: no run of its is there when a daemon here begins again."""
         before = len(self.both.running)
-        self.both.do(lambda world: world.store.claim(offers, len(ends), world.clock.now()), away=True)
+        paused = self.paused
+        self.both.do(lambda world: world.store.claim(offers, len(ends), world.clock.now(), paused), away=True)
         begun = self.both.running[before:]
         del self.both.running[before:]
         for claims, ending in zip(begun, ends, strict=False):
@@ -378,7 +478,7 @@ class RedisAgrees(StoresAgree):
 
 TestStoresAgree = StoresAgree.TestCase
 TestStoresAgree.settings = settings(
-    max_examples=120,
+    max_examples=effort(40, 400),
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
@@ -399,7 +499,7 @@ def test_the_store_on_a_server_agrees(redis_server: RedisServer) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60,
+            max_examples=effort(20, 200),
             stateful_step_count=40,
             deadline=None,
             print_blob=True,

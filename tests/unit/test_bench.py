@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from ksi.benchmarking import load, report
-from ksi.benchmarking.faults import FaultPlan, FaultRun
-from ksi.benchmarking.figures import Latency, Rate, Times, median, percentile
-from ksi.benchmarking.load import LoadError, Requests, ResultCounter, Target
-from ksi.benchmarking.machine import this_machine
-from ksi.benchmarking.rows import Memory, Pair, Plan, RoutePair
-from ksi.cli import bench, main
-from ksi.event_types import CompletionData
+from benchmarks import command as bench
+from benchmarks import load, report
+from benchmarks.faults import FaultPlan, FaultRun
+from benchmarks.figures import Latency, Rate, Times, median, percentile
+from benchmarks.life import Life, Span
+from benchmarks.load import LoadError, Requests, ResultCounter, Target
+from benchmarks.machine import this_machine
+from benchmarks.rows import BarePair, Memory, Pair, Plan, RoutePair
+from ksi.cli import bench as door
+from ksi.cli import main
+from ksi.events.completions import CompletionData
 from ksi.protocol import convert, decode_envelope, encode_reply
 
 
@@ -65,7 +69,7 @@ def test_times_are_milliseconds() -> None:
     assert Times.of([1_000_000, 2_000_000, 3_000_000]) == Times(2.0, 3.0, 3)
 
 
-def test_cpu_is_told_for_one_completion_and_not_guessed() -> None:
+def test_cpu_is_given_for_one_completion_and_not_guessed() -> None:
     assert rate(200, daemon_us=150.0).daemon_us == pytest.approx(150.0)
     assert rate(200, daemon_us=None).daemon_us is None
 
@@ -100,7 +104,7 @@ def test_conversations_without_end_are_the_same_ones() -> None:
     assert set(names) == {"talk-0", "talk-1", "talk-2"}
 
 
-def test_each_request_has_a_conversation_of_its_own_where_that_is_asked_for() -> None:
+def test_each_request_has_a_conversation_of_its_own_if_asked_for() -> None:
     names = sessions(Requests(target(conversations=None), "completion:async"), 30)
     assert len(set(names)) == 30
 
@@ -159,7 +163,18 @@ def test_a_ratio_is_the_median_of_runs_side_by_side() -> None:
     assert ratio.met
 
 
-def test_what_the_system_does_not_tell_is_left_away() -> None:
+@pytest.mark.promise("Q8")
+def test_the_daemon_is_measured_against_the_bare_core_run_by_run() -> None:
+    runs = [(100, 40), (1_000, 600), (10, 7)]
+    pairs = [BarePair(rate(bare), latency(1, 2), rate(daemon), latency(0.9, 2)) for bare, daemon in runs]
+    found = report.lines(whole_report(yardstick=pairs))
+    ratio, p50 = (line for line in found if line.target is not None)
+    assert ratio.figure == "0.60 (0.40 to 0.70)"
+    assert ratio.met
+    assert p50.met
+
+
+def test_values_that_the_system_does_not_report_are_left_out() -> None:
     found = report.lines(whole_report(throughput={"full": [rate(1, daemon_us=None)]}))
     assert [line.unit for line in found] == ["1/s"]
 
@@ -169,10 +184,12 @@ def test_every_row_has_its_lines() -> None:
     found = report.lines(
         whole_report(
             throughput={"full": [rate(1)]},
+            yardstick=[BarePair(rate(10), latency(1, 2), rate(4), latency(2, 3))],
             latency={"full": [latency(1, 2)]},
             depth={"few": [Pair(rate(2), rate(1))], "own": [Pair(rate(2), rate(1))]},
             routes=[pair],
             memory=Memory(1_000_000, 2_000_000, 3_000_000, 4_000_000),
+            life=Life(start=[Span(2, 1)], recovery=[Span(0.9, 0.5)], help=[Span(0.1, 0.1)], status=[Span(0.2, 0.1)]),
         )
     )
     assert list(dict.fromkeys(line.row for line in found)) == list(bench.ROWS)
@@ -201,7 +218,7 @@ def test_a_provider_s_death_may_cost_so_many_calls_and_no_answer(calls: int, los
     assert [line.met for line in found if line.target is not None] == met
 
 
-def test_the_table_shows_figures_beside_targets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_figures_with_targets(capsys: pytest.CaptureFixture[str]) -> None:
     bench.show(whole_report(throughput={"full": [rate(4_000)], "normal": [rate(8_000)]}), as_json=False)
     shown = capsys.readouterr().out
     assert "SQLite" in shown
@@ -250,7 +267,19 @@ def test_faults_are_measured_when_asked_for_and_then_alone(
         measured.append((rows, faults is not None))
         return whole_report()
 
-    monkeypatch.setattr("ksi.benchmarking.session.measure", measure)
+    monkeypatch.setattr("benchmarks.session.measure", measure)
     outcome = CliRunner().invoke(main, ["--home", str(tmp_path), "bench", *given])
     assert outcome.exit_code == 0, outcome.output
     assert measured == [(rows, faults)]
+
+
+def test_an_installed_package_names_the_place_of_the_benchmarks(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(door.load(tmp_path), ["--only", "latency", "--runs", "2"])
+    assert outcome.exit_code == 2
+    assert "./ksi bench" in outcome.output
+
+
+def test_the_package_has_no_benchmarks() -> None:
+    project = tomllib.loads((door.CHECKOUT / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["src/ksi"]
+    assert door.load(door.CHECKOUT) is bench.command

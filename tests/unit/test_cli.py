@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ksi.cli import render as rendering
 from ksi.cli.logs import last_lines
 from ksi.cli.settings import Exit, exit_code, report
 from ksi.errors import ConfigError, ConnectionFailed, KsiError, RemoteError
+from ksi.host.printable import visible
 
 
 @pytest.fixture
@@ -35,6 +38,14 @@ def run(home: Path, *args: str, stdin: str | bytes = "") -> Result:
 
 def lines(result: Result) -> list[Any]:
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# Start
+
+
+def test_a_command_that_shows_a_report_loads_no_event_loop() -> None:
+    loads = "import sys, ksi.cli.status, ksi.config, ksi.cli.render; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loads], check=False).returncode == 0
 
 
 # Help
@@ -132,7 +143,7 @@ def test_without_a_daemon_a_command_says_how_to_start_it(home: Path, args: list[
     assert "Traceback" not in result.output
 
 
-def test_a_configuration_that_cannot_be_used_is_told_with_its_place(home: Path) -> None:
+def test_a_configuration_that_cannot_be_used_is_reported_with_its_place(home: Path) -> None:
     (home / "ksi.toml").write_text("[queue]\nleese = 3\n")
     result = run(home, "config", "--json")
     assert result.exit_code == Exit.USAGE
@@ -147,10 +158,10 @@ def test_a_configuration_that_cannot_be_used_is_told_with_its_place(home: Path) 
 def test_ask_without_a_prompt_is_wrong_usage(home: Path, args: list[str]) -> None:
     result = run(home, *args)
     assert result.exit_code == Exit.USAGE
-    assert "say what to ask" in result.stderr
+    assert "give a prompt" in result.stderr
 
 
-def test_ask_refuses_what_is_no_text_on_stdin(home: Path) -> None:
+def test_ask_refuses_stdin_that_is_no_text(home: Path) -> None:
     result = run(home, "ask", stdin=b"\xff\xfe")
     assert result.exit_code == Exit.USAGE
     assert "not UTF-8" in result.stderr
@@ -168,7 +179,7 @@ def test_send_refuses_data_that_is_no_object(home: Path, data: str) -> None:
 
 @pytest.mark.promise("R4")
 def test_events_lists_every_event_with_its_fields(home: Path) -> None:
-    from ksi.events import SPECS
+    from ksi.events.specs import SPECS
 
     text = run(home, "events").stdout
     assert [line.split()[0] for line in text.splitlines()[1:]] == list(SPECS)
@@ -180,8 +191,9 @@ def test_an_event_is_described_with_types_and_defaults(home: Path) -> None:
     text = run(home, "events", "completion:async").stdout
     words = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line}
     assert words["max_tokens"].startswith("integer ≥ 1")
-    assert words["on_busy"].endswith("'enqueue'")
-    assert words["session_id"].endswith("yes")  # the reply's
+    assert "'enqueue'" in words["on_busy"]
+    assert words["on_busy"].endswith("come next.")
+    assert words["session_id"].startswith("text yes")  # the reply's
 
 
 def test_events_as_json_have_their_schema(home: Path) -> None:
@@ -196,7 +208,7 @@ def test_an_unknown_event_is_not_found_and_the_nearest_is_named(home: Path) -> N
     assert "did you mean 'completion:async'" in result.stderr
 
 
-def test_config_says_where_each_value_comes_from(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_shows_the_origin_of_each_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "ksi.toml").write_text(
         '[queue]\nmax_queued = 5\n[providers.team-a]\nkind = "openai"\nmodels = ["a/*"]\n'
         'headers = {"X-Team" = "sesame"}\n'
@@ -216,13 +228,26 @@ def test_config_says_where_each_value_comes_from(home: Path, monkeypatch: pytest
 # Logs
 
 
-def test_the_last_lines_of_a_log_are_found_across_blocks() -> None:
+def test_the_last_lines_of_a_log_are_found_across_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.log"
     text = b"".join(b"%06d\n" % number for number in range(50_000))
-    assert last_lines(io.BytesIO(text), 3) == b"049997\n049998\n049999\n"
-    assert last_lines(io.BytesIO(text), 30_000) == text[-30_000 * 7 :]
-    assert last_lines(io.BytesIO(b"one\ntwo"), 5) == b"one\ntwo"
-    assert last_lines(io.BytesIO(b"one\ntwo"), 1) == b"two"
-    assert last_lines(io.BytesIO(text), 0) == b""
+    assert last_lines(io.BytesIO(text), 3, path) == b"049997\n049998\n049999\n"
+    assert last_lines(io.BytesIO(text), 30_000, path) == text[-30_000 * 7 :]
+    assert last_lines(io.BytesIO(b"one\ntwo"), 5, path) == b"one\ntwo"
+    assert last_lines(io.BytesIO(b"one\ntwo"), 1, path) == b"two"
+    assert last_lines(io.BytesIO(text), 0, path) == b""
+
+
+@pytest.mark.promise("O1")
+def test_the_last_lines_go_back_into_the_logs_that_were_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.log"
+    (tmp_path / "daemon.log.2").write_bytes(b"1\n2\n3\n")
+    (tmp_path / "daemon.log.1").write_bytes(b"4\n5\n")
+    log = io.BytesIO(b"6\n")
+    assert last_lines(log, 4, path) == b"3\n4\n5\n6\n"
+    assert last_lines(log, 2, path) == b"5\n6\n"
+    assert last_lines(log, 100, path) == b"1\n2\n3\n4\n5\n6\n"
+    assert log.read() == b"", "what is added later is read next"
 
 
 def test_logs_shows_the_end_of_the_log(home: Path) -> None:
@@ -231,7 +256,7 @@ def test_logs_shows_the_end_of_the_log(home: Path) -> None:
     assert run(home, "logs", "-n", "2").stdout == "two\nthree\n"
 
 
-def test_logs_without_a_log_says_where_it_will_be(home: Path) -> None:
+def test_logs_without_a_log_names_its_future_path(home: Path) -> None:
     result = run(home, "logs")
     assert result.exit_code == Exit.NOT_FOUND
     assert "daemon.log" in result.stderr
@@ -263,8 +288,8 @@ def test_a_table_for_a_person_is_drawn_and_takes_no_markup_from_its_cells(
 def test_control_characters_from_outside_do_not_reach_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     rendering.figures({"session": "a\x1b[2Jb\nc", "none": None, "ok": True, "ratio": 0.5, "map": {"a": 1}})
     assert capsys.readouterr().out == 'session  a\\x1b[2Jb\n         c\nok       yes\nratio    0.5\nmap      {"a":1}\n'
-    assert rendering.visible("a\x9b2J\u202e") == "a\\x9b2J\\u202e"
-    assert rendering.visible("añ☃") == "añ☃"
+    assert visible("a\x9b2J\u202e") == "a\\x9b2J\\u202e"
+    assert visible("añ☃") == "añ☃"
 
 
 @pytest.mark.parametrize(

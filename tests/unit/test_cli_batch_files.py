@@ -22,7 +22,7 @@ def names(path: Path, text: str, run: str = "") -> list[str]:
 
 
 @pytest.mark.promise("U3")
-def test_a_line_keeps_its_name_wherever_it_stands_and_twins_are_told_apart(tmp_path: Path) -> None:
+def test_a_line_keeps_its_name_in_any_place_and_twins_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     one, two = names(path, '"a"\n"b"\n')
     assert all(re.fullmatch("batch_[0-9a-f]{26}", name) for name in (one, two))
@@ -54,12 +54,12 @@ def test_a_line_is_a_string_or_an_object(tmp_path: Path) -> None:
         ('{"prompt": "x", "max_tokens": 0}', "max_tokens"),
         ('{"prompt": "x", "request_id": "r"}', "use custom_id"),
         ('{"prompt": "x", "stream": true}', "stream"),
-        ("{}", "give prompt or messages"),
+        ("{}", "give either prompt or messages"),
         ('" "', "must not be empty"),
     ],
 )
 def test_every_line_is_checked_before_anything_is_asked(tmp_path: Path, line: str, mistake: str) -> None:
-    with pytest.raises(click.UsageError, match="nothing was asked") as caught:
+    with pytest.raises(click.UsageError, match="no request was sent") as caught:
         names(tmp_path / "in.jsonl", f'"fine"\n\n{line}\n')
     assert f"line 3: {mistake}" in caught.value.message or mistake in caught.value.message
     assert "line 3: " in caught.value.message
@@ -77,7 +77,7 @@ def entries(path: Path) -> list[Any]:
 
 @pytest.mark.promise("U3")
 @pytest.mark.parametrize("torn", ['{"item": "c", "resu', '{"item": "c\xc3', "{"])
-def test_a_torn_last_line_is_cut_off_and_what_is_added_stands_alone(tmp_path: Path, torn: str) -> None:
+def test_a_torn_last_line_is_cut_off_and_an_added_one_is_separate(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text('{"item": "a"}\n{"item": "b"}\n' + torn)
     results = Results(path)
@@ -98,7 +98,7 @@ def test_a_whole_last_line_without_its_newline_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("U3")
-def test_another_program_s_file_is_left_alone(tmp_path: Path) -> None:
+def test_another_program_s_file_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text('my notes\n{"item": "a"}\n')
     with pytest.raises(click.UsageError, match="line 1, is no result of a batch"):

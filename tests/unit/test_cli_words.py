@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import pwd
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import pytest
 from ksi.cli.completing import _fitting
 from ksi.cli.ids import Kind, choose
 from ksi.cli.last import last_session, remember
-from ksi.cli.prompt import quoted, utf8
+from ksi.cli.pauses import time_meant
+from ksi.cli.prompt import attachments, utf8
 from ksi.cli.schema import check_json, read_schema
-from ksi.cli.settings import Exit
+from ksi.cli.settings import Exit, own_name
 from ksi.cli.waiting import waits_for
 from ksi.errors import AmbiguousId, NotFound
 
@@ -63,7 +67,7 @@ def test_several_candidates_are_listed() -> None:
 
 
 @pytest.mark.promise("U1")
-def test_a_name_that_somebody_chose_must_be_whole_where_it_changes_something() -> None:
+def test_a_chosen_name_must_be_whole_if_it_changes_something() -> None:
     with pytest.raises(NotFound, match="if you mean 'job-10'"):
         chosen("job-1", "job-10", changes=True)
 
@@ -87,20 +91,32 @@ def told(providers: dict[str, Any] | None = None, **reply: Any) -> str | None:
     return waits_for({"requested_model": "stub/x", **reply}, providers or {})
 
 
+@pytest.mark.promise("U2", "B3")
+def test_a_request_that_waits_for_a_person_says_what_is_asked_and_where_to_answer() -> None:
+    held = told(status="held", request_id="r1", question={"text": "its sender holds it back"})
+    assert held == "waits for a person's answer: its sender holds it back; see `ksi approvals r1`"
+    asks = told(status="waiting_input", request_id="r1", question={"text": "may it use Bash?", "expires_at": 1.0})
+    assert asks is not None
+    assert asks.startswith("waits until ")
+    assert "may it use Bash?" in asks
+
+
 @pytest.mark.promise("U2")
-def test_what_a_request_waits_for_is_said_in_a_sentence() -> None:
+def test_the_reason_of_a_wait_is_a_sentence() -> None:
     assert told(status="running") is None
     assert told(status="completed") is None
     assert told(status="queued", position=3, holder="job-1") == (
-        "waits for its conversation, 3 in line before it; job-1 has it now"
+        "waits for its conversation, 3 in the queue before it; job-1 holds it now"
     )
-    assert told(status="queued", position=0, holder="job-1") == "waits for its conversation; job-1 has it now"
-    assert told(status="queued", node="lab") == "waits for the machine lab, where its dialogue lives"
+    assert told(status="queued", position=0, holder="job-1") == "waits for its conversation; job-1 holds it now"
+    assert told(status="queued", node="lab") == "waits for the machine lab, which has its dialogue"
     assert told(status="queued") == "waits for its turn"
+    held = "agent nightly is paused since 10:04:00 by ann: it burns"
+    assert told(status="queued", paused=held, position=0) == f"waits: {held}"
     assert str(told(status="scheduled", due_at=0.0)).startswith("is to run at ")
     failed = {"error": "overloaded", "message": "come back later"}
     assert str(told(status="retrying", due_at=0.0, attempts=[failed])).startswith(
-        "failed (overloaded: come back later) and is tried again at "
+        "failed (overloaded: come back later) and is retried at "
     )
     assert str(told(status="parked", due_at=0.0, attempts=[failed])).startswith("is parked until ")
 
@@ -109,13 +125,18 @@ def test_what_a_request_waits_for_is_said_in_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        ({"enabled": False}, "provider stub is disabled, see `ksi providers enable stub`"),
+        ({"enabled": False}, "provider stub is disabled; see `ksi providers enable stub`"),
+        (
+            {"enabled": False, "disabled": "provider stub is disabled since 10:04:00 by ann: the bill"},
+            "provider stub is disabled since 10:04:00 by ann: the bill; see `ksi providers enable stub`",
+        ),
+        ({"paused": "provider stub is paused since 10:04:00"}, "provider stub is paused since 10:04:00"),
         ({"limits": [{"sentence": "its quota is spent until 18:00"}]}, "provider stub: its quota is spent until 18:00"),
         (
             {"limits": [{"models": "x*", "sentence": "x rests"}, {"models": "y", "sentence": "y"}]},
             "provider stub: x rests",
         ),
-        ({"open_until": 0.0}, "provider stub has failed and is left alone until "),
+        ({"open_until": 0.0}, "provider stub has failed, and its circuit is open until "),
         ({"problem": "no key is set"}, "provider stub: no key is set"),
         ({"running": 4}, "provider stub has no free slot, 4 requests run there"),
     ],
@@ -134,16 +155,36 @@ def test_a_providers_trouble_is_why_its_requests_wait(trouble: dict[str, Any], w
 @pytest.mark.promise("U2")
 def test_an_attached_file_stands_between_fences_longer_than_its_own(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("one\n```sh\nls\n```\n")
-    assert quoted(tmp_path / "a.md") == "a.md:\n````\none\n```sh\nls\n```\n````"
+    assert attachments([tmp_path / "a.md"])[1] == ["a.md:\n````\none\n```sh\nls\n```\n````"]
 
 
 @pytest.mark.promise("U2")
-def test_what_is_no_text_cannot_be_attached(tmp_path: Path) -> None:
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
-    with pytest.raises(click.UsageError, match="not UTF-8 text; only text files"):
-        quoted(tmp_path / "photo.png")
+def test_a_file_that_is_neither_text_nor_image_cannot_be_attached(tmp_path: Path) -> None:
+    (tmp_path / "sound.wav").write_bytes(b"RIFF\xff\xff\xff\xffWAVE")
+    with pytest.raises(click.UsageError, match="neither UTF-8 text nor an image"):
+        attachments([tmp_path / "sound.wav"])
     with pytest.raises(click.UsageError, match="cannot be read: No such file"):
-        quoted(tmp_path / "none")
+        attachments([tmp_path / "none"])
+
+
+@pytest.mark.promise("A1", "U2")
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (b"GIF89a", "image/gif"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "image/webp"),
+        (b"%PDF-1.7", "application/pdf"),
+    ],
+)
+def test_an_image_or_a_pdf_is_attached_as_a_block(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "it").write_bytes(start + b"\xff")
+    (block,), texts = attachments([tmp_path / "it"])
+    assert texts == []
+    assert block["source"]["media_type"] == kind
+    assert base64.b64decode(block["source"]["data"]) == start + b"\xff"
+    assert (block["type"], block.get("title")) == (("document", "it") if kind.endswith("pdf") else ("image", None))
 
 
 @pytest.mark.promise("U2")
@@ -167,7 +208,7 @@ def test_a_schema_is_a_json_object(tmp_path: Path) -> None:
 def test_an_answer_by_a_schema_is_json_or_said_to_be_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_json('{"a": 1}', "r") is Exit.DONE
     assert check_json("Sure! Here it is: {}", "r") is Exit.FAILED
-    assert "passed over the schema" in capsys.readouterr().err
+    assert "ignored the schema" in capsys.readouterr().err
 
 
 # The last conversation
@@ -188,3 +229,32 @@ def test_each_agent_goes_on_with_its_own_last_conversation(tmp_path: Path) -> No
     file.write_text("no JSON")
     remember(tmp_path, None, "again")
     assert last_session(tmp_path, None) == "again"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("18:00", "2026-11-29T18:00:00+01:00"),
+        ("07:30", "2026-11-30T07:30:00+01:00"),
+        ("10:04", "2026-11-30T10:04:00+01:00"),
+        ("10:04:01", "2026-11-29T10:04:01+01:00"),
+        ("2026-12-01", "2026-12-01T00:00:00+01:00"),
+        ("2026-12-01T18:00", "2026-12-01T18:00:00+01:00"),
+        ("2026-12-01 18:00+00:00", "2026-12-01T18:00:00+00:00"),
+    ],
+)
+def test_a_time_of_day_is_the_next_one_and_a_date_is_in_the_own_zone(text: str, meant: str) -> None:
+    now = datetime(2026, 11, 29, 10, 4, tzinfo=timezone(timedelta(hours=1)))
+    assert time_meant(text, now).isoformat() == meant
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "25:00", "2026-13-01", "in an hour"])
+def test_an_invalid_time_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        time_meant(text, datetime.now().astimezone())
+
+
+def test_a_user_without_a_name_on_this_machine_is_shown_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user often has none."""
+    monkeypatch.setattr("getpass.getuser", lambda: pwd.getpwuid(2**31 - 2).pw_name)
+    assert own_name() == f"uid {os.getuid()}"

@@ -24,8 +24,8 @@ from ksi.errors import (
     SlowConsumer,
     WaitTimeout,
 )
-from ksi.event_types import CompletionData
-from ksi.events import SPECS
+from ksi.events.completions import CompletionData
+from ksi.events.specs import SPECS
 from ksi.protocol import field_names
 from tests.scripted_daemon import ScriptedDaemon, SteppingClock
 
@@ -130,7 +130,7 @@ async def test_a_client_that_is_not_open_says_how_to_open_it(daemon: ScriptedDae
         (OSError("AF_UNIX path too long"), "path too long"),
     ],
 )
-async def test_without_a_daemon_opening_fails_at_once_and_says_what_to_do(
+async def test_without_a_daemon_opening_fails_at_once_with_advice(
     daemon: ScriptedDaemon, clock: SteppingClock, refusal: OSError, words: str
 ) -> None:
     daemon.refusal = refusal
@@ -140,7 +140,7 @@ async def test_without_a_daemon_opening_fails_at_once_and_says_what_to_do(
     assert daemon.attempts == 1
 
 
-async def test_closing_fails_what_waits_for_an_answer(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_closing_fails_pending_calls(client: Client, daemon: ScriptedDaemon) -> None:
     waiting = asyncio.ensure_future(client.send_event("completion:get", {"request_id": "a"}))
     handle = await submitted(client, daemon)
     await daemon.came("completion:get")
@@ -152,7 +152,7 @@ async def test_closing_fails_what_waits_for_an_answer(client: Client, daemon: Sc
 
 
 @pytest.mark.parametrize("data", [{"x": object()}, {"x": "\ud800"}, {1.5: {}, object(): 1}])
-async def test_what_is_no_json_is_refused_before_it_is_sent(
+async def test_invalid_json_is_refused_before_it_is_sent(
     client: Client, daemon: ScriptedDaemon, data: dict[Any, Any]
 ) -> None:
     with pytest.raises(InvalidData, match="completion:status"):
@@ -188,7 +188,7 @@ async def test_an_event_that_is_too_long_for_the_daemon_alone_fails_and_no_other
     assert await short == {"fine": True}
 
 
-async def test_an_answer_longer_than_a_line_may_be_fails_what_was_asked_and_is_not_asked_again(
+async def test_an_answer_longer_than_a_line_may_be_fails_its_call_and_is_not_asked_again(
     daemon: ScriptedDaemon, clock: SteppingClock
 ) -> None:
     async with connected(daemon, clock, max_line=1000) as client:
@@ -202,7 +202,7 @@ async def test_an_answer_longer_than_a_line_may_be_fails_what_was_asked_and_is_n
     assert len(daemon.named("completion:get")) == 1
 
 
-async def test_what_is_not_ksi_at_the_other_end_is_told(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_foreign_program_at_the_other_end_is_reported(client: Client, daemon: ScriptedDaemon) -> None:
     asking = asyncio.ensure_future(client.send_event("conversation:release_lock", {"request_id": "x"}))
     await daemon.came("conversation:release_lock")
     daemon.send_bytes(b"HTTP/1.1 400 Bad Request\r\n")
@@ -246,7 +246,9 @@ async def test_an_id_that_the_caller_gave_is_kept(client: Client, daemon: Script
     assert daemon.events[0]["data"] == {"prompt": "Hello", "request_id": "mine", "model": "stub/x"}
 
 
-async def test_what_may_not_be_sent_twice_fails_with_its_connection(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_an_event_that_may_not_be_sent_twice_fails_with_its_connection(
+    client: Client, daemon: ScriptedDaemon
+) -> None:
     asking = asyncio.ensure_future(client.send_event("conversation:release_lock", {"request_id": "x"}))
     await daemon.came("conversation:release_lock")
     daemon.drop(ConnectionResetError("reset by peer"))
@@ -281,7 +283,7 @@ async def test_an_answer_that_is_too_much_to_read_is_not_asked_for_without_end(
     assert len(daemon.named("completion:get")) == 3
 
 
-async def test_what_is_asked_while_the_connection_is_away_waits_for_it(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_call_while_the_connection_is_away_waits_for_it(client: Client, daemon: ScriptedDaemon) -> None:
     daemon.answers["conversation:release_lock"] = lambda event: {"released": True}
     daemon.refusal = ConnectionRefusedError()
     daemon.drop()
@@ -348,7 +350,7 @@ async def test_a_daemon_that_hangs_up_at_once_is_not_asked_without_end(
 # Submitted requests
 
 
-async def test_a_submitted_request_s_result_is_what_was_pushed(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_submitted_request_s_result_is_the_pushed_one(client: Client, daemon: ScriptedDaemon) -> None:
     handle = await submitted(client, daemon, session_id="s1")
     assert handle.submitted["position"] == 0
     assert handle.session_id == "s1"
@@ -406,7 +408,7 @@ async def test_a_request_that_was_final_at_its_submission_is_fetched(client: Cli
 
 async def test_waiting_for_a_result_can_end_before_it_does(client: Client, daemon: ScriptedDaemon) -> None:
     handle = await submitted(client, daemon)
-    with pytest.raises(WaitTimeout, match="it goes on"):
+    with pytest.raises(WaitTimeout, match="it continues"):
         await handle.result(timeout=0.01)
     daemon.push("completion:result", **reply(handle.request_id, result="Hi"))
     assert (await handle.result()).result == "Hi"
@@ -453,7 +455,7 @@ async def test_a_request_that_the_daemon_forgot_fails_its_handle(client: Client,
     assert caught.value.code == "not_found"
 
 
-async def test_a_handle_that_was_let_go_is_not_asked_for_again(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_dropped_handle_is_not_asked_for_again(client: Client, daemon: ScriptedDaemon) -> None:
     handle = await submitted(client, daemon)
     del handle
     gc.collect()
@@ -572,7 +574,7 @@ async def test_pieces_that_come_twice_after_a_lost_connection_are_given_once(
 
 
 @pytest.mark.promise("R2")
-async def test_the_result_brings_what_was_lost_of_the_pieces(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_the_result_brings_the_lost_pieces(client: Client, daemon: ScriptedDaemon) -> None:
     handle = await submitted(client, daemon, stream=True)
     chunk(daemon, handle, 1, 0, "Red, ")
     chunk(daemon, handle, 1, 2, "blue")
@@ -581,7 +583,7 @@ async def test_the_result_brings_what_was_lost_of_the_pieces(client: Client, dae
 
 
 @pytest.mark.promise("R2")
-async def test_a_result_that_is_not_what_was_streamed_comes_whole(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_result_that_differs_from_the_streamed_text_comes_whole(client: Client, daemon: ScriptedDaemon) -> None:
     handle = await submitted(client, daemon, stream=True)
     reading = asyncio.ensure_future(all_chunks(handle))
     chunk(daemon, handle, 1, 0, "Red")
@@ -622,7 +624,7 @@ async def test_a_stream_ends_with_the_error_of_its_request(client: Client, daemo
 # Subscriptions
 
 
-async def test_a_subscription_gets_what_fits_its_patterns(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_subscription_gets_the_events_that_match_its_patterns(client: Client, daemon: ScriptedDaemon) -> None:
     async with client.subscribe("completion:*", "conversation:forked") as events:
         daemon.push("conversation:locked", conversation_id="a")
         daemon.push("something:new", of="a later version")
@@ -634,7 +636,7 @@ async def test_a_subscription_gets_what_fits_its_patterns(client: Client, daemon
     assert daemon.named("monitor:subscribe")[0]["data"] == {"patterns": ["completion:*", "conversation:forked"]}
 
 
-async def test_a_subscription_without_patterns_gets_everything_even_what_is_not_known(
+async def test_a_subscription_without_patterns_gets_everything_even_unknown_events(
     client: Client, daemon: ScriptedDaemon
 ) -> None:
     async with client.subscribe() as events:
@@ -652,7 +654,7 @@ async def test_a_subscription_that_was_not_entered_begins_with_its_first_read(
     assert (await reading).event == "something:new"
 
 
-async def test_a_reply_to_nobody_is_no_event(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_reply_without_a_call_is_no_event(client: Client, daemon: ScriptedDaemon) -> None:
     async with client.subscribe() as events:
         with pytest.raises(WaitTimeout):
             await client.send_event("completion:status", timeout=0.01)
@@ -684,7 +686,7 @@ async def test_a_subscription_is_made_again_after_a_lost_connection_and_counts_t
 
 
 @pytest.mark.promise("S4")
-async def test_a_subscriber_that_does_not_read_costs_bounded_memory_and_is_told(
+async def test_a_subscriber_that_does_not_read_costs_bounded_memory_and_is_notified(
     daemon: ScriptedDaemon, clock: SteppingClock
 ) -> None:
     async with connected(daemon, clock, max_unread=10_000) as client, client.subscribe("a:*") as events:
@@ -700,7 +702,7 @@ async def test_a_subscriber_that_does_not_read_costs_bounded_memory_and_is_told(
         assert await client.send_event("system:health") == {"status": "healthy"}
 
 
-async def test_who_reads_a_subscription_that_is_closed_comes_to_its_end(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_reader_of_a_closed_subscription_comes_to_its_end(client: Client, daemon: ScriptedDaemon) -> None:
     subscription = client.subscribe()
     reading = asyncio.ensure_future(anext(subscription, None))
     await daemon.came("monitor:subscribe")
@@ -772,7 +774,7 @@ async def test_a_free_conversation_s_lock_is_held_and_given_back(daemon: Scripte
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_for_a_lock_goes_on_when_it_is_given(daemon: ScriptedDaemon, held_clock: HeldClock) -> None:
+async def test_a_waiter_for_a_lock_continues_when_it_is_granted(daemon: ScriptedDaemon, held_clock: HeldClock) -> None:
     lock_answers(daemon, held_clock, acquired=False)
     async with connected(daemon, held_clock) as client:
         lock = client.lock("c", request_id="me")
@@ -788,7 +790,7 @@ async def test_who_waits_for_a_lock_goes_on_when_it_is_given(daemon: ScriptedDae
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_for_a_lock_joins_the_line_again_after_a_lost_connection(
+async def test_a_waiter_for_a_lock_joins_the_queue_again_after_a_lost_connection(
     daemon: ScriptedDaemon, clock: SteppingClock
 ) -> None:
     lock_answers(daemon, clock, acquired=False)
@@ -824,7 +826,9 @@ async def test_who_stops_waiting_for_a_lock_leaves_the_line(
     assert (await daemon.came("completion:cancel"))["data"] == {"request_id": "me"}
 
 
-async def test_who_does_not_want_to_wait_for_a_lock_is_told_who_has_it(client: Client, daemon: ScriptedDaemon) -> None:
+async def test_a_client_that_does_not_want_to_wait_for_a_lock_gets_its_holder(
+    client: Client, daemon: ScriptedDaemon
+) -> None:
     daemon.answers["conversation:acquire_lock"] = lambda event: {"acquired": False, "state": "busy", "holder": "r1"}
     with pytest.raises(ConversationBusy, match="held by r1"):
         async with client.lock("c", wait=False):

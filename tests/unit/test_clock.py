@@ -244,7 +244,7 @@ async def test_a_paused_virtual_machine_is_followed_after_an_hour_and_makes_noth
 
 
 @pytest.mark.promise("O4")
-async def test_a_leap_that_changes_must_stand_for_an_hour_anew() -> None:
+async def test_a_leap_that_changes_must_last_for_another_hour() -> None:
     clock = SimulatedClock()
     begin = clock.now()
     clock.step_wall(8 * HOUR)

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ksi import config as module
-from ksi.config import Config, ProviderConfig, find_home, load, options_of, shown_url
+from ksi.config import reader as module
+from ksi.config.addresses import shown_url
+from ksi.config.reader import find_home, load, options_of
+from ksi.config.salvage import salvage
+from ksi.config.schema import Config, ProviderConfig
 from ksi.errors import ConfigError
-from ksi.salvage import salvage
+from tests.effort import effort
 
 NOWHERE = Path("/nowhere/ksi-home")
 """A home without a file."""
@@ -57,7 +60,7 @@ def test_without_a_file_everything_has_its_default_and_a_small_model_answers() -
 LAYERS = ("default", "file", "environment", "flag")
 
 
-@settings(max_examples=30)
+@settings(max_examples=effort(30, 300))
 @given(
     values=st.lists(st.integers(1, 10**6), min_size=4, max_size=4, unique=True),
     given_in=st.sets(st.sampled_from(LAYERS[1:])),
@@ -82,14 +85,14 @@ def test_a_layer_changes_only_the_keys_it_names(tmp_path: Path) -> None:
     assert (config.queue.head_start.high, config.queue.head_start.low) == (50_000, 30)
 
 
-def test_variables_are_read_from_the_process_where_none_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_read_from_the_process_if_none_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("KSI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KSI_LOCK__EXPIRY", "12.5")
     assert load(NOWHERE).lock.expiry == 12.5
 
 
-def test_variables_without_a_section_or_of_others_are_left_alone() -> None:
+def test_variables_without_a_section_or_of_others_are_ignored() -> None:
     assert load(NOWHERE, {"KSI_HOME": "/x", "KSI_TOKEN": "s", "OTHER__KEY": "1", "ksi_queue__lease": "9"}) == load(
         NOWHERE, {}
     )
@@ -100,7 +103,7 @@ def test_variables_without_a_section_or_of_others_are_left_alone() -> None:
     [
         ("sqlite:///other.db", "sqlite:///other.db"),
         ("'sqlite:///quoted.db'", "sqlite:///quoted.db"),
-        ('"memory://"', "memory://"),
+        ('"redis://host"', "redis://host"),
         ("", ""),
         ("two words", "two words"),
     ],
@@ -157,7 +160,7 @@ def test_a_key_in_another_section_than_its_own_is_refused_with_its_home(tmp_path
         assert "did you mean 'store.node_id'" in refused(text, home=tmp_path).message
 
 
-@settings(max_examples=50)
+@settings(max_examples=effort(50, 500))
 @given(key=st.text(string.ascii_lowercase + "_", min_size=1, max_size=30), section=st.sampled_from(sorted(SECTIONS)))
 def test_no_unknown_key_is_ever_taken(key: str, section: str) -> None:
     known = {field.name for field in msgspec.structs.fields(SECTIONS[section])}
@@ -341,7 +344,7 @@ def test_the_nearest_folder_upward_with_a_file_is_the_home(tmp_path: Path) -> No
     ],
 )
 def test_else_the_users_data_folder_is_the_home(tmp_path: Path, environ: dict[str, str], home: str) -> None:
-    package = tmp_path / "lib" / "ksi" / "config.py"  # as it is installed
+    package = tmp_path / "lib" / "ksi" / "config" / "reader.py"  # as it is installed
     assert find_home(None, environ, tmp_path, package) == Path(home)
 
 
@@ -352,7 +355,7 @@ def test_a_checkout_is_the_home_wherever_it_is_used_unless_a_home_is_here(tmp_pa
         folder.mkdir(parents=True)
     home_with(checkout, "")
     home_with(project, "")
-    package = checkout / "src" / "ksi" / "config.py"
+    package = checkout / "src" / "ksi" / "config" / "reader.py"
     assert find_home(None, {}, elsewhere, package) == checkout
     assert find_home(None, {}, project, package) == project
     assert find_home(None, {"KSI_HOME": str(elsewhere)}, elsewhere, package) == elsewhere
@@ -391,10 +394,31 @@ def test_the_socket_is_found_in_a_file_that_cannot_be_used(tmp_path: Path, text:
         ("redis+sentinel://a:1,b:2/it?sentinel_password=SECRET", "redis+sentinel://a:1,b:2/it?sentinel_password=***"),
         ("https://api.example/v1?key=SECRET&SECRET&db=1#SECRET", "https://api.example/v1?key=***&***&db=1"),
         ("https://api.example/v1#SECRET", "https://api.example/v1"),
+        ("user:SECRET@valkey.example:6379", "***"),
+        ("redis:/user:SECRET@valkey.example", "***"),
+        ("", ""),
     ],
 )
-def test_an_address_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+def test_an_address_is_shown_without_possible_secrets(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize("way", ["option", "variable", "folder"])
+def test_a_home_whose_name_is_no_utf8_is_refused_with_advice(tmp_path: Path, way: str) -> None:
+    name = str(tmp_path / "caf\udce9")
+    here = Path(name)
+    if way == "folder":
+        here.mkdir()
+        (here / "ksi.toml").touch()
+    environ = {"KSI_HOME": name} if way == "variable" else {}
+    with pytest.raises(ConfigError, match=r"is not UTF-8.*rename it, or choose another home") as caught:
+        find_home(name if way == "option" else None, environ, here)
+    caught.value.message.encode()
+
+
+def test_a_variable_that_is_no_utf8_is_refused_by_its_name(tmp_path: Path) -> None:
+    error = refused(environ={"KSI_LOG__DIR": "caf\udce9"}, home=tmp_path)
+    assert error.message == "variable 'KSI_LOG__DIR': its text is not UTF-8; set it again"
 
 
 def test_paths_begin_at_the_home_unless_they_are_absolute() -> None:

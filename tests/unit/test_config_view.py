@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ksi.config import load
-from ksi.config_view import HIDDEN, shown_values
+from ksi.config.reader import load
+from ksi.config.view import HIDDEN, shown_values
 
 SECRETS = """
 [store]
@@ -38,14 +38,15 @@ listed = ["SECRET-21", { x = "SECRET-22" }]
 
 @pytest.mark.promise("U4", "S3")
 def test_no_secret_is_shown_wherever_it_stands(tmp_path: Path) -> None:
-    (tmp_path / "ksi.toml").write_text(SECRETS)
+    hooks = '[hooks]\non_end = "https://hooks.example/services/SECRET"\non_block = ["curl", "SECRET"]\n'
+    (tmp_path / "ksi.toml").write_text(SECRETS + hooks)
     text = json.dumps(shown_values(load(tmp_path, {})))
     assert "SECRET" not in text
     assert "4242424242" not in text
 
 
 @pytest.mark.promise("U4")
-def test_what_is_harmless_is_shown(tmp_path: Path) -> None:
+def test_harmless_values_are_shown(tmp_path: Path) -> None:
     (tmp_path / "ksi.toml").write_text(SECRETS + '[providers.key]\nkind = "openai"\napi_key_env = "TEAM_API_KEY"\n')
     shown = shown_values(load(tmp_path, {}))
     assert shown["store.url"] == "redis://***@127.0.0.1:1/0?password=***"

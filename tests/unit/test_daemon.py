@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from ksi import daemon as module
 from ksi.clock import Chance
-from ksi.config import Config, load
-from ksi.daemon import Daemon, build_store, run, store_rules, tell_systemd
+from ksi.config.reader import load
+from ksi.config.schema import Config
+from ksi.daemon import main_process as module
+from ksi.daemon.daemon import Daemon
+from ksi.daemon.main_process import run, tell_systemd
+from ksi.daemon.parts import build_store, store_rules
 from ksi.errors import ConfigError, StoreInUse
-from ksi.pid_file import PidFile
-from ksi.store.memory import MemoryStore
-from ksi.store.sqlite import SqliteStore
+from ksi.host.pid_file import PidFile
+from ksi.store.sqlite.store import SqliteStore
 from ksi.store.values import StoreRules
 from ksi.testing import SimulatedClock
 
@@ -39,7 +41,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "daemon.pid"
 
 
-def test_a_pid_file_says_who_runs_here_to_nobody_else_and_is_gone_afterwards(path: Path) -> None:
+def test_a_pid_file_names_the_running_daemon_to_no_other_user_and_is_gone_afterwards(path: Path) -> None:
     mine = PidFile(path)
     mine.take()
     assert path.read_text() == f"{os.getpid()}\n"
@@ -49,7 +51,7 @@ def test_a_pid_file_says_who_runs_here_to_nobody_else_and_is_gone_afterwards(pat
     mine.release()
 
 
-def test_a_second_one_is_told_who_has_it_and_changes_nothing(path: Path) -> None:
+def test_a_second_one_gets_the_holder_and_changes_nothing(path: Path) -> None:
     first = PidFile(path)
     first.take()
     second = PidFile(path)
@@ -65,7 +67,7 @@ def test_a_second_one_is_told_who_has_it_and_changes_nothing(path: Path) -> None
 
 
 @pytest.mark.promise("R7")
-def test_what_a_killed_daemon_left_is_written_over(path: Path) -> None:
+def test_the_pid_file_of_a_killed_daemon_is_overwritten(path: Path) -> None:
     path.write_text("999999999999\nand more\n")
     mine = PidFile(path)
     mine.take()
@@ -168,12 +170,15 @@ def test_an_sqlite_address_has_three_slashes_from_the_home_and_four_from_the_roo
     assert store._path == Path(path.format(home=tmp_path))
 
 
-def test_a_memory_address_is_the_reference_store(tmp_path: Path) -> None:
-    assert isinstance(built(configured(tmp_path, store={"url": "memory://"})), MemoryStore)
+@pytest.mark.parametrize("url", ["memory://", "memory:///x", "memory://name?x=1"])
+def test_an_address_in_memory_is_refused_and_another_way_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no store in memory\. Use sqlite:///path") as caught:
+        built(configured(tmp_path, store={"url": url}))
+    assert caught.value.place == "store.url"
 
 
 @pytest.mark.parametrize("durability", ["full", "normal"])
-def test_the_store_is_told_its_durability(tmp_path: Path, durability: str) -> None:
+def test_the_store_gets_its_durability(tmp_path: Path, durability: str) -> None:
     assert built(configured(tmp_path, store={"durability": durability}))._durability == durability
 
 
@@ -198,7 +203,7 @@ def test_an_address_of_no_known_kind_is_refused(tmp_path: Path, url: str) -> Non
     assert repr(url) in caught.value.message
 
 
-def test_what_the_configuration_says_in_seconds_the_store_hears_in_microseconds(tmp_path: Path) -> None:
+def test_seconds_of_the_configuration_reach_the_store_in_microseconds(tmp_path: Path) -> None:
     rules = store_rules(
         configured(
             tmp_path,
@@ -212,7 +217,8 @@ def test_what_the_configuration_says_in_seconds_the_store_hears_in_microseconds(
 
 
 def test_the_store_s_own_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
-    assert store_rules(configured(tmp_path)) == StoreRules()
+    # A store by itself keeps the order of ranks, which is the simplest to test.
+    assert store_rules(configured(tmp_path)) == StoreRules(fair=True)
 
 
 # -- the service manager ----------------------------------------------------------------------------------------------
@@ -227,7 +233,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listener
 
 
-def test_systemd_is_told_what_it_asked_for(manager: socket.socket) -> None:
+def test_systemd_is_notified_as_it_asked(manager: socket.socket) -> None:
     tell_systemd("READY=1")
     tell_systemd("STOPPING=1")
     assert [manager.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
@@ -244,7 +250,7 @@ def test_an_address_that_begins_with_an_at_is_an_abstract_one(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("address", [None, ""])
-def test_nobody_is_told_who_did_not_ask(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+def test_no_one_is_notified_unless_asked(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -275,9 +281,9 @@ async def test_a_start_that_fails_at_the_door_leaves_the_store_to_the_next_one(t
     config.socket_path.unlink()
     again = Daemon(config, SimulatedClock(), Chance(random.Random(0)), {})
     await again.start()
-    assert again.ready()["ready"]
+    assert again.ready().ready
     await again.stop()
-    assert not again.ready()["ready"]
+    assert not again.ready().ready
 
 
 def test_a_home_that_cannot_be_used_is_an_error_code_and_one_line(

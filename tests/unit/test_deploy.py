@@ -28,7 +28,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(word, " ".join(rest.split())) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
-def test_what_is_copied_is_there_and_is_enough_to_install(tmp_path: Path) -> None:
+def test_copied_files_exist_and_are_enough_to_install(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     for word, rest in instructions():
@@ -60,7 +60,7 @@ def started() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", started(), ids=" ".join)
-def test_what_is_started_is_a_command_of_ours(command: list[str], tmp_path: Path) -> None:
+def test_the_started_command_is_one_of_ours(command: list[str], tmp_path: Path) -> None:
     program, option, _, *rest = command
     assert (Path(program).name, option) == ("ksi", "--home")
     found = CliRunner().invoke(main, ["--home", str(tmp_path), *rest, "--help"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.event_bus import CHUNK, ENDINGS, LOCKED, RESULT, EventBus, News
-from ksi.testing import SimulatedClock
+from ksi.errors import InvalidData
+from ksi.events.bus import AT_ONCE, CHUNK, ENDINGS, LOCKED, RESULT, SLICE, EventBus, News
+from ksi.testing import SimulatedClock, settle_down
 
 PROGRESS = "completion:progress"
 NAMES = (RESULT, CHUNK, LOCKED, PROGRESS, "provider:state_changed")
@@ -60,12 +62,20 @@ def test_an_event_goes_over_the_wire_as_one_line_with_name_data_and_time(bus: Ev
 
 
 @pytest.mark.promise("R4")
+@pytest.mark.parametrize("known", [(), NAMES], ids=["names are new", "names are known"])
 @given(
-    patterns=st.lists(st.sampled_from(["*", "completion:*", RESULT, "*:result", "conversation:lock*", "?", "nothing"])),
+    patterns=st.lists(
+        st.sampled_from(
+            ["*", "completion:*", RESULT, "*:result", "conversation:lock*", "nothing", "**", "*o*e*", "c*n*n"]
+        )
+        | st.text("*:comletinrs")
+    ),
     name=st.sampled_from(NAMES),
 )
-def test_a_listener_hears_an_event_once_exactly_where_one_of_its_patterns_fits(patterns: list[str], name: str) -> None:
-    bus, ear = EventBus(SimulatedClock()), Ear()
+def test_a_listener_gets_an_event_once_exactly_if_one_of_its_patterns_matches(
+    known: tuple[str, ...], patterns: list[str], name: str
+) -> None:
+    bus, ear = EventBus(SimulatedClock(), names=known), Ear()
     if patterns:
         bus.subscribe(ear, patterns)
     bus.publish(name, {})
@@ -74,7 +84,49 @@ def test_a_listener_hears_an_event_once_exactly_where_one_of_its_patterns_fits(p
     assert bus.wanted(name) == wanted
 
 
-def test_patterns_of_two_calls_add_up_and_are_told(bus: EventBus) -> None:
+@pytest.mark.promise("R4", "O9")
+def test_a_listener_has_a_hundred_patterns_at_most_and_keeps_those_that_it_has(bus: EventBus) -> None:
+    ear = Ear()
+    bus.subscribe(ear, [f"name{number}" for number in range(99)] + [RESULT])
+    bus.subscribe(ear, [RESULT])
+    with pytest.raises(InvalidData, match="at most 100"):
+        bus.subscribe(ear, [CHUNK])
+    bus.publish(CHUNK, {})
+    bus.publish(RESULT, {})
+    assert ear.names() == [RESULT]
+    bus.unsubscribe(ear, ["name7"])
+    bus.subscribe(ear, [CHUNK])
+    bus.publish(CHUNK, {})
+    assert ear.names() == [CHUNK]
+
+
+@pytest.mark.promise("R4")
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["subscribe", "unsubscribe"]),
+            st.integers(0, 2),
+            st.lists(st.sampled_from(["*", "completion:*", RESULT, CHUNK, "*:result"]), min_size=1),
+        )
+    )
+)
+def test_in_any_order_the_receivers_are_the_subscribers(steps: list[tuple[str, int, list[str]]]) -> None:
+    bus, ears = EventBus(SimulatedClock(), names=NAMES[:2]), [Ear(), Ear(), Ear()]
+    wanted: list[set[str]] = [set(), set(), set()]
+    for step, place, patterns in steps:
+        if step == "subscribe":
+            bus.subscribe(ears[place], patterns)
+            wanted[place].update(patterns)
+        else:
+            bus.unsubscribe(ears[place], patterns)
+            wanted[place].difference_update(patterns)
+        for name in NAMES:
+            bus.publish(name, {})
+            heard = [ear.names() for ear in ears]
+            assert heard == [[name] * any(fnmatchcase(name, pattern) for pattern in mine) for mine in wanted]
+
+
+def test_patterns_of_two_calls_add_up_and_are_returned(bus: EventBus) -> None:
     ear = Ear()
     assert bus.subscribe(ear, [RESULT]) == [RESULT]
     assert bus.subscribe(ear, [CHUNK, RESULT]) == [RESULT, CHUNK]
@@ -102,7 +154,7 @@ def test_patterns_can_be_taken_away_one_by_one_or_all(bus: EventBus) -> None:
     assert not bus.awaits(ear)
 
 
-def test_who_never_subscribed_can_unsubscribe(bus: EventBus) -> None:
+def test_a_connection_that_never_subscribed_can_unsubscribe(bus: EventBus) -> None:
     assert bus.unsubscribe(Ear(), ["x"]) == []
 
 
@@ -167,7 +219,7 @@ def test_chunks_go_to_those_followers_who_asked_for_them(bus: EventBus) -> None:
     assert not bus.streams("r")
 
 
-def test_to_follow_again_widens_what_is_wanted_and_never_narrows_it(bus: EventBus) -> None:
+def test_to_follow_again_widens_the_interest_and_never_narrows_it(bus: EventBus) -> None:
     ear = Ear()
     assert bus.follow(ear, "r", end=True)
     assert not bus.follow(ear, "r", end=False, chunks=True)
@@ -177,7 +229,7 @@ def test_to_follow_again_widens_what_is_wanted_and_never_narrows_it(bus: EventBu
     assert ear.names() == [CHUNK, RESULT]
 
 
-def test_who_follows_what_can_be_asked(bus: EventBus) -> None:
+def test_the_followers_can_be_asked_for(bus: EventBus) -> None:
     ear = Ear()
     bus.follow(ear, "r")
     assert bus.follows(ear, "r")
@@ -265,7 +317,7 @@ def test_a_listener_may_leave_while_an_event_is_handed_out(bus: EventBus) -> Non
 
 
 @pytest.mark.promise("D1", "R1")
-def test_an_end_told_to_followers_alone_reaches_other_subscribers_once_it_is_published(bus: EventBus) -> None:
+def test_an_end_sent_to_followers_alone_reaches_other_subscribers_once_it_is_published(bus: EventBus) -> None:
     both, follower, subscriber = Ear(), Ear(), Ear()
     for ear in (both, follower):
         bus.follow(ear, "r")
@@ -281,7 +333,7 @@ def test_an_end_told_to_followers_alone_reaches_other_subscribers_once_it_is_pub
 
 
 @pytest.mark.promise("D1")
-def test_what_is_remembered_of_ends_told_to_followers_alone_is_bounded(bus: EventBus) -> None:
+def test_the_memory_of_ends_sent_to_followers_alone_is_bounded(bus: EventBus) -> None:
     ear = Ear()
     bus.subscribe(ear, [RESULT])
     for number in range(5_000):
@@ -293,7 +345,7 @@ def test_what_is_remembered_of_ends_told_to_followers_alone_is_bounded(bus: Even
 # -- what nobody wants ------------------------------------------------------------------------------------------------
 
 
-def test_an_event_that_nobody_wants_is_not_even_encoded(bus: EventBus) -> None:
+def test_an_event_without_receivers_is_not_even_encoded(bus: EventBus) -> None:
     ear = Ear()
     bus.subscribe(ear, [RESULT])
     unreadable = object()
@@ -317,3 +369,47 @@ def test_an_event_can_be_sent_to_one_listener_alone(bus: EventBus) -> None:
     bus.push(ear, CHUNK, {"seq": 3})
     assert ear.heard()[0]["data"] == {"seq": 3}
     assert other.names() == []
+
+
+# -- large audiences --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("R4", "O9")
+async def test_a_large_audience_is_told_in_slices_everything_once_and_in_order(bus: EventBus) -> None:
+    ears = [Ear() for _ in range(3 * AT_ONCE)]
+    for ear in ears:
+        bus.subscribe(ear, ["*"])
+    events = 2 * SLICE // len(ears)
+    bus.follow(ears[5], "r")
+    for number in range(events):
+        bus.publish(PROGRESS, {"number": number})
+    bus.publish(RESULT, {"number": "end"}, "r")
+    assert len(ears[0].lines) == 0, "not in the turn of the publication"
+    seen = []
+    while len(ears[-1].lines) <= events:
+        before = sum(len(ear.lines) for ear in ears)
+        await asyncio.sleep(0)
+        seen.append(sum(len(ear.lines) for ear in ears) - before)
+    assert max(seen) <= SLICE
+    await settle_down()
+    for ear in ears:
+        assert [event["data"]["number"] for event in ear.heard()] == [*range(events), "end"]
+
+
+@pytest.mark.promise("R4", "O9")
+async def test_what_is_for_one_listener_comes_behind_what_is_on_the_way_to_it(bus: EventBus) -> None:
+    ears = [Ear() for _ in range(2 * AT_ONCE)]
+    for ear in ears:
+        bus.subscribe(ear, ["*"])
+    bus.publish(PROGRESS, {"number": 1})
+    bus.push(ears[-1], CHUNK, {"number": 2})
+    bus.catch_up(ears[-2])
+    assert [event["data"]["number"] for event in ears[-1].heard()] == [1, 2]
+    assert [event["data"]["number"] for event in ears[-2].heard()] == [1]
+    few = Ear()
+    bus.subscribe(few, ["*"])
+    bus.publish("system:new", {"number": 3})
+    await settle_down()
+    assert [event["data"]["number"] for event in few.heard()] == [3], "not what came before it"
+    assert [event["data"]["number"] for event in ears[0].heard()] == [1, 3]
+    assert [event["data"]["number"] for event in ears[-1].heard()] == [3]

@@ -14,22 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.errors import InvalidData
-from ksi.event_types import AcquireLockData, CompletionData, GetData, LockStatusData, PageData, SubscribeData, WaitData
-from ksi.events import MAX_DEPTH, SPECS, check_depth, conversation_name, parse_priority, schema
+from ksi.events.common import PageData
+from ksi.events.completions import CompletionData, GetData, WaitData
+from ksi.events.conversations import AcquireLockData, LockStatusData
+from ksi.events.service import SubscribeData
+from ksi.events.specs import MAX_DEPTH, SPECS, check_depth, conversation_name, parse_priority, schema
 from ksi.protocol import convert, field_names
 from ksi.request import Priority
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_every_event_is_named_after_its_part_and_says_what_it_is_for() -> None:
+def test_every_event_is_named_after_its_part_and_has_a_purpose() -> None:
     for name, spec in SPECS.items():
         assert name == spec.name
         assert re.fullmatch(r"[a-z_]+:[a-z_]+", name)
         assert spec.doc.endswith(".")
 
 
-def test_what_only_the_daemon_sends_has_no_request() -> None:
+def test_an_event_that_only_the_daemon_sends_has_no_request() -> None:
     outgoing = {name for name, spec in SPECS.items() if not spec.incoming}
     assert {"completion:result", "completion:chunk", "completion:progress", "conversation:locked"} <= outgoing
     assert {"completion:request", "completion:async", "system:health", "monitor:subscribe"}.isdisjoint(outgoing)
@@ -38,6 +41,7 @@ def test_what_only_the_daemon_sends_has_no_request() -> None:
 @pytest.mark.promise("S1")
 def test_every_typed_reply_has_room_for_warnings() -> None:
     typed = {name: spec.reply for name, spec in SPECS.items() if spec.incoming and spec.reply is not None}
+    assert typed.keys() == {name for name, spec in SPECS.items() if spec.incoming}
     assert len(typed) > 5
     assert [name for name, reply in typed.items() if "warnings" not in field_names(reply)] == []
 
@@ -78,12 +82,8 @@ def test_every_event_without_required_fields_takes_no_data() -> None:
         (CompletionData, {"prompt": 5}, "prompt"),
         (CompletionData, {"messages": []}, "messages"),
         (CompletionData, {"messages": [{"role": "user"}]}, "messages[0].content"),
-        (CompletionData, {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        (
-            CompletionData,
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "messages[0].content[0].type",
-        ),
+        (CompletionData, {"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
+        (CompletionData, {"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
         (CompletionData, {"session_id": ""}, "session_id"),
         (CompletionData, {"request_id": "x" * 65_537}, "request_id"),
         (CompletionData, {"max_tokens": 0}, "max_tokens"),
@@ -225,3 +225,14 @@ def test_flat_json_is_fine(value: Any) -> None:
 def test_only_the_deepest_branch_counts() -> None:
     with pytest.raises(InvalidData):
         check_depth("provider_options", {"a": 1, "b": [], "c": {"d": nested(MAX_DEPTH, 1, lists=True)}})
+
+
+def test_every_field_of_every_event_has_a_description() -> None:
+    missing = [
+        f"{name}: {part}.{field}"
+        for name, spec in SPECS.items()
+        for part, found in schema(spec).get("$defs", {}).items()
+        for field, shown in found.get("properties", {}).items()
+        if not shown.get("description")
+    ]
+    assert missing == []

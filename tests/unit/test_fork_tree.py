@@ -36,7 +36,7 @@ def test_a_fork_says_how_by_whom_and_when() -> None:
     (_, line) = tree([fork("trip", "a", "node_lost")])
     assert line.startswith("└─ a  moved from a machine that was lost by to-a, 19")
     (_, line) = tree([fork("trip", "a", "foreign_turn")])
-    assert line.startswith("└─ a  went on beside a foreign turn by to-a, 19")
+    assert line.startswith("└─ a  continued next to a foreign turn by to-a, 19")
     (_, other) = tree([fork("trip", "a", "of_another_kind")])
     assert "of_another_kind by to-a" in other
 
@@ -49,5 +49,5 @@ def test_a_fork_says_how_by_whom_and_when() -> None:
         ([fork("a", "b"), fork("a", "b"), fork("b", "c")], ["a", "├─ b", "│  └─ c", "└─ b"]),
     ],
 )
-def test_what_leads_back_is_not_unfolded_again(forks: list[dict[str, object]], drawn: list[str]) -> None:
+def test_a_circle_is_not_unfolded_again(forks: list[dict[str, object]], drawn: list[str]) -> None:
     assert names(*forks) == drawn

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ksi.config import ProviderConfig, load
-from ksi.found_providers import find_program, found, missing
+from ksi.config.found_providers import find_program, found, missing
+from ksi.config.reader import load
+from ksi.config.schema import ProviderConfig
 from ksi.providers.accounts import account
 
 
@@ -28,7 +29,7 @@ def test_without_anything_there_is_the_local_model_alone(tmp_path: Path) -> None
 
 @pytest.mark.promise("O8")
 @pytest.mark.parametrize("place", ["bin/claude", ".local/bin/claude", ".claude/local/claude"])
-def test_claude_is_found_on_the_path_and_where_its_installers_put_it(tmp_path: Path, place: str) -> None:
+def test_claude_is_found_on_the_path_and_at_its_installers_places(tmp_path: Path, place: str) -> None:
     claude = program(tmp_path / place)
     environ = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
     assert find_program("claude", environ) == str(claude)
@@ -48,7 +49,7 @@ def test_a_key_in_the_environment_makes_its_provider(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("O8")
-def test_what_is_configured_stands_for_all(tmp_path: Path) -> None:
+def test_configured_providers_replace_all_found_ones(tmp_path: Path) -> None:
     (tmp_path / "ksi.toml").write_text('[providers.stub]\nkind = "stub"\n')
     config = load(tmp_path, {"OPENAI_API_KEY": "sk-1", "PATH": ""})
     assert (list(config.providers), config.sources) == (["stub"], {})
@@ -68,7 +69,7 @@ def test_no_path_is_no_path_of_ours() -> None:
         ("anthropic", {"ANTHROPIC_API_KEY": "x"}, "add [providers.anthropic]"),
     ],
 )
-def test_what_is_missing_is_said_with_what_to_do(kind: str, environ: dict[str, str], words: str) -> None:
+def test_a_missing_program_is_reported_with_advice(kind: str, environ: dict[str, str], words: str) -> None:
     assert words in (missing(kind, environ) or "")
 
 
@@ -122,7 +123,7 @@ ACCOUNTS = [
 
 @pytest.mark.promise("O8", "S3")
 @pytest.mark.parametrize(("kind", "options", "environ", "words"), ACCOUNTS)
-def test_an_account_is_told_by_the_login_or_the_key_that_is_used(
+def test_an_account_is_described_by_the_login_or_the_key_that_is_used(
     kind: str, options: dict[str, object], environ: dict[str, str], words: str | None
 ) -> None:
     entry = ProviderConfig(kind=kind, models=("x/*",), options=options)

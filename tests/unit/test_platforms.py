@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from ksi.platforms import (
+from ksi.host.platforms import (
     find_socket,
     folds_case,
     peer_uid,
@@ -29,7 +29,7 @@ from ksi.platforms import (
     sync_folder,
     uid_of_xucred,
 )
-from ksi.store.sqlite_checkpoint import sync_fully
+from ksi.store.sqlite.checkpoint import sync_fully
 
 ROOT = Path(__file__).parents[2]
 INFINITY = resource.RLIM_INFINITY
@@ -78,7 +78,7 @@ def test_the_highest_limit_of_files_that_the_system_accepts_holds(
 
 
 @pytest.mark.promise("O12")
-def test_a_file_is_synced_to_the_disk_itself_where_the_system_tells_the_two_apart(
+def test_a_file_is_synced_to_the_disk_itself_if_the_system_distinguishes_the_two(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[tuple[int, int]] = []
@@ -107,7 +107,7 @@ def test_a_file_system_without_a_full_sync_gets_the_plain_one(monkeypatch: pytes
 
 @pytest.mark.promise("O12")
 @pytest.mark.parametrize("commits", [True, False])
-def test_sqlite_is_told_to_sync_fully(tmp_path: Path, commits: bool) -> None:
+def test_sqlite_is_set_to_sync_fully(tmp_path: Path, commits: bool) -> None:
     connection = apsw.Connection(str(tmp_path / "a.db"))
     sync_fully(connection, commits=commits)
     assert connection.pragma("fullfsync") == int(commits)
@@ -123,8 +123,8 @@ def test_the_peers_user_is_read_from_the_structure_of_macos() -> None:
 
 @pytest.mark.promise("O12", "S2")
 @pytest.mark.parametrize("told", [b"", b"\0\0\0\0", struct.pack("2I", 1, 0) + bytes(68)])
-def test_a_structure_of_another_layout_lets_nobody_in(told: bytes) -> None:
-    with pytest.raises(OSError, match="told"):
+def test_a_structure_of_another_layout_is_not_trusted(told: bytes) -> None:
+    with pytest.raises(OSError, match="the peer"):
         uid_of_xucred(told)
 
 

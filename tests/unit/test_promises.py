@@ -57,14 +57,14 @@ def test_the_table_names_each_promise_once() -> None:
     assert sorted(set(ids)) == sorted(ids)
 
 
-def test_every_row_says_where_it_comes_from_and_how_it_stands() -> None:
+def test_every_row_has_its_origin_and_its_state() -> None:
     for promise in promises():
         assert promise.text.endswith("."), promise
         assert set(promise.source.split(", ")) <= SOURCES, promise
         assert promise.state in STATES, promise
 
 
-def test_a_promise_that_is_done_lives_where_the_table_says() -> None:
+def test_the_code_of_a_kept_promise_exists() -> None:
     for promise in promises():
         places = re.findall(r"`([^`]+)`", promise.place)
         assert places, promise
@@ -92,3 +92,16 @@ def test_the_code_speaks_only_of_promises_of_the_table() -> None:
         if name not in known
     }
     assert unknown == set()
+
+
+def test_the_source_says_rules_in_words_and_not_by_their_ids() -> None:
+    known = {promise.id for promise in promises()}
+    files = [path for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".lua", ".sql")]
+    assert len(files) > 300
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in files
+        for name in re.findall(r"[(, ](?:promise )?([A-Z]\d{1,2})[),:]", path.read_text("utf-8"))
+        if name in known
+    }
+    assert found == set()

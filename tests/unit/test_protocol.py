@@ -20,7 +20,7 @@ from ksi.errors import (
     PayloadTooLarge,
     QueueFull,
 )
-from ksi.event_types import CompletionData
+from ksi.events.completions import CompletionData
 from ksi.protocol import (
     MAX_LINE,
     Envelope,
@@ -138,7 +138,7 @@ def test_an_envelope_is_an_event_its_data_and_maybe_a_correlation_id() -> None:
     assert decode_envelope(b'{"event":"a","correlation_id":null}').correlation_id is None
 
 
-def test_what_old_clients_send_beside_an_event_is_ignored() -> None:
+def test_old_clients_fields_next_to_an_event_are_ignored() -> None:
     line = b'{"event": "a", "data": {}, "client_id": "x", "timestamp": 1.5, "more": [1, {"b": null}]}'
     assert decode_envelope(line) == Envelope("a")
 
@@ -176,7 +176,7 @@ NOT_JSON = {
 
 @pytest.mark.promise("S1")
 @pytest.mark.parametrize("line", NOT_JSON.values(), ids=NOT_JSON.keys())
-def test_what_is_not_json_is_invalid_json(line: bytes) -> None:
+def test_a_line_that_is_not_json_is_invalid_json(line: bytes) -> None:
     with pytest.raises(InvalidJson) as refused:
         decode_envelope(line)
     assert refused.value.code == "invalid_json"
@@ -201,7 +201,7 @@ NO_ENVELOPE = {
 
 @pytest.mark.promise("S1")
 @pytest.mark.parametrize(("line", "path"), NO_ENVELOPE.values(), ids=NO_ENVELOPE.keys())
-def test_json_that_is_no_event_is_an_invalid_envelope_and_says_where(line: bytes, path: str | None) -> None:
+def test_json_that_is_no_event_is_an_invalid_envelope_with_the_place(line: bytes, path: str | None) -> None:
     with pytest.raises(InvalidEnvelope) as refused:
         decode_envelope(line)
     assert refused.value.code == "invalid_envelope"
@@ -235,7 +235,7 @@ correlations = st.none() | texts | st.integers(-(2**63), 2**63)
 
 
 @given(event=texts, data=objects, correlation=correlations)
-def test_what_any_json_writer_sends_is_read_as_it_was_meant(
+def test_the_output_of_any_json_writer_is_read_as_it_was_meant(
     event: str, data: dict[str, Any], correlation: str | int | None
 ) -> None:
     message: dict[str, Any] = {"event": event, "data": data, "correlation_id": correlation}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.clock import MICROSECONDS
+from ksi.content.blocks import Message
 from ksi.request import (
     FINAL_STATES,
     FIRST_STATES,
@@ -17,7 +18,6 @@ from ksi.request import (
     TRANSITIONS,
     WAITING_STATES,
     HeadStarts,
-    MessageBody,
     Priority,
     RequestBody,
     State,
@@ -73,7 +73,7 @@ def test_every_state_is_first_or_can_be_reached_and_can_end() -> None:
         assert ahead & FINAL_STATES
 
 
-def test_what_waits_is_neither_running_nor_final() -> None:
+def test_a_waiting_request_is_neither_running_nor_final() -> None:
     assert {State.RUNNING} | WAITING_STATES | FINAL_STATES == set(State)
     assert not WAITING_STATES & FINAL_STATES
     assert State.RUNNING not in WAITING_STATES
@@ -113,7 +113,7 @@ def test_at_one_moment_a_higher_priority_comes_first(one: Priority, other: Prior
 
 @pytest.mark.promise("Q2")
 @given(priorities, priorities, times, times)
-def test_nobody_waits_for_later_ones_longer_than_the_difference_of_head_starts(
+def test_no_request_waits_for_later_ones_longer_than_the_difference_of_head_starts(
     mine: Priority, theirs: Priority, at: int, later: int
 ) -> None:
     starts = {priority: -HEAD_STARTS.rank(priority, 0) for priority in Priority}
@@ -155,7 +155,7 @@ def test_usage_adds_up_in_any_order(one: Usage, two: Usage, three: Usage) -> Non
 
 @pytest.mark.promise("T1")
 @given(usages, usages)
-def test_every_kind_of_token_is_summed_and_a_cost_only_where_both_are_known(one: Usage, two: Usage) -> None:
+def test_every_kind_of_token_is_summed_and_a_cost_only_if_both_are_known(one: Usage, two: Usage) -> None:
     total = one.plus(two)
     for name in Usage.__struct_fields__:
         if name != "cost_usd":
@@ -178,7 +178,7 @@ objects = st.none() | st.dictionaries(texts, json_values, max_size=4)
 bodies = st.builds(
     RequestBody,
     prompt=st.none() | texts,
-    messages=st.lists(st.builds(MessageBody, texts, texts), max_size=3).map(tuple),
+    messages=st.lists(st.builds(Message, texts, texts), max_size=3).map(tuple),
     model=st.none() | texts,
     session_id=st.none() | texts,
     temperature=st.none() | st.floats(0, 2),
@@ -223,8 +223,8 @@ def test_different_contents_have_different_bytes(one: RequestBody, other: Reques
 
 
 def test_a_prompt_is_a_dialogue_of_one_message_and_messages_are_their_own() -> None:
-    assert RequestBody(prompt="hi").dialogue() == (MessageBody("user", "hi"),)
-    messages = (MessageBody("user", "a"), MessageBody("assistant", "b"))
+    assert RequestBody(prompt="hi").dialogue() == (Message("user", "hi"),)
+    messages = (Message("user", "a"), Message("assistant", "b"))
     assert RequestBody(messages=messages).dialogue() == messages
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.store.memory import MemoryStore
 from ksi.store.values import StoreRules
 from ksi.testing import SimulatedClock, running_daemon, settle_down
+from tests.effort import effort
+from tests.reference_store.store import MemoryStore
 
 # -- the clock --------------------------------------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ async def test_a_sleep_of_nothing_ends_without_the_clock_moving(seconds: float) 
     assert clock.now() == before
 
 
-async def test_a_step_of_the_wall_clock_wakes_nobody_and_is_not_believed() -> None:
+async def test_a_step_of_the_wall_clock_wakes_none_and_is_not_believed() -> None:
     clock = SimulatedClock(wall=1_000.0, mono=0.0)
     sleeper = asyncio.create_task(clock.sleep(1.0))
     await settle_down()
@@ -84,7 +85,7 @@ async def test_a_step_of_the_wall_clock_wakes_nobody_and_is_not_believed() -> No
     assert clock.now() == Moment(microseconds(1_001), 1_000_000)
 
 
-async def test_the_machines_sleep_wakes_nobody_and_counts_for_the_wall_clock() -> None:
+async def test_the_machines_sleep_wakes_none_and_counts_for_the_wall_clock() -> None:
     clock = SimulatedClock(wall=1_000.0, mono=0.0)
     sleeper = asyncio.create_task(clock.sleep(1.0))
     await settle_down()
@@ -97,7 +98,7 @@ async def test_the_machines_sleep_wakes_nobody_and_counts_for_the_wall_clock() -
     assert clock.now() == Moment(microseconds(87_401), 1_000_000)
 
 
-@settings(max_examples=30)
+@settings(max_examples=effort(30, 300))
 @given(steps=st.lists(st.floats(0, 1_000), max_size=10))
 async def test_many_steps_are_as_one(steps: list[float]) -> None:
     clock = SimulatedClock(wall=0.0, mono=0.0)
@@ -113,11 +114,11 @@ async def test_many_steps_are_as_one(steps: list[float]) -> None:
 async def test_a_daemon_in_this_process_has_a_stub_and_a_home_of_its_own_and_leaves_nothing() -> None:
     async with running_daemon(clock=SimulatedClock(wall=1_800_000_000.0)) as daemon:
         home = daemon.config.home
-        assert daemon.ready()["ready"]
-        assert daemon.context()["providers"] == ["stub"]
-        assert daemon.startup()["started_at"] == 1_800_000_000.0
+        assert daemon.ready().ready
+        assert daemon.context().providers == ["stub"]
+        assert daemon.startup().started_at == 1_800_000_000.0
         assert daemon.config.socket_path.is_socket()
-    assert not daemon.ready()["ready"]
+    assert not daemon.ready().ready
     assert not home.exists()
 
 
@@ -128,7 +129,7 @@ async def test_a_daemon_takes_settings_a_store_and_a_home_from_outside(tmp_path:
         assert daemon.store is store
         assert daemon.config.home == tmp_path
         assert daemon.config.queue.max_queued == 3
-        assert daemon.context()["providers"] == ["other", "stub"]
+        assert daemon.context().providers == ["other", "stub"]
 
 
 async def test_a_daemon_is_stopped_when_the_test_fails() -> None:
@@ -142,4 +143,4 @@ async def test_a_daemon_is_stopped_when_the_test_fails() -> None:
     with pytest.raises(LookupError, match="the test's own"):
         await fail()
     assert not daemons[0].config.socket_path.exists()
-    assert not daemons[0].ready()["ready"]
+    assert not daemons[0].ready().ready

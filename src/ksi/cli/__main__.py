@@ -1,4 +1,4 @@
-"""`python -m ksi.cli`: the command without its launcher."""
+"""`python -m ksi.cli`: the command without its launcher script."""
 
 from ksi.cli import main
 

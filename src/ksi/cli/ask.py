@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +23,18 @@ from ksi.cli.answer import (
 from ksi.cli.completing import complete_agent, complete_model, complete_request, complete_session
 from ksi.cli.ids import whole_id
 from ksi.cli.last import last_session, remember
-from ksi.cli.prompt import read_prompt, utf8
+from ksi.cli.prompt import attachments, read_prompt, utf8
 from ksi.cli.render import note
-from ksi.cli.schema import check_json, schema_options
+from ksi.cli.schema import check_json, response_format
 from ksi.cli.settings import Exit, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.client import Client, Handle
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
+LONGEST_SPAN = 200
+"""Characters of the variable TRACEPARENT from which it is none."""
+
 CANCEL_WAIT = 5.0
 """Seconds that Ctrl-C gives the daemon to confirm."""
 
@@ -48,7 +52,7 @@ Examples:
 
 def start_option(command: Any) -> Any:
     """`--no-start`."""
-    return click.option("--no-start", is_flag=True, help="Do not start the daemon where none runs.")(command)
+    return click.option("--no-start", is_flag=True, help="Do not start the daemon if none runs.")(command)
 
 
 @click.command(epilog=EPILOG)
@@ -59,39 +63,43 @@ def start_option(command: Any) -> Any:
     "session_id",
     metavar="NAME",
     shell_complete=complete_session,
-    help="The conversation to go on with, or to begin.",
+    help="The conversation to continue or to begin.",
 )
-@click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the conversation of the last `ksi ask` here.")
-@click.option("--fork", is_flag=True, help="Leave that conversation as it is, and go on in a copy of it.")
+@click.option("-c", "--continue", "go_on", is_flag=True, help="Continue the conversation of the last `ksi ask` here.")
+@click.option("--fork", is_flag=True, help="Leave that conversation unchanged, and continue in a copy of it.")
 @click.option(
     "-m",
     "--model",
     metavar="PROVIDER/MODEL",
     shell_complete=complete_model,
-    help="Who answers; else the configured default.",
+    help="The model that answers; the default is configured.",
 )
-@click.option("-p", "--priority", type=click.Choice(PRIORITIES, case_sensitive=False), help="Else normal.")
-@click.option("-a", "--agent", "agent_id", metavar="NAME", shell_complete=complete_agent, help="Who asks.")
-@click.option("--system", metavar="TEXT", help="Instructions that stand above the conversation.")
+@click.option("-p", "--priority", type=click.Choice(PRIORITIES, case_sensitive=False), help="The default is normal.")
+@click.option("-a", "--agent", "agent_id", metavar="NAME", shell_complete=complete_agent, help="The asking agent.")
+@click.option("--system", metavar="TEXT", help="Instructions above the conversation.")
 @click.option(
     "--attach",
     "files",
     multiple=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="A text file, put into the prompt as a quoted block; can be given again.",
+    help="A text file (quoted in the prompt), an image or a PDF; can be repeated.",
 )
 @click.option("--schema", metavar="FILE", type=click.Path(path_type=Path), help="The JSON Schema of the answer.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The longest answer.")
-@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="How much chance is in the answer.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Where the answer ends; can be given again.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="For one attempt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The maximum length of the answer.")
+@click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="The randomness of the answer.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="A text at which the answer ends; can be repeated.")
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="The time limit of one attempt."
+)
 @click.option(
     "--on-busy", type=click.Choice(("enqueue", "reject", "interrupt")), help="If the conversation is taken: wait, ..."
 )
-@click.option("--id", "request_id", metavar="ID", help="The request's id: with a known one, that answer comes again.")
+@click.option(
+    "--id", "request_id", metavar="ID", help="The request's id; a known one prints the existing answer again."
+)
 @click.option("--no-stdin", is_flag=True, help="Do not read stdin.")
-@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @start_option
 @json_option
 @pass_settings
@@ -112,12 +120,12 @@ def ask(
 ) -> None:
     """Ask a model and print its answer as it comes.
 
-    The prompt is what stands on the command line, attached files and what comes on stdin, one after the other. The
-    daemon is started where none runs. Ctrl-C cancels the request, and so does a closed pipe, as of `| head`.
+    The prompt consists of the words of the command line, the attached files and stdin, in this order. The daemon is
+    started if none runs. Ctrl-C cancels the request, and so does a closed pipe, as with `| head`.
 
-    Stderr says what the request waits for, and if the answer was cut at a limit (exit code 7). Should the answer begin
-    anew in mid-text (a provider failed and another took over), a line on stderr says so, and the text that counts is
-    what follows; --no-stream and --json print that alone.
+    Stderr says why the request waits, and if the answer was cut at a limit (exit code 7). If the answer starts over in
+    mid-text because a provider failed and another took over, a line on stderr says so, and only the text after it
+    counts; --no-stream and --json print only that text.
     """
     if ctx.meta.get("ksi.no_stdout"):
         raise click.UsageError("stdout is closed, so the answer would be lost; give it a file, such as /dev/null")
@@ -129,13 +137,19 @@ def ask(
     if fields.get("fork") and "session_id" not in fields:
         raise click.UsageError("--fork needs the conversation to fork: --session NAME or --continue")
     fields["stream"] = not (no_stream or as_json)
-    text = read_prompt(" ".join(prompt), files, stdin=not no_stdin)
-    ctx.exit(asyncio.run(_ask(settings, text, fields, schema, start=not no_start, as_json=as_json)))
+    blocks, quoted = attachments(files)
+    text = read_prompt(" ".join(prompt), quoted, stdin=not no_stdin)
+    if blocks:
+        fields["messages"] = [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
+    if schema is not None:
+        fields["response_format"] = response_format(schema)
+    said = None if blocks else text
+    ctx.exit(asyncio.run(_ask(settings, said, fields, start=not no_start, as_json=as_json)))
 
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's fields of what was said; texts must be UTF-8."""
-    # A temperature of 0 was said, and is no False.
+    """The request's fields for the given options; texts must be UTF-8."""
+    # A given temperature of 0 is not the same as none.
     said = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     return {name: _value(name, value) for name, value in said.items()}
 
@@ -146,18 +160,16 @@ def _value(name: str, value: Any) -> Any:
     return utf8(value, f"--{name.removesuffix('_id')}") if isinstance(value, str) else value
 
 
-async def _ask(
-    settings: Settings, prompt: str, fields: dict[str, Any], schema: Path | None, *, start: bool, as_json: bool
-) -> Exit:
+async def _ask(settings: Settings, prompt: str | None, fields: dict[str, Any], *, start: bool, as_json: bool) -> Exit:
     from ksi.clock import Chance, SystemClock
 
-    # Made here, so that Ctrl-C can cancel a request whose submission was not answered yet.
+    # The id is made here, so that Ctrl-C can cancel a request whose submission was not answered yet.
     fields.setdefault("request_id", Chance().identifier("req", SystemClock().now()))
     request_id, stream = fields["request_id"], fields["stream"]
+    if 0 < len(span := os.environ.get("TRACEPARENT", "")) <= LONGEST_SPAN:
+        fields["traceparent"] = span
     loss = Loss()
     async with await connected(settings, loss, start=start) as client:
-        if schema is not None:
-            fields["provider_options"] = await schema_options(client, schema, fields.get("model"))
         loss.request_id = request_id
         try:
             handle = await client.submit(prompt, **fields)
@@ -173,11 +185,11 @@ async def _ask(
             return await _cancel(client, request_id)
         except OutputFailed as error:
             return lost_output(request_id, error)
-    return check_json(reply.result or "", request_id) if schema is not None and code is Exit.DONE else code
+    return check_json(reply.result or "", request_id) if "response_format" in fields and code is Exit.DONE else code
 
 
 async def _cancel(client: Client, request_id: str) -> Exit:
-    """Cancel what nobody waits for any more, and say what became of it."""
+    """Cancel a request that its caller has given up, and report the result."""
     from ksi.errors import KsiError
 
     try:
@@ -187,7 +199,7 @@ async def _cancel(client: Client, request_id: str) -> Exit:
         return Exit.CANCELLED
     state = reply.get("state", "cancelled")
     if state == "completed":
-        return Exit.DONE  # the reader has enough of a whole answer
+        return Exit.DONE  # the reader closed stdout after a complete answer
     note(f"ksi: {request_id} {state}")
     return Exit.CANCELLED
 
@@ -200,8 +212,13 @@ Examples:
 """
 )
 @click.argument("request_id", metavar="REQUEST", shell_complete=complete_request)
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Then exit code 6.")
-@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="The limit of the wait; exit code 6 says that it passed.",
+)
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @start_option
 @json_option
 @pass_settings
@@ -215,9 +232,9 @@ def wait(
     no_start: bool,
     as_json: bool,
 ) -> None:
-    """Wait for a REQUEST that was sent before, from anywhere, and print its answer as `ksi ask` does.
+    """Wait for an earlier REQUEST of any client, and print its answer as `ksi ask` does.
 
-    Ctrl-C ends the waiting alone: the request goes on.
+    Ctrl-C only ends the wait: the request continues.
     """
     stream = not (no_stream or as_json)
     ctx.exit(asyncio.run(_wait(settings, request_id, timeout, stream=stream, start=not no_start, as_json=as_json)))
@@ -237,7 +254,9 @@ async def _wait(
                 reply = await print_answer(client, handle, stream=stream)
             return print_end(reply, stream=stream, as_json=as_json)
         except TimeoutError:
-            raise WaitTimeout(f"{handle.request_id} is not done after {timeout:g} s; it goes on, wait again") from None
+            raise WaitTimeout(
+                f"{handle.request_id} is not done after {timeout:g} s; it continues, wait again"
+            ) from None
         except ReaderGone:
             stop_writing()
             return Exit.DONE

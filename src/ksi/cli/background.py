@@ -1,4 +1,4 @@
-"""The daemon as a process of its own: starting it, finding it, stopping it."""
+"""The daemon as a background process: starting it, finding it, stopping it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from pathlib import Path
 
 from ksi.cli.logs import LOG_FILE
 from ksi.cli.settings import Exit
-from ksi.config import Config
+from ksi.config.schema import Config
 from ksi.errors import ConfigError, ConnectionFailed, InternalError, WaitTimeout
-from ksi.platforms import find_socket
+from ksi.host.platforms import find_socket
+from ksi.host.private_files import free_bytes, make_folder, open_to_append
 
 LOOK_EVERY = 0.05
-"""Seconds between two looks at what tells of no change by itself."""
+"""Seconds between two polls of a state without notifications."""
 SETTLE = 60.0
-"""Seconds that a daemon which another started, or which is stopping, gets to answer or be gone."""
+"""Seconds that a daemon which another process started, or which is stopping, gets to answer or exit."""
+FULL = 64 * 1024
+"""Free bytes below which a disk counts as full."""
 
 
 def start_daemon(config: Config) -> str:
-    """Start the daemon in the background, unless one serves already; returns its word when it is ready.
+    """Start the daemon in the background unless one serves already; returns its message when it is ready.
 
-    Whoever starts at the same time waits for the first.
+    Concurrent starts wait for the first one.
 
     Raises:
         ConfigError: the home cannot be written, or the configuration cannot be used.
-        InternalError: it did not start; the message has what it said.
+        InternalError: it did not start; the message quotes its output.
     """
     with _starting(config):
         _let_settle(config)
@@ -44,11 +47,11 @@ def start_daemon(config: Config) -> str:
 
 
 def stop_daemon(config: Config, timeout: float) -> int | None:
-    """Stop the daemon in order and wait until it is gone; returns its pid, None where none ran.
+    """Stop the daemon in order and wait until it has exited; returns its pid, or None if none ran.
 
     Raises:
         WaitTimeout: it still runs after `timeout` seconds.
-        ConnectionFailed: it may not be stopped by this user.
+        ConnectionFailed: this user may not stop it.
     """
     pid = running_pid(config)
     if pid is None:
@@ -61,7 +64,7 @@ def stop_daemon(config: Config, timeout: float) -> int | None:
 
 
 def running_pid(config: Config) -> int | None:
-    """The pid of the daemon that runs in this home: who holds its pid file's lock."""
+    """The pid of the daemon that runs in this home: the holder of its pid file's lock."""
     try:
         descriptor = os.open(config.pid_path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -72,13 +75,13 @@ def running_pid(config: Config) -> int | None:
         text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
         return int(text) if text.isdigit() else None
     else:
-        return None  # whoever wrote it is gone
+        return None  # the process that wrote it has exited
     finally:
         os.close(descriptor)
 
 
 def answers(path: Path) -> bool:
-    """Whether somebody listens on a socket."""
+    """True if a process listens on the socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(find_socket(path)))
@@ -92,7 +95,7 @@ def _starting(config: Config) -> Iterator[None]:
     """One start at a time."""
     path = config.run_dir / "start.lock"
     try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(config.run_dir)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
@@ -107,7 +110,7 @@ def _starting(config: Config) -> Iterator[None]:
 
 
 def _let_settle(config: Config) -> None:
-    """Wait while a daemon is there that does not answer: it begins or ends."""
+    """Wait while a daemon exists that does not answer: it is starting or stopping."""
     until = time.monotonic() + SETTLE
     while (pid := running_pid(config)) is not None and not answers(config.socket_path):
         if time.monotonic() > until:
@@ -118,17 +121,17 @@ def _let_settle(config: Config) -> None:
 def _launch(config: Config) -> str:
     log_path = config.log_dir / LOG_FILE
     try:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        log = log_path.open("ab")
+        make_folder(log_path.parent)
+        log = open_to_append(log_path)
     except OSError as error:
         raise ConfigError(
             f"{error.filename} cannot be written: {error.strerror}; make it writable or choose another home",
             place=str(log_path),
         ) from None
     command = [sys.executable, "-m", "ksi.cli", "--home", str(config.home), "start", "--foreground"]
-    with log:
-        before = log.tell()
-        # Its stdout has one line: that it is ready. What else it says goes to the log.
+    try:
+        before = os.fstat(log).st_size
+        # Its stdout has one line: that it is ready. All other output goes to the log.
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -137,6 +140,8 @@ def _launch(config: Config) -> str:
             cwd=config.home,
             start_new_session=True,
         )
+    finally:
+        os.close(log)
     assert process.stdout is not None
     with process.stdout:
         word = process.stdout.readline().decode("utf-8", "replace").strip()
@@ -148,11 +153,16 @@ def _launch(config: Config) -> str:
 
 
 def _added(path: Path, before: int, lines: int = 20) -> str:
-    """The last lines of what was written to a file since it had `before` bytes."""
+    """The last lines written to a file since it had `before` bytes."""
     with path.open("rb") as log:
-        log.seek(before)
+        # The log was rotated, and this is a new one.
+        log.seek(before if before <= log.seek(0, os.SEEK_END) else 0)
         text = log.read().decode("utf-8", "replace")
-    return "\n".join(text.splitlines()[-lines:]) or f"it said nothing; see {path}"
+    if said := "\n".join(text.splitlines()[-lines:]):
+        return said
+    if (free := free_bytes(path.parent)) is not None and free < FULL:
+        return f"the disk of {path.parent} is full; free some space and start it again"
+    return f"it printed nothing; see {path}"
 
 
 def _stop_process(config: Config, pid: int, timeout: float) -> None:
@@ -165,7 +175,7 @@ def _stop_process(config: Config, pid: int, timeout: float) -> None:
             _stop_by_number(config, pid, timeout)
             return
         try:
-            # Once more, now that the handle cannot come to mean another process.
+            # Check once more, now that the handle cannot come to mean another process.
             if running_pid(config) != pid:
                 return
             signal.pidfd_send_signal(handle, signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,23 +13,23 @@ import click
 
 from ksi.cli.answer import connected, is_cut
 from ksi.cli.completing import complete_agent, complete_model
+from ksi.cli.progress import LiveLine
 from ksi.cli.render import duration, json_line, note
 from ksi.cli.settings import Exit, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
     from ksi.cli.batch_files import Input, Item, Results
     from ksi.client import Client, Handle
-    from ksi.event_types import RequestReply
+    from ksi.events.completions import RequestReply
 
 PRIORITIES = ("critical", "high", "normal", "low", "background")
 REPORT_EVERY = 10.0
-"""Seconds between two lines of progress where stderr is no terminal."""
+"""Seconds between two lines of progress if stderr is no terminal."""
 PATIENCE = 3600.0
-"""Seconds that a batch waits for a daemon that was lost."""
-CLEAR = "\r\x1b[K"
-"""Empties a terminal's line."""
+"""Seconds that a batch waits for a lost daemon."""
+"""Clears a line of the terminal."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds until a request that the daemon could not take is sent again."""
+"""Seconds until a request that the daemon could not accept is sent again."""
 
 
 @click.command(
@@ -48,16 +47,22 @@ A line of the input is a JSON string, or an object with the fields of a completi
 )
 @click.argument("source", metavar="IN", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("-m", "--model", metavar="PROVIDER/MODEL", shell_complete=complete_model, help="Where a line names none.")
-@click.option("-p", "--priority", type=click.Choice(PRIORITIES, case_sensitive=False), default="background")
-@click.option("-a", "--agent", "agent_id", metavar="NAME", shell_complete=complete_agent, help="Who asks.")
-@click.option("--system", metavar="TEXT", help="Instructions for lines that have none.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The longest answer.")
 @click.option(
-    "--concurrency", type=click.IntRange(1, 1000), default=16, show_default=True, help="Requests sent and not ended."
+    "-m", "--model", metavar="PROVIDER/MODEL", shell_complete=complete_model, help="The model of lines that name none."
 )
-@click.option("--run", metavar="NAME", default="", help="Ask the same file once more, under another name.")
-@click.option("--no-start", is_flag=True, help="Do not start the daemon where none runs.")
+@click.option("-p", "--priority", type=click.Choice(PRIORITIES, case_sensitive=False), default="background")
+@click.option("-a", "--agent", "agent_id", metavar="NAME", shell_complete=complete_agent, help="The asking agent.")
+@click.option("--system", metavar="TEXT", help="Instructions for lines that have none.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The maximum length of an answer.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=16,
+    show_default=True,
+    help="The maximum number of requests under way.",
+)
+@click.option("--run", metavar="NAME", default="", help="A name that asks the same file once more.")
+@click.option("--no-start", is_flag=True, help="Do not start the daemon if none runs.")
 @json_option
 @pass_settings
 @click.pass_context
@@ -75,11 +80,11 @@ def batch(
 ) -> None:
     """Ask every line of IN, and write every answer to OUT, both in JSON lines.
 
-    Run the same command again after anything, and it goes on: what is answered is not asked again, what was sent is
-    waited for, what failed is tried again. Failures stand in a file of their own beside OUT, OUT.failed. When all is
+    After any interruption, run the same command again to continue: answered lines are not asked again, sent requests
+    are waited for, and failed ones are retried. Failures are in a file of their own, OUT.failed. When the batch is
     done, OUT has the order of IN.
 
-    Exit code 0 means that all is answered, 1 that something failed, 7 that an answer was cut at a limit.
+    Exit code 0 means that every line is answered, 1 that a line failed, 7 that an answer was cut at a limit.
     """
     from ksi.cli.batch_files import Input, Results
 
@@ -102,7 +107,7 @@ def batch(
 
 
 class Tally:
-    """A batch's figures, kept as they change."""
+    """A batch's figures, updated as they change."""
 
     def __init__(self, lines: int) -> None:
         self.lines = lines
@@ -111,7 +116,7 @@ class Tally:
         self.cost = 0.0
         self.without_price = 0
         self.failed: set[str] = set()
-        """Items that failed in this run, by name."""
+        """The names of items that failed in this run."""
 
     def answer(self, entry: Mapping[str, Any]) -> None:
         """Count an answer."""
@@ -120,7 +125,7 @@ class Tally:
         self.pay(entry)
 
     def pay(self, entry: Mapping[str, Any]) -> None:
-        """Count what a request cost; one that was never asked cost nothing."""
+        """Count the cost of a request; one that was never sent cost nothing."""
         if entry.get("status") == "refused":
             return
         cost = entry.get("cost_usd")
@@ -146,7 +151,7 @@ class Tally:
 
     @property
     def exit_code(self) -> Exit:
-        """How it ended."""
+        """The exit code for its end."""
         if self.failed or self.left:
             return Exit.FAILED
         return Exit.CUT if self.cut else Exit.DONE
@@ -176,10 +181,10 @@ class Batch:
         self._before = self.tally.answered
 
     async def run(self, settings: Settings, *, start: bool) -> None:
-        """Ask all that is not answered yet.
+        """Ask every line that is not answered yet.
 
         Raises:
-            ConnectionFailed: the daemon is gone for long.
+            ConnectionFailed: the daemon has been away too long.
             OSError: an answer cannot be written.
         """
         todo = [item for item in self._prompts.items if item.name not in self._answers.known]
@@ -212,7 +217,7 @@ class Batch:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _submit(self, client: Client, item: Item) -> Handle | None:
-        """Send one request, again while the daemon cannot take it; one that it refuses has failed."""
+        """Send one request, repeatedly while the daemon cannot accept it; a refused one has failed."""
         from ksi.cli.batch_files import made_name
         from ksi.errors import RemoteError
 
@@ -233,11 +238,11 @@ class Batch:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _tries(self, item: Item) -> int:
-        """How often it has failed; each try is a request of its own."""
+        """How often the item has failed; each retry is a request of its own."""
         return int(self._failures.known.get(item.name, {}).get("tries", 0))
 
     async def _finish(self, item: Item, handle: Handle) -> None:
-        """Wait for one request's end and write it down. What cannot be written stops the batch."""
+        """Wait for one request's end and record it. A result that cannot be written stops the batch."""
         from ksi.errors import KsiError
 
         try:
@@ -253,7 +258,7 @@ class Batch:
         finally:
             self._sent -= 1
             self._places.release()
-        self._progress.show(self._words())
+        self._progress.show(self._words(), self.tally.answered / max(self.tally.lines, 1))
 
     def _head(self, item: Item) -> dict[str, Any]:
         custom = self._prompts.fields(item).get("custom_id")
@@ -265,18 +270,18 @@ class Batch:
         self.tally.pay(told)
 
     def end(self) -> None:
-        """Bring both files into order, and say how far it went."""
+        """Bring both files into order, and report the progress."""
         order = {item.name: item.line for item in self._prompts.items}
         try:
             self._answers.rewrite(order)
             self._failures.rewrite(order, without=self._answers.known)
         except OSError as error:
-            note(f"ksi: the results are all there, but not in order: {error.strerror}")
-        self._progress.end(self._words())
+            note(f"ksi: all results exist, but they are not in order: {error.strerror}")
+        self._progress.say(self._words())
         if self.tally.failed:
-            note(f"ksi: {self._failures.path} says what failed; the same command tries it again")
+            note(f"ksi: {self._failures.path} lists the failures; the same command retries them")
         if self.tally.left:
-            note(f"ksi: {self.tally.left} have no answer yet; the same command goes on. What was sent is not lost.")
+            note(f"ksi: {self.tally.left} have no answer yet; the same command continues. Sent requests are not lost.")
 
     def _words(self) -> str:
         tally = self.tally
@@ -295,7 +300,7 @@ class Batch:
 
 
 def _answer(reply: RequestReply) -> dict[str, Any]:
-    """What is kept of a request's end."""
+    """The stored part of a request's end."""
     import msgspec
 
     told: dict[str, Any] = msgspec.to_builtins(reply)
@@ -315,31 +320,24 @@ def _answer(reply: RequestReply) -> dict[str, Any]:
 
 
 def _lost() -> None:
-    note("ksi: the daemon is gone; what was sent is kept, and the batch goes on when it is back")
+    note("ksi: the daemon is gone; sent requests are kept, and the batch continues when it is back")
 
 
 class Progress:
-    """A line on stderr: written over at a terminal, now and then elsewhere."""
+    """How far a batch is: on a line that is written over at a terminal, now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._line = LiveLine()
         self._said_at = time.monotonic()
 
-    def show(self, words: str) -> None:
+    def show(self, words: str, share: float) -> None:
         """Say how far it is."""
-        if self._live:
-            sys.stderr.write(f"{CLEAR}{words}")
-            sys.stderr.flush()
+        if self._line.on:
+            self._line.show(words, share=share)
         elif time.monotonic() - self._said_at >= REPORT_EVERY:
             self.say(words)
 
     def say(self, words: str) -> None:
         """Say something on a line of its own."""
         self._said_at = time.monotonic()
-        self.end(words)
-
-    def end(self, words: str) -> None:
-        """Say the last word."""
-        if self._live:
-            sys.stderr.write(CLEAR)
-        note(f"ksi: {words}")
+        self._line.say(f"ksi: {words}")

@@ -1,4 +1,4 @@
-"""The files of a batch: prompts by line, answers, and failures; none of them is ever half written for long."""
+"""The files of a batch: prompts by line, answers, and failures; no file stays half-written."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import click
 import msgspec
 
 from ksi.errors import InvalidData
-from ksi.event_types import CompletionData
+from ksi.events.completions import CompletionData
 from ksi.protocol import convert, unknown_fields
+from ksi.request import BATCH
 
 Json = dict[str, Any]
 
@@ -23,25 +24,25 @@ MISTAKES_SHOWN = 10
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One line of the input. `name` follows from its content and from how often that stood before it."""
+    """One line of the input. `name` follows from its content and from the number of earlier equal lines."""
 
     name: str
     line: int
-    """From 1."""
+    """The line's number, from 1."""
     offset: int
     length: int
 
 
 def made_name(*parts: object) -> str:
-    """A name that follows from its parts, as long as the ids that KSI makes."""
-    return "batch_" + hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:26]
+    """A name made from its parts, as long as KSI's own ids."""
+    return BATCH + hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:26]
 
 
 class Input:
     """A file with a request on each line: an object with a completion's fields, or the prompt as a string."""
 
     def __init__(self, path: Path, run: str) -> None:
-        """Read and check all lines, before anything is asked.
+        """Read and check all lines before any is asked.
 
         Raises:
             click.UsageError: the file cannot be read, or a line is no request.
@@ -69,10 +70,10 @@ class Input:
             self.close()
             more = len(mistakes) - MISTAKES_SHOWN
             shown = [*mistakes[:MISTAKES_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-            raise click.UsageError(f"{path}: nothing was asked, because of\n  " + "\n  ".join(shown))
+            raise click.UsageError(f"{path}: no request was sent, because of\n  " + "\n  ".join(shown))
 
     def fields(self, item: Item) -> Json:
-        """An item's fields, as they stand in its line."""
+        """The item's fields, as its line has them."""
         self._file.seek(item.offset)
         return _decoded(self._file.read(item.length).removeprefix(b"\xef\xbb\xbf").strip())
 
@@ -91,13 +92,13 @@ def _decoded(content: bytes) -> Json:
 
 
 def _mistake(content: bytes) -> str | None:
-    """Why a line is no request."""
+    """The reason why a line is no request."""
     try:
         fields = _decoded(content)
         fields.pop("custom_id", None)
         for name in ("request_id", "stream"):
             if name in fields:
-                return f"{name}: a batch decides it itself" + ("; use custom_id" if name == "request_id" else "")
+                return f"{name}: a batch sets it itself" + ("; use custom_id" if name == "request_id" else "")
         data = convert(fields, CompletionData)
     except InvalidData as error:
         return error.message
@@ -107,18 +108,18 @@ def _mistake(content: bytes) -> str | None:
     if unknown:
         return unknown[0].replace(" was ignored", "")
     if (data.prompt is None) == (data.messages is None):
-        return "give prompt or messages, one of them"
+        return "give either prompt or messages"
     return "prompt: must not be empty" if data.prompt is not None and not data.prompt.strip() else None
 
 
 class Results:
-    """A file of results, one a line, each with its item's name; written by one batch at a time."""
+    """A file of results, one per line, each with its item's name; only one batch writes it at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, with what an earlier run has left there.
+        """Open it and read the results of an earlier run.
 
         Raises:
-            click.UsageError: it cannot be written, another batch writes it, or it holds something else.
+            click.UsageError: it cannot be written, another batch writes it, or it has other content.
         """
         self.path = path.resolve()
         if path.exists() and not path.is_file():
@@ -133,7 +134,7 @@ class Results:
             os.close(self._descriptor)
             raise click.UsageError(f"another batch writes {path}; wait for it, or choose another name") from None
         self.known: dict[str, Json] = {}
-        """What is known of each item: all of its result but the text."""
+        """The known results by item, without their texts."""
         self._end = 0
         for number, entry, end in self._entries():
             if entry is None:
@@ -144,7 +145,7 @@ class Results:
         self._cut_off()
 
     def _entries(self) -> Iterator[tuple[int, Json | None, int]]:
-        """Each line's number, result and end. A torn last line is left out: its answer comes again."""
+        """Each line's number, result and end. A torn last line is skipped: its answer comes again."""
         end = 0
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
@@ -156,7 +157,7 @@ class Results:
                 yield number, entry, end
 
     def _cut_off(self) -> None:
-        """End the file behind its last whole line, with a newline there."""
+        """Truncate the file after its last complete line, and make sure of a newline there."""
         os.ftruncate(self._descriptor, self._end)
         if self._end and os.pread(self._descriptor, 1, self._end - 1) != b"\n":
             self._end += os.pwrite(self._descriptor, b"\n", self._end)
@@ -167,8 +168,7 @@ class Results:
     def add(self, entry: Json) -> None:
         """Write one more result.
 
-        Raises:
-            OSError: there is no room for it; the file is as it was.
+        Raises: OSError: there is no room for it; the file is unchanged.
         """
         line = msgspec.json.encode(entry) + b"\n"
         try:
@@ -182,12 +182,12 @@ class Results:
         self._note(entry)
 
     def rewrite(self, order: Mapping[str, int], *, without: Container[str] = ()) -> None:
-        """Bring the file into the order of the lines, with each item's latest result alone; atomic.
+        """Bring the file into the order of the lines, with only the latest result of each item; atomic.
 
-        Results of items that are not in `order` stand at the end; those of `without` are taken away.
+        Results of items that are not in `order` come at the end; those in `without` are removed.
 
         Raises:
-            OSError: it cannot be done; the file is as it was.
+            OSError: it cannot be done; the file is unchanged.
         """
         places: dict[str, tuple[int, int]] = {}
         there: list[tuple[str, Any]] = []
@@ -217,7 +217,7 @@ class Results:
             raise
 
     def close(self, *, keep_empty: bool) -> None:
-        """Let the file go; an empty one is taken away unless it is to be kept."""
+        """Close the file; an empty one is removed unless it is to be kept."""
         if not keep_empty and self.path.stat().st_size == 0:
             self.path.unlink()
         os.close(self._descriptor)

@@ -1,180 +1,38 @@
-"""`ksi bench`: measure this machine, and print what was measured beside the targets."""
+"""`ksi bench`: hands over to the benchmarks of the checkout that KSI runs from. The package does not have them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import click
 
-from ksi.cli.settings import Settings, json_option, pass_settings
-
-if TYPE_CHECKING:
-    from ksi.benchmarking.report import Line, Report
-
-ROWS = ("throughput", "latency", "depth", "routes", "memory")
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  ksi bench --quick
-  ksi bench --only depth --depth 100000
-  ksi bench --faults
-  ksi bench --claude
-  ksi bench --chains
-  ksi bench --versions
-  ksi bench --store redis://localhost
-  ksi bench --json > bench.json
-"""
+    context_settings={"ignore_unknown_options": True},
+    epilog="\b\nExample:\n  ksi bench",
 )
-@click.option("--quick", is_flag=True, help="Shorter runs and a shorter queue: a minute or two in all.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), help="Of each run, its warm-up not counted.")
-@click.option("--runs", type=click.IntRange(min=1), help="Of each kind; their medians are shown.")
-@click.option("--depth", type=click.IntRange(min=1_000), metavar="N", help="Requests in the long queue (1,000,000).")
-@click.option("--only", "rows", multiple=True, type=click.Choice(ROWS), help="This row; can be given again.")
-@click.option("--faults", is_flag=True, help="What it costs that a provider dies under load; this alone, a minute.")
-@click.option("--claude", is_flag=True, help="What a turn of Claude Code costs over its endpoint; a minute.")
-@click.option("--chains", is_flag=True, help="How well runaway chains are recognised, on the corpus; this alone.")
-@click.option("--versions", is_flag=True, help="What version 2 costs over version 1; this alone, a minute.")
-@click.option(
-    "--corpus",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The folder of chains for --chains (the checkout's benchmarks/chains).",
-)
-@click.option("--store", metavar="URL", help="What one, two and three daemons do on this server; this alone, a minute.")
-@click.option("--keep", is_flag=True, help="Keep the daemons' homes, with their logs and databases.")
-@json_option
-@pass_settings
-def command(
-    settings: Settings,
-    quick: bool,
-    seconds: float | None,
-    runs: int | None,
-    depth: int | None,
-    rows: tuple[str, ...],
-    faults: bool,
-    claude: bool,
-    chains: bool,
-    versions: bool,
-    corpus: Path | None,
-    store: str | None,
-    keep: bool,
-    as_json: bool,
-) -> None:
-    """Measure KSI on this machine: completions per second, added latency, long queues, memory, or a provider's death.
-
-    It starts daemons of its own, on homes of their own below this home's var/, with the stub provider that answers at
-    once; your daemon and its data are left alone. All takes about six minutes and 1.5 GB of disk; --quick a minute or
-    two. With --chains nothing is started: a corpus of chains is judged, and how fast does not matter.
-    """
-    if chains:
-        _chains(settings, corpus, as_json=as_json)
-        return
-    if versions:
-        _versions(settings, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
-        return
-    if store is not None:
-        _shared(settings, store, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
-        return
-    import msgspec
-
-    from ksi.benchmarking import claude as turns
-    from ksi.benchmarking import faults as faulty
-    from ksi.benchmarking.rows import QUICK, Plan
-    from ksi.benchmarking.session import measure
-    from ksi.cli.render import note
-
-    given = {"seconds": seconds, "runs": runs, "depth": depth}
-    plan = msgspec.structs.replace(
-        QUICK if quick else Plan(), **{name: value for name, value in given.items() if value is not None}
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def missing(options: tuple[str, ...]) -> NoReturn:
+    """Measure KSI on this machine. An installed package has no benchmarks: they are in the checkout of the source."""
+    raise click.UsageError(
+        "this KSI was installed as a package, and the benchmarks are only in its source code. Check it out, and run "
+        "`./ksi bench` there."
     )
-    wanted = [row for row in ROWS if row in rows or not (rows or faults or claude)]
-    deaths = (faulty.QUICK if quick else faulty.FaultPlan()) if faults else None
-    talk = turns.QUICK if quick else turns.ClaudePlan()
-    talks = (msgspec.structs.replace(talk, runs=runs or talk.runs), _claude_command(settings)) if claude else None
-    report = measure(plan, settings.config.path("var"), wanted, keep, note, deaths, talks)
-    show(report, as_json=as_json)
 
 
-def _chains(settings: Settings, corpus: Path | None, *, as_json: bool) -> None:
-    """Judge the corpus with this home's settings of patterns."""
-    from ksi.benchmarking.chains import chain_lines, corpus_folder, measure_chains, read_corpus
-    from ksi.cli.render import json_line
-    from ksi.clock import SystemClock
+def load(checkout: Path) -> click.Command:
+    """The command that measures; without a checkout, one that explains where to find it."""
+    if not (checkout / "benchmarks" / "command.py").is_file():
+        return missing
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    from benchmarks.command import command
 
-    report = measure_chains(read_corpus(corpus or corpus_folder()), settings.config.patterns, SystemClock())
-    found = chain_lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-    else:
-        _print(found)
+    return command
 
 
-def _versions(settings: Settings, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool) -> None:
-    """Version 2 beside version 1."""
-    import msgspec
-
-    from ksi.benchmarking import versions
-    from ksi.cli.render import json_line, note
-
-    plan = versions.QUICK if quick else versions.VersionsPlan()
-    plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
-    report = versions.measure_versions(plan, settings.config.path("var"), note)
-    found = versions.version_lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
-
-
-def _shared(
-    settings: Settings, url: str, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool
-) -> None:
-    """Several daemons on one server."""
-    import msgspec
-
-    from ksi.benchmarking import shared
-    from ksi.cli.render import json_line, note
-
-    plan = shared.QUICK if quick else shared.SharedPlan()
-    plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
-    report = shared.measure_shared(url, plan, settings.config.path("var"), note)
-    found = shared.shared_lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
-
-
-def _claude_command(settings: Settings) -> list[str]:
-    """Claude Code as this home runs it."""
-    kinds = (entry for entry in settings.config.providers.values() if entry.kind == "claude-cli")
-    entry = next(kinds, None)
-    return list(entry.options.get("command", ["claude"])) if entry is not None else ["claude"]
-
-
-def show(report: Report, *, as_json: bool) -> None:
-    """Print a report: a table for people, one object for programs."""
-    from ksi.benchmarking.report import lines
-    from ksi.cli.render import json_line
-
-    found = lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
-
-
-def _print(found: Sequence[Line]) -> None:
-    from ksi.cli.render import table
-
-    words = {True: "met", False: "MISSED", None: ""}
-    table(
-        ("", "figure", "target", ""),
-        [(line.what, line.figure, line.target or "", words[line.met]) for line in found],
-    )
+command = load(CHECKOUT)

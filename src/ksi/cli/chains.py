@@ -1,4 +1,4 @@
-"""`ksi chain` and `ksi injections`: trees of requests with what they spent, and deliveries of results."""
+"""`ksi chain` and `ksi injections`: trees of requests with their tokens, and deliveries of results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import click
 from ksi.cli.completing import complete_request
 from ksi.cli.ids import send_named
 from ksi.cli.lists import page_options, print_list
-from ksi.cli.render import clock_time, duration, figures, json_line, note, visible
+from ksi.cli.render import clock_time, duration, figures, json_line, note, say
 from ksi.cli.settings import Settings, json_option, pass_settings
 from ksi.cli.status import ask_named
 
 Json = Mapping[str, Any]
 STATES = ("queued", "taken", "delivered", "blocked", "failed", "retried")
 PAGE = 1000
-"""Requests of a chain that are asked for at once."""
+"""Requests of a chain in one page."""
 
 
 @click.command(
@@ -31,15 +31,20 @@ Examples:
 """
 )
 @click.argument("name", metavar="[ID]", required=False, shell_complete=complete_request)
-@click.option("--reset", is_flag=True, help="Let it go on: budget and time begin anew, what tripped it is forgotten.")
-@click.option("--cancel", is_flag=True, help="Stop all of it, and take no more requests into it.")
+@click.option(
+    "--reset",
+    is_flag=True,
+    help="Let it continue: its budget and time start from zero, the findings against it are forgotten.",
+)
+@click.option("--cancel", is_flag=True, help="Cancel all of its requests, and accept no more.")
 @page_options
 @json_option
 @pass_settings
 def chain(
     settings: Settings, name: str | None, reset: bool, cancel: bool, limit: int, everything: bool, as_json: bool
 ) -> None:
-    """Draw the chain that ID belongs to: each request's state and tokens, and what stopped it. Without ID, list chains.
+    """Draw the chain that ID belongs to: each request's state and tokens, and the reason if it was stopped. Without ID,
+    list chains.
 
     ID is the chain's id (its first request's), or any of its requests.
     """
@@ -118,9 +123,9 @@ async def _draw(settings: Settings, name: str, as_json: bool) -> None:
         json_line({"chain": reply["chain"], "requests": members})
         return
     figures(_figures(reply["chain"]))
-    click.echo()
+    say()
     for line in tree(members):
-        click.echo(line)
+        say(line)
 
 
 def _figures(item: Json) -> dict[str, object]:
@@ -140,7 +145,7 @@ def _figures(item: Json) -> dict[str, object]:
 
 
 def _depth(item: Json) -> str:
-    """How deep the chain went; a request that was blocked for its depth did not go there."""
+    """The depth that the chain reached; a request that was blocked for its depth did not reach its own."""
     depth, most = item.get("ideation_depth", 0), item.get("max_depth", 0)
     return f"{most} of {most}, and a request at depth {depth} was blocked" if depth > most else f"{depth} of {most}"
 
@@ -155,7 +160,7 @@ def _tokens(item: Json) -> str:
 
 
 def tree(members: Sequence[Json]) -> list[str]:
-    """A chain as a tree, a request a line; one whose parent is not kept any more stands at the edge."""
+    """A chain as a tree, one request per line; a request whose parent is not kept any more is a root."""
     known = {member["request_id"] for member in members}
     children: dict[str | None, list[Json]] = {}
     for member in members:
@@ -165,7 +170,7 @@ def tree(members: Sequence[Json]) -> list[str]:
 
 
 def _branch(root: Json, children: Mapping[str | None, Sequence[Json]]) -> Iterator[str]:
-    """A request's line, and those below it. A stack, not recursion: a chain may be as deep as its limits."""
+    """A request's line and those below it. It uses a stack, not recursion: a chain may be as deep as its limits."""
     stack = [(root, "", "", "")]
     while stack:
         member, before, joint, below = stack.pop()
@@ -177,14 +182,14 @@ def _branch(root: Json, children: Mapping[str | None, Sequence[Json]]) -> Iterat
 
 
 def _line(member: Json) -> str:
-    words = [visible(str(member["request_id"])), str(member.get("status"))]
+    words = [str(member["request_id"]), str(member.get("status"))]
     if member.get("tokens"):
         words.append(f"{'about ' if member.get('estimated') else ''}{member['tokens']:,} tokens")
     who = member.get("agent_id")
-    words.append(visible(f"in {member.get('session_id')}{f' by {who}' if who else ''}"))
+    words.append(f"in {member.get('session_id')}{f' by {who}' if who else ''}")
     reason = member.get("reason")
     if reason:
-        words.append(visible(f"stopped by {reason['code']}: {reason['message']}"))
+        words.append(f"stopped by {reason['code']}: {reason['message']}")
     return "  ".join(words)
 
 
@@ -198,7 +203,11 @@ Examples:
 """
 )
 @click.argument("injection", metavar="[ID]", required=False)
-@click.option("--state", type=click.Choice(STATES), help="Only those; blocked and failed are the dead letters.")
+@click.option(
+    "--state",
+    type=click.Choice(STATES),
+    help="Only deliveries in this state; blocked and failed ones are dead letters.",
+)
 @click.option("--retry", is_flag=True, help="Send a dead letter again.")
 @page_options
 @json_option

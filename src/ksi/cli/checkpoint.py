@@ -31,9 +31,10 @@ def checkpoint() -> None:
 @json_option
 @pass_settings
 def save(settings: Settings, file: str | None, as_json: bool) -> None:
-    """Save everything as of this moment to a new FILE; without one, to a name made up in var/checkpoints.
+    """Save the state of this moment to a new FILE; the default is a generated name in var/checkpoints.
 
-    What runs is saved as queued and interrupted. The file is for this user only: it holds all prompts and answers.
+    Running requests are saved as queued and interrupted. Only this user can read the file, because it contains all
+    prompts and answers.
     """
     path = str(Path(file).absolute()) if file is not None else None
     reply = asyncio.run(ask_one(settings, "checkpoint:collect", {"path": path} if path is not None else {}))
@@ -45,9 +46,9 @@ def save(settings: Settings, file: str | None, as_json: bool) -> None:
 @json_option
 @pass_settings
 def restore(settings: Settings, file: str, as_json: bool) -> None:
-    """Load FILE into the running daemon, which must have no requests and no conversations, and go on with it.
+    """Load FILE into the running daemon, which must have no requests and no conversations, and continue from it.
 
-    While the daemon that was saved goes on too, requests that had not ended run in both, and are paid twice.
+    If the saved daemon continues as well, requests that had not ended run in both, and are paid for twice.
     """
     reply = asyncio.run(ask_one(settings, "checkpoint:restore", {"path": str(Path(file).absolute())}))
     _print(reply, as_json)

@@ -1,4 +1,4 @@
-"""`ksi completion`, and what it completes: ids, conversations, agents, models and providers of the daemon."""
+"""`ksi completion`, and the words it completes: ids, conversations, agents, models and providers of the daemon."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ksi.client import Client
 
 PATIENCE = 1.0
-"""Seconds that a shell waits for the daemon at most."""
-LISTS = ("active", "ready", "waiting", "delayed", "finished")
+"""Maximum time in seconds that a shell waits for the daemon."""
+LISTS = ("active", "ready", "waiting", "delayed", "asking", "finished")
 
 PLAIN = re.compile(r"[\w/][\w@%+=:,./-]*")
-"""A word that no shell takes for anything else."""
+"""A word without special meaning to any shell."""
 SHELLS = ("bash", "zsh", "fish")
 
 Ask = Callable[["Client", str], Any]
@@ -34,22 +34,30 @@ Examples:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes a SHELL complete commands, options, and the ids, conversations and providers of the daemon.
+    """Print a script that lets a SHELL complete commands, options, and the ids, conversations and providers of the
+    daemon.
 
-    It works for `ksi` and for `./ksi` of a checkout. Where no daemon runs, nothing of it is completed.
+    It works for `ksi` and for `./ksi` of a checkout. Without a running daemon, only commands and options are completed.
     """
     from click.shell_completion import get_completion_class
+
+    from ksi.cli.render import say
 
     kind = get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"no completion for {shell}")
     root = ctx.find_root()
-    click.echo(kind(root.command, {}, "ksi", "_KSI_COMPLETE").source())
+    say(kind(root.command, {}, "ksi", "_KSI_COMPLETE").source(), keep="\n\t")
 
 
 def complete_request(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Ids of requests that run, wait or have ended lately."""
+    """Ids of requests that run, wait or ended recently."""
     return _completed(ctx, _requests, incomplete)
+
+
+def complete_asking(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Ids of requests that wait for a person's answer."""
+    return _completed(ctx, _asking, incomplete)
 
 
 def complete_session(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -68,27 +76,27 @@ def complete_provider(ctx: click.Context, _: click.Parameter, incomplete: str) -
 
 
 def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Full names of models; of a pattern the part before its star."""
+    """Full names of models; for a pattern, the part before its star."""
     return _completed(ctx, _models, incomplete)
 
 
 def complete_event(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Names of events. Works without a daemon."""
-    from ksi.events import SPECS
+    from ksi.events.specs import SPECS
 
     return _fitting(SPECS, incomplete)
 
 
 def _fitting(words: Iterable[str], incomplete: str) -> list[str]:
-    """Words that go on so, each once, of those that are one plain word to every shell.
+    """Completions of a word, without duplicates, restricted to words that are plain to every shell.
 
-    Names come from others, and a shell puts them into the person's command line: `; rm -rf ~` is a name too.
+    Other clients choose names, and a shell puts them into the person's command line: `; rm -rf ~` is a name too.
     """
     return [word for word in dict.fromkeys(words) if word.startswith(incomplete) and PLAIN.fullmatch(word)]
 
 
 def _completed(ctx: click.Context, ask: Ask, incomplete: str) -> list[str]:
-    """What the daemon knows; nothing if none runs. A shell's completion must never fail or wait for long."""
+    """The daemon's answer; nothing if none runs. A shell's completion must never fail or wait long."""
     from ksi.cli.settings import Settings
     from ksi.errors import KsiError
 
@@ -113,6 +121,10 @@ async def _requests(client: Client, incomplete: str) -> list[str]:
         for name in LISTS
     ]
     return [row["request_id"] for page in pages for row in page.get("items", ())]
+
+
+async def _asking(client: Client, _: str) -> list[str]:
+    return [one["request_id"] for one in (await client.send_event("completion:approvals")).get("approvals", ())]
 
 
 async def _sessions(client: Client, incomplete: str) -> list[str]:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ksi.cli.render import figures, json_line, note, table
+from ksi.cli.render import figures, json_line, note, say, table
 from ksi.cli.settings import Settings, json_option, pass_settings
 from ksi.cli.status import ask_one
 
 if TYPE_CHECKING:
-    from ksi.config import Config
+    from ksi.config.schema import Config
 
 Json = Mapping[str, Any]
 
@@ -29,18 +29,18 @@ Examples:
   KSI_QUEUE__LEASE=10 ksi config | grep lease
 """
 )
-@click.option("--daemon", "held", is_flag=True, help="What the daemon holds, and where ksi.toml says otherwise.")
+@click.option("--daemon", "held", is_flag=True, help="Show the daemon's values, and how ksi.toml differs from them.")
 @json_option
 @pass_settings
 def config(settings: Settings, held: bool, as_json: bool) -> None:
-    """Check the configuration, and show every value and where it comes from: default, ksi.toml, or a KSI_ variable.
+    """Check the configuration, and show every value and its origin: default, ksi.toml, or a KSI_ variable.
 
-    Everything is checked that a start checks. A value that may be secret is shown as (hidden).
+    The checks are those of a start. A value that may be secret is shown as (hidden).
     """
     if held:
         _show_held(settings, as_json=as_json)
         return
-    from ksi.config_view import shown_values
+    from ksi.config.view import shown_values
 
     loaded = settings.checked
     in_file = _file_keys(loaded)
@@ -50,15 +50,15 @@ def config(settings: Settings, held: bool, as_json: bool) -> None:
             json_line({"key": key, "value": value, "origin": origin})
         return
     figures({"home": loaded.home, "socket": loaded.socket_path, "logs": loaded.log_dir})
-    print()
+    say()
     table(("key", "value", "from"), [(key, _toml_word(value), origin) for key, value, origin in rows])
     _note_unreachable(loaded)
 
 
 def _note_unreachable(loaded: Config) -> None:
-    """Say if the server of a shared store cannot be reached: a start would fail for no fault of the file."""
+    """Report an unreachable server of a shared store: a start would fail although the file is correct."""
+    from ksi.daemon.preflight import reach_store
     from ksi.errors import StoreUnavailable
-    from ksi.preflight import reach_store
 
     try:
         asyncio.run(reach_store(loaded))
@@ -67,8 +67,8 @@ def _note_unreachable(loaded: Config) -> None:
 
 
 def _show_held(settings: Settings, *, as_json: bool) -> None:
-    """The running daemon's values, with what the next start would read beside those that differ."""
-    from ksi.config_view import shown_values
+    """The running daemon's values, with those of the next start if they differ."""
+    from ksi.config.view import shown_values
     from ksi.errors import ConfigError
 
     reply = asyncio.run(ask_one(settings, "system:config"))
@@ -76,34 +76,34 @@ def _show_held(settings: Settings, *, as_json: bool) -> None:
     try:
         now: Json | None = shown_values(settings.config)
     except ConfigError:
-        now = None  # the client has said so
+        now = None  # the client has already reported it
     rows = [(key, held.get(key), _change(key, held, now)) for key in {**held, **(now or {})}]
     if as_json:
         for key, value, change in rows:
             json_line({"key": key, "value": value, **({} if change is None else {"next_start": change})})
         return
     figures({"home": reply.get("home"), "socket": settings.places.socket_path})
-    print()
+    say()
     shown = [(key, _toml_word(value), None if change is None else _toml_word(change)) for key, value, change in rows]
     table(("key", "value", "at the next start"), shown)
     if any(change is not None for *_, change in rows):
-        note("ksi: some values have changed since the daemon's start; `ksi restart` takes them")
+        note("ksi: some values have changed since the daemon's start; `ksi restart` applies them")
 
 
 def _change(key: str, held: Json, now: Json | None) -> Any:
-    """What the next start would read, where that is something else; a changed secret cannot be seen."""
+    """The values of the next start that differ; a changed secret cannot be seen."""
     if now is None or _plain(now.get(key)) == _plain(held.get(key)):
         return None
     return now.get(key, "(gone)")
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value in JSON."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _file_keys(loaded: Config) -> frozenset[str]:
-    from ksi.config import CONFIG_FILE
+    from ksi.config.schema import CONFIG_FILE
 
     path = loaded.home / CONFIG_FILE
     if not path.is_file():
@@ -123,7 +123,7 @@ def _origin(key: str, in_file: frozenset[str]) -> str:
     variable = "KSI_" + key.upper().replace("-", "_").replace(".", "__")
     if variable in os.environ:
         return variable
-    # A table of a provider that is shown as one value, or whose own keys are tables, is in the file with its keys.
+    # A provider's table that is shown as one value, or that contains tables, is recorded in the file by its keys.
     return "ksi.toml" if key in in_file or any(name.startswith(f"{key}.") for name in in_file) else "default"
 
 

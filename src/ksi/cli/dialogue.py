@@ -1,4 +1,4 @@
-"""`ksi log`: what was asked and answered in a conversation."""
+"""`ksi log`: the prompts and answers of a conversation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 
 from ksi.cli.completing import complete_session
 from ksi.cli.ids import send_named
-from ksi.cli.render import clock_time, json_line, note, painter, visible
-from ksi.cli.requests import said_in
+from ksi.cli.render import clock_time, json_line, note, painter, say
+from ksi.cli.requests import in_lines, said_in
 from ksi.cli.settings import Settings, json_option, pass_settings
 
 Json = Mapping[str, Any]
 PAGE = 200
-"""Turns that are asked for at once."""
+"""Turns in one page."""
 
 
 @click.command(
@@ -33,11 +33,11 @@ Examples:
 @json_option
 @pass_settings
 def log(settings: Settings, session: str, limit: int, everything: bool, as_json: bool) -> None:
-    """Show what was asked and answered in the conversation SESSION, the oldest turn first.
+    """Show the prompts and answers of the conversation SESSION, the oldest turn first.
 
-    Turns that completed are in it: what failed or still runs is not part of a conversation; see `ksi queue`.
+    Only completed turns are shown: requests that failed or still run are not part of a conversation; see `ksi queue`.
     """
-    turns, more = asyncio.run(_turns(settings, session, None if everything else limit))
+    turns, more = asyncio.run(turns_of(settings, session, None if everything else limit))
     for turn in reversed(turns):
         if as_json:
             json_line(turn)
@@ -47,8 +47,8 @@ def log(settings: Settings, session: str, limit: int, everything: bool, as_json:
         note("there are earlier turns; see them with --all")
 
 
-async def _turns(settings: Settings, session: str, limit: int | None) -> tuple[list[Json], bool]:
-    """The last turns, the newest first, and whether there are more."""
+async def turns_of(settings: Settings, session: str, limit: int | None) -> tuple[list[Json], bool]:
+    """The last turns, the newest first, and True if there are earlier ones."""
     turns: list[Json] = []
     data: dict[str, Any] = {"session_id": session}
     async with settings.client() as client:
@@ -66,18 +66,18 @@ async def _turns(settings: Settings, session: str, limit: int | None) -> tuple[l
 def _print(turn: Json) -> None:
     paint = painter()
     who = turn.get("agent_id")
-    words = [str(clock_time(turn.get("finished_at"))), visible(str(turn.get("provider")))]
+    words = [str(clock_time(turn.get("finished_at"))), str(turn.get("provider"))]
     if who:
-        words.append(f"asked by {visible(who)}")
-    print(paint.dim("── " + ", ".join(words)))
+        words.append(f"asked by {who}")
+    say("── " + ", ".join(words), style=paint.dim)
     for text in turn.get("reminders", ()):
         _say("delivered before it", text)
     for speaker, text in said_in(turn.get("content") or {}).items():
         _say(speaker, text)
-    _say("answer", turn.get("result"))
-    print()
+    _say("answer", in_lines(turn.get("blocks")) or turn.get("result"))
+    say()
 
 
 def _say(speaker: str, text: object) -> None:
-    print(painter().bold(f"{speaker}:"))
-    print(visible(str(text), keep="\n\t"))
+    say(f"{speaker}:", style=painter().bold)
+    say(text, keep="\n\t")

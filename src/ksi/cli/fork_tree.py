@@ -1,4 +1,4 @@
-"""Forked conversations as a tree: which came from which, how, by which request and when."""
+"""Forked conversations as a tree: the parent, the reason, the request and the time of each fork."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ksi.cli.render import clock_time, visible
+from ksi.cli.render import clock_time, say
 
 Json = Mapping[str, Any]
 KINDS = {
     "requested": "asked for",
-    "foreign_turn": "went on beside a foreign turn",
+    "foreign_turn": "continued next to a foreign turn",
     "new_session": "in a new session of its provider",
     "node_lost": "moved from a machine that was lost",
 }
 
 
 def print_forks(forks: Sequence[Json]) -> None:
-    """The trees of these forks, each from its root; nothing where there are none."""
+    """The trees of these forks, each from its root; empty without forks."""
     if not forks:
         return
-    print("\nforks")
+    say()
+    say("forks")
     for line in tree(forks):
-        print(visible(line))
+        say(line)
 
 
 def tree(forks: Sequence[Json]) -> Iterator[str]:
-    """The lines of the trees, `forks` as `conversation:lock_status` has them.
+    """The lines of the trees, for `forks` as in `conversation:lock_status`.
 
-    A conversation that the forks lead back to is named again, but not unfolded again.
+    A conversation that the forks lead back to is named again, but not expanded again.
     """
     branches: dict[str, list[Json]] = defaultdict(list)
     for fork in forks:
         branches[str(fork.get("parent"))].append(fork)
     children = {str(fork.get("child")) for fork in forks if fork.get("child") != fork.get("parent")}
     shown: set[str] = set()
-    for root in sorted(branches, key=lambda name: name in children):  # in order; what is in a circle comes last
+    for root in sorted(branches, key=lambda name: name in children):  # in order; members of a circle come last
         if root not in shown:
             yield root
             yield from _below(root, branches, shown, "")

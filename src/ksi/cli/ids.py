@@ -1,4 +1,4 @@
-"""Ids that were shortened: from any unambiguous beginning to the whole."""
+"""Shortened ids: from any unambiguous prefix to the whole id."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 Kind = Literal["request", "conversation"]
 
 SHOWN = 10
-"""Candidates that are named."""
+"""Maximum number of candidates in a message."""
 
 MADE = re.compile(r"[a-z]+_[0-9a-f]{26}")
-"""An id that KSI made itself."""
+"""An id made by KSI itself."""
 
 
 async def send_named(
     client: Client, event: str, data: Mapping[str, Any], field: str, kind: Kind = "request", *, changes: bool = False
 ) -> dict[str, Any]:
-    """Send an event that names something in `field`, which may be shortened. A whole id costs no look-up.
+    """Send an event with a name in `field`, which may be shortened. A whole id needs no look-up.
 
     Raises:
         AmbiguousId, NotFound: as `whole_id`.
@@ -41,17 +41,16 @@ async def send_named(
 
 
 async def whole_id(client: Client, word: str, kind: Kind = "request", *, changes: bool = False) -> str:
-    """The id that `word` is the beginning of; `word` itself if nothing begins so.
+    """The id with the prefix `word`; `word` itself if no id has this prefix.
 
-    A delivery's id is its request's and a number: `req_.../1`.
+    A delivery's id consists of its request's id and a number: `req_.../1`.
 
-    `changes`: something will be changed by it. Then only ids that KSI made may be shortened: a name that somebody chose
-    must be whole, because `job-1` may be gone and `job-10` be another piece of work.
+    `changes` says that the caller will change something. Then only ids made by KSI may be shortened: a chosen name must
+    be whole, because `job-1` may be gone and `job-10` may be another piece of work.
 
     Raises:
-        AmbiguousId: several begin so.
-        NotFound: the only one that begins so was chosen by somebody, and must be whole.
-        As `Client.send_event`.
+        AmbiguousId: several ids have this prefix.
+        NotFound: the only id with this prefix was chosen by a client, and must be whole. As `Client.send_event`.
     """
     from ksi.errors import RemoteError
 
@@ -63,18 +62,18 @@ async def whole_id(client: Client, word: str, kind: Kind = "request", *, changes
     except RemoteError as error:
         if error.code not in ("unknown_event", "not_available_in_v1"):
             raise
-        return word  # a daemon that cannot look for names
+        return word  # a daemon that cannot look up names
     found = choose(name, reply.get("names", ()), more=bool(reply.get("more")), kind=kind, changes=changes)
     return f"{found}{slash}{number}"
 
 
 def choose(word: str, names: Sequence[str], *, more: bool, kind: Kind, changes: bool) -> str:
-    """Which of `names`, all of which begin with `word`, is meant. Raises as `whole_id`."""
+    """The one of `names`, all of which begin with `word`, that is meant. Raises as `whole_id`."""
     from ksi.errors import AmbiguousId, NotFound
 
     if word in names or not names:
         return word
-    # A request that carries a delivery is called `<the request that sent it>/<number>`: the shorter one is meant.
+    # A request that carries a delivery is called `<the sending request>/<number>`: the shorter one is meant.
     names = [name for name in names if name.rpartition("/")[0] not in names]
     what = "requests" if kind == "request" else "conversations"
     if len(names) > 1 or more:
@@ -85,7 +84,7 @@ def choose(word: str, names: Sequence[str], *, more: bool, kind: Kind, changes: 
         )
     if changes and not MADE.fullmatch(names[0]):
         raise NotFound(
-            f"no {kind} is named {word!r}; if you mean {names[0]!r}, give its whole name: it was chosen by somebody",
+            f"no {kind} is named {word!r}; if you mean {names[0]!r}, give its whole name: a client chose it",
             candidates=list(names),
         )
     return names[0]

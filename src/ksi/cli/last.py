@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
+from ksi.host.private_files import make_folder
+
 FILE = "var/last_ask.json"
 MOST = 1000
-"""Agents that are remembered, the latest ones."""
+"""Maximum number of remembered agents, the latest ones."""
 
 
 def last_session(home: Path, agent: str | None) -> str:
-    """The conversation of the last `ksi ask` in this home, of this agent.
+    """The conversation of this agent's last `ksi ask` in this home.
 
     Raises:
         click.UsageError: there was none.
@@ -27,7 +29,7 @@ def last_session(home: Path, agent: str | None) -> str:
 
 
 def remember(home: Path, agent: str | None, session: str | None) -> None:
-    """Note the conversation for the next `--continue`; a home that cannot be written remembers nothing."""
+    """Remember the conversation for the next `--continue`; a read-only home remembers nothing."""
     import msgspec
 
     if session is None:
@@ -38,7 +40,7 @@ def remember(home: Path, agent: str | None, session: str | None) -> None:
     path = home / FILE
     made = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(kept))

@@ -11,7 +11,7 @@ import click
 from ksi.cli.completing import complete_agent, complete_session
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.ids import whole_id
-from ksi.cli.render import clock_time, figures, json_line, note, table
+from ksi.cli.render import clock_time, figures, json_line, note, say, table
 from ksi.cli.settings import F, Settings, json_option, pass_settings
 from ksi.cli.status import ask_named, ask_one
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ksi.client import Client
 
 Json = Mapping[str, Any]
-LISTINGS = ("active", "ready", "waiting", "delayed", "failed", "finished")
+LISTINGS = ("active", "ready", "waiting", "delayed", "asking", "failed", "finished")
 
 
 def page_options(command: F) -> F:
@@ -42,7 +42,7 @@ async def _pages(
         if cursor is None:
             return
         if not everything:
-            note("there is more; see it with --all")
+            note("there are more; see them with --all")
             return
 
 
@@ -58,7 +58,7 @@ async def print_list(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """A list under its columns, or with `--json` an item a line; `everything` follows it to its end."""
+    """A list under its columns, or with `--json` one item per line; `everything` follows it to its end."""
     async with settings.client() as client:
         first = True
         async for rows in _pages(client, event, data, key, limit, everything):
@@ -78,20 +78,21 @@ Examples:
   ksi queue --list failed --all --json | jq -r .request_id
 """
 )
-@click.option("--list", "listing", type=click.Choice(LISTINGS), help="A list in place of the figures.")
+@click.option("--list", "listing", type=click.Choice(LISTINGS), help="A list instead of the figures.")
 @page_options
 @json_option
 @pass_settings
 def queue(settings: Settings, listing: str | None, limit: int, everything: bool, as_json: bool) -> None:
-    """Show the queue's figures, or with --list what stands in one of its lists.
+    """Show the queue's figures, or with --list one of its lists.
 
     \b
     active    running
-    ready     what runs next, by route
-    waiting   all lines, by conversation
+    ready     the next to run, by route
+    waiting   the wait queues, by conversation
     delayed   not due, retrying or parked, the soonest first
+    asking    waiting for a person's answer: see ksi approvals
     failed    the newest first
-    finished  all that ended, the newest first
+    finished  all ended ones, the newest first
     """
     if listing is None:
         reply = asyncio.run(ask_one(settings, "completion:queue_status"))
@@ -158,7 +159,7 @@ Examples:
 @json_option
 @pass_settings
 def locks(settings: Settings, conversation: str | None, limit: int, everything: bool, as_json: bool) -> None:
-    """Show which conversations are held and by whom; of one CONVERSATION also its line and the tree of its forks."""
+    """Show held conversations and their holders; for one CONVERSATION also its wait queue and the tree of its forks."""
     event = "conversation:lock_status"
     if conversation is None:
         columns = ("conversation", "holder", "kind", "state", "since", "expires", "fence", "waiting")
@@ -183,7 +184,7 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
     line, forks = reply.pop("queue", []), reply.pop("forks", [])
     figures(_with_times(reply))
     if line:
-        print()
+        say()
         table(
             ("position", "request", "kind", "priority", "enqueued"),
             [
@@ -202,7 +203,7 @@ def locks(settings: Settings, conversation: str | None, limit: int, everything: 
 
 
 async def _lock_of(settings: Settings, conversation: str, limit: int) -> dict[str, Any]:
-    """A conversation's lock. Any name that nobody uses is free, so one may be the beginning of another."""
+    """A conversation's lock. Every unused name is free, so a name may also be the prefix of another."""
     event, data = "conversation:lock_status", {"conversation_id": conversation, "limit": limit}
     async with settings.client() as client:
         reply = await client.send_event(event, data)
@@ -241,14 +242,14 @@ Examples:
 """
 )
 @click.argument("session", required=False, shell_complete=complete_session)
-@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only those of one agent.")
+@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only conversations of this agent.")
 @page_options
 @json_option
 @pass_settings
 def sessions(
     settings: Settings, session: str | None, agent: str | None, limit: int, everything: bool, as_json: bool
 ) -> None:
-    """Show conversations, the newest first, or one SESSION: its life, turns, provider, agents, and tree of forks."""
+    """Show conversations, the newest first, or one SESSION: its state, turns, provider, agents, and tree of forks."""
     event = "completion:session_status"
     if session is not None:
         reply = asyncio.run(ask_named(settings, event, {"session_id": session}, "session_id", "conversation"))
@@ -289,7 +290,7 @@ def _session_row(item: Json) -> Sequence[object]:
 
 
 def _with_times(reply: Json) -> dict[str, object]:
-    """Times of day in place of seconds since 1970."""
+    """Times of day instead of seconds since 1970."""
     return {
         name: clock_time(value) if (name.endswith("_at") or name == "since") and value is not None else value
         for name, value in reply.items()

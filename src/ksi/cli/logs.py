@@ -1,9 +1,8 @@
-"""`ksi logs`: the daemon's log file, its end, and what is added."""
+"""`ksi logs`: the end of the daemon's log file, and further lines as they are written."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import BinaryIO
 
 import click
 
-from ksi.cli.render import note, print_out, visible
+from ksi.cli.render import note, print_data
 from ksi.cli.settings import Exit, Settings, pass_settings
 
 LOG_FILE = "daemon.log"
 BLOCK = 64 * 1024
 LOOK_EVERY = 0.2
-"""Seconds between two looks at a log that is followed."""
+"""Seconds between two polls of a followed log."""
 
 
 @click.command(
@@ -27,12 +26,14 @@ Examples:
   ksi logs -f | grep error
 """
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Lines from the end.")
+@click.option("-f", "--follow", is_flag=True, help="Print further lines as they are written, until Ctrl-C.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="The number of lines from the end."
+)
 @pass_settings
 @click.pass_context
 def logs(ctx: click.Context, settings: Settings, follow: bool, lines: int) -> None:
-    """Show the end of the daemon's log; with -f also what is added to it."""
+    """Show the end of the daemon's log; with -f also further lines."""
     path = settings.places.log_dir / LOG_FILE
     try:
         log = path.open("rb")
@@ -40,22 +41,36 @@ def logs(ctx: click.Context, settings: Settings, follow: bool, lines: int) -> No
         note(f"ksi: there is no log at {path} yet; the daemon writes it when it starts")
         ctx.exit(Exit.NOT_FOUND)
     with log:
-        _put(last_lines(log, lines))
+        print_data(last_lines(log, lines, path))
         if follow:
             _follow(path, log)
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a file, as text; nothing where there is no file."""
+    """The last lines of a log, as text; empty without a log."""
     try:
         with path.open("rb") as log:
-            return last_lines(log, lines).decode("utf-8", "replace")
+            return last_lines(log, lines, path).decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
 
 
-def last_lines(log: BinaryIO, lines: int) -> bytes:
-    """The last lines of an open file, read from its end; leaves it there."""
+def last_lines(log: BinaryIO, lines: int, path: Path) -> bytes:
+    """The last lines of an open log and, if it has fewer, of rotated ones before it. The position is then its end."""
+    parts = [_end_of(log, lines)]
+    number = 0
+    while (missing := lines - sum(part.count(b"\n") for part in parts)) > 0:
+        number += 1
+        try:
+            with path.with_name(f"{path.name}.{number}").open("rb") as older:
+                parts.append(_end_of(older, missing))
+        except FileNotFoundError:
+            break
+    return b"".join(reversed(parts))
+
+
+def _end_of(log: BinaryIO, lines: int) -> bytes:
+    """The last lines of one file, read from its end."""
     position = log.seek(0, os.SEEK_END)
     data = b""
     while position > 0 and data.count(b"\n") <= lines:
@@ -68,12 +83,12 @@ def last_lines(log: BinaryIO, lines: int) -> bytes:
 
 
 def _follow(path: Path, log: BinaryIO) -> None:
-    """Print what is added, in the file that has taken this one's place too."""
+    """Print further lines, also those of a file that replaced this one."""
     with ExitStack() as opened:
         while True:
             added = log.read(BLOCK)
             if added:
-                _put(added)
+                print_data(added)
             elif _replaced(path, log):
                 opened.close()
                 log = opened.enter_context(path.open("rb"))
@@ -82,19 +97,10 @@ def _follow(path: Path, log: BinaryIO) -> None:
 
 
 def _replaced(path: Path, log: BinaryIO) -> bool:
-    """Whether the log was moved away or emptied, and another one is there."""
+    """True if the log was moved away or emptied, and another one exists."""
     try:
         there = path.stat()
     except FileNotFoundError:
         return False
     mine = os.fstat(log.fileno())
     return (there.st_dev, there.st_ino) != (mine.st_dev, mine.st_ino) or there.st_size < log.tell()
-
-
-def _put(data: bytes) -> None:
-    if sys.stdout.isatty():
-        # A log holds what others said, and a terminal obeys some of it.
-        print_out(visible(data.decode("utf-8", "replace"), keep="\n\t"))
-        return
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()

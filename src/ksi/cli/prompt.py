@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ksi.cli.render import note
 
 SILENT = 2.0
-"""Seconds after which a stdin that says nothing is mentioned."""
+"""Seconds after which a remark says that stdin is silent."""
 
 
-def read_prompt(words: str, files: Sequence[Path], *, stdin: bool) -> str:
-    """All that is asked, its parts with an empty line between.
+_IMAGES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+"""The first bytes of image files."""
+
+
+def attachments(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Images and PDF files as blocks, other files as quoted text.
 
     Raises:
-        click.UsageError: there is nothing to ask, or it is no text.
+        click.UsageError: one cannot be read, or is none of these.
+    """
+    blocks: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for path in files:
+        data = _read(path)
+        kind = media_type(data)
+        if kind is None:
+            texts.append(quoted(path, data))
+            continue
+        source = {"type": "base64", "media_type": kind, "data": base64.b64encode(data).decode()}
+        if kind.startswith("image/"):
+            blocks.append({"type": "image", "source": source})
+        else:
+            blocks.append({"type": "document", "source": source, "title": utf8(path.name, "a file name")})
+    return blocks, texts
+
+
+def media_type(data: bytes) -> str | None:
+    """The type of a file that is no text, by its first bytes; None if they do not tell."""
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data.startswith(b"%PDF-"):
+        return "application/pdf"
+    return next((kind for start, kind in _IMAGES.items() if data.startswith(start)), None)
+
+
+def read_prompt(words: str, attached: Sequence[str], *, stdin: bool) -> str:
+    """The whole prompt, its parts separated by an empty line; `attached` are the texts of files.
+
+    Raises:
+        click.UsageError: there is no prompt, or it is no text.
     """
     text = utf8(words, "the prompt")
-    parts = [text, *map(quoted, files), _piped(waits=bool(text.strip() or files)) if stdin else ""]
+    parts = [text, *attached, _piped(waits=bool(text.strip() or attached)) if stdin else ""]
     said = [part for part in parts if part.strip()]
     if not said:
-        raise click.UsageError('say what to ask: ksi ask "Name three colours"')
+        raise click.UsageError('give a prompt: ksi ask "Name three colours"')
     return "\n\n".join(said)
 
 
 def utf8(text: str, what: str) -> str:
-    """A text of the command line, whose bytes must be UTF-8, whatever the locale says of them.
+    """A text of the command line, whose bytes must be UTF-8 in any locale.
 
     Raises:
         click.UsageError: they are not.
@@ -46,26 +83,31 @@ def utf8(text: str, what: str) -> str:
         raise click.UsageError(f"{what} is not UTF-8 text: byte 0x{byte:02x} at {error.start}") from None
 
 
-def quoted(path: Path) -> str:
-    """A file's name and text, between fences that are longer than any in it.
-
-    Raises:
-        click.UsageError: it cannot be read as text.
-    """
+def _read(path: Path) -> bytes:
     try:
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise click.UsageError(f"--attach: {path} cannot be read: {error.strerror}") from None
+
+
+def quoted(path: Path, data: bytes) -> str:
+    """A file's name and text, between fences longer than any in it.
+
+    Raises:
+        click.UsageError: it is no text.
+    """
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise click.UsageError(
-            f"--attach: {path} is not UTF-8 text; only text files can be attached, no images or documents"
+            f"--attach: {path} is neither UTF-8 text nor an image (PNG, JPEG, GIF, WebP) nor a PDF"
         ) from None
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{utf8(path.name, 'a file name')}:\n{fence}\n{text.rstrip()}\n{fence}"
 
 
 def _piped(*, waits: bool) -> str:
-    """What comes on stdin, unless it is a terminal; `waits`: there is something to ask already."""
+    """The text on stdin, unless it is a terminal; `waits`: there already is a prompt."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     if waits and not _speaks(SILENT):
@@ -77,7 +119,7 @@ def _piped(*, waits: bool) -> str:
 
 
 def _speaks(seconds: float) -> bool:
-    """Whether stdin has something, or its end, within so many seconds."""
+    """True if stdin has data, or its end, within these seconds."""
     try:
         return bool(select.select([sys.stdin.fileno()], [], [], seconds)[0])
     except (OSError, ValueError):  # no descriptor that can be waited for

@@ -1,4 +1,5 @@
-"""`ksi providers`, `ksi retries` and `ksi requeue`: how providers are doing, what waits for them, and asking again."""
+"""`ksi providers`, `ksi retries` and `ksi requeue`: the state of providers, the requests that wait for them, and
+repeated requests."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import click
 from ksi.cli.completing import complete_provider, complete_request
 from ksi.cli.lists import page_options, print_list
 from ksi.cli.render import clock_time, duration, figures, json_line, note, table
-from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.settings import Settings, json_option, own_name, pass_settings
 from ksi.cli.status import ask_each, ask_one
 
 Json = Mapping[str, Any]
@@ -22,22 +23,23 @@ ACTIONS = ("disable", "enable", "reset")
     epilog="""\b
 Examples:
   ksi providers
-  ksi providers disable team
+  ksi providers disable team --why "the bill"
   ksi providers reset claude-cli
   ksi providers --json | jq '.providers.team.latency_ms'
 """
 )
 @click.argument("action", type=click.Choice(ACTIONS), required=False)
 @click.argument("name", required=False, shell_complete=complete_provider)
+@click.option("--why", default="", help="The reason, for other operators.")
 @json_option
 @pass_settings
-def providers(settings: Settings, action: str | None, name: str | None, as_json: bool) -> None:
-    """Show how each provider is doing, or change what is done with the one called NAME.
+def providers(settings: Settings, action: str | None, name: str | None, why: str, as_json: bool) -> None:
+    """Show the state of each provider, or change that of the one called NAME.
 
     \b
-    disable  ask it no more until it is enabled, over restarts too; what runs there goes on
-    enable   ask it again
-    reset    forget its failures and its limits, and ask it at once
+    disable  send it no new requests until it is enabled, across restarts too; running ones continue
+    enable   send it requests again
+    reset    forget its failures and its limits, and try it at once
     """
     if action is None:
         reply = asyncio.run(ask_one(settings, "completion:provider_status"))
@@ -48,7 +50,10 @@ def providers(settings: Settings, action: str | None, name: str | None, as_json:
         return
     if name is None:
         raise click.UsageError(f"which provider? ksi providers {action} NAME")
-    report = asyncio.run(ask_one(settings, f"provider:{action}", {"provider": name}))
+    data = {"provider": name}
+    if action != "reset":
+        data |= {key: value for key, value in {"by": own_name(), "why": why}.items() if value}
+    report = asyncio.run(ask_one(settings, f"provider:{action}", data))
     if as_json:
         json_line(report)
     else:
@@ -56,11 +61,13 @@ def providers(settings: Settings, action: str | None, name: str | None, as_json:
 
 
 def _print(reports: Mapping[str, Json]) -> None:
-    columns = ("provider", "kind", "state", "running", "calls", "good", "p50", "p95", "first text", "last error")
+    columns = ("provider", "kind", "state", "running", "calls", "success", "p50", "p95", "first text", "last error")
     table(columns, [_row(name, report) for name, report in reports.items()])
     for name, report in reports.items():
         if report.get("account") is not None:
             note(f"{name} ({report.get('source')}): {report['account']}")
+        if report.get("disabled"):
+            note(str(report["disabled"]))
         if report.get("problem"):
             note(f"{name}: {report['problem']}")
         for limit in report.get("limits") or ():
@@ -93,14 +100,16 @@ def _row(name: str, report: Json) -> Sequence[object]:
 
 
 def _state(report: Json) -> str:
-    """In a word, and until when."""
+    """The state in a word, and its end."""
     if not report.get("enabled"):
         return "disabled"
+    if report.get("paused"):
+        return "paused"
     if report.get("parked_until") is not None:
         return f"parked until {clock_time(report['parked_until'])}"
     if report.get("open_until") is not None:
-        return f"left alone until {clock_time(report['open_until'])}"
-    return {"closed": "well", "half_open": "being tried"}.get(str(report.get("breaker")), str(report.get("breaker")))
+        return f"circuit open until {clock_time(report['open_until'])}"
+    return {"closed": "healthy", "half_open": "probed"}.get(str(report.get("breaker")), str(report.get("breaker")))
 
 
 def _milliseconds(value: float | None) -> str | None:
@@ -118,7 +127,7 @@ Examples:
 @json_option
 @pass_settings
 def retries(settings: Settings, limit: int, everything: bool, as_json: bool) -> None:
-    """Show what waits to be tried again or for a quota, the soonest first: why, since when, and until when."""
+    """Show the requests that wait for a retry or a quota, the soonest first: why, since when, and until when."""
     columns = ("request", "status", "conversation", "model", "attempt", "since", "until", "error", "message")
     asyncio.run(
         print_list(
@@ -163,7 +172,7 @@ Examples:
 def requeue(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> None:
     """Ask again for each REQUEST that ended without an answer, as a new request in the same conversation.
 
-    One that has an answer, has not ended, or is unknown is named; the others are asked again all the same.
+    Requests that have an answer, have not ended, or are unknown are reported; the others are asked again all the same.
     """
 
     def show(request_id: str, reply: Json) -> None:

@@ -1,4 +1,4 @@
-"""`ksi events`: what can be said to the daemon, and what it says."""
+"""`ksi events`: the events that clients and the daemon send."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksi.cli.completing import complete_event
-from ksi.cli.render import figures, json_line, table
+from ksi.cli.render import figures, json_line, say, table
 from ksi.cli.settings import json_option
 
 if TYPE_CHECKING:
-    from ksi.events import EventSpec
+    from ksi.events.specs import EventSpec
 
 Json = Mapping[str, Any]
+
+MOST_NAMES = 7
+"""Maximum number of fields to list for a nested type; of a larger one the first three are shown."""
 
 
 @click.command(
@@ -33,7 +36,7 @@ def events(event: str | None, as_json: bool) -> None:
     `in` is sent to the daemon, `out` is pushed by it. With --json each comes with its JSON Schema.
     """
     from ksi.errors import NotFound
-    from ksi.events import SPECS, schema
+    from ksi.events.specs import SPECS, schema
     from ksi.protocol import nearest
 
     if event is not None and event not in SPECS:
@@ -57,11 +60,11 @@ def _direction(spec: EventSpec) -> str:
 
 
 def _summary(schemas: Json) -> str:
-    """The names of an event's fields; those that must be there have a star."""
+    """The names of an event's fields; required ones have a star."""
     shown = schemas.get("request", schemas.get("data"))
     if shown is None:
         return "-"
-    return " ".join(name + ("*" if required else "") for name, _, required, _ in _fields(shown, schemas)) or "-"
+    return " ".join(name + ("*" if required else "") for name, _, required, _, _ in fields_of(shown, schemas)) or "-"
 
 
 def _describe(spec: EventSpec, schemas: Json) -> None:
@@ -69,25 +72,27 @@ def _describe(spec: EventSpec, schemas: Json) -> None:
     for label, title in (("request", "data"), ("reply", "reply"), ("data", "data")):
         if label not in schemas:
             continue
-        print()
+        say()
         rows = [
-            (name, kind, "yes" if required else "", "" if default is None else repr(default))
-            for name, kind, required, default in _fields(schemas[label], schemas)
+            (name, kind, "yes" if required else "", "" if default is None else repr(default), meaning)
+            for name, kind, required, default, meaning in fields_of(schemas[label], schemas)
         ]
         if rows:
-            table(("field", "type", "required", "default"), rows, title=title)
+            table(("field", "type", "required", "default", "meaning"), rows, title=title)
         else:
-            print(f"{title}: no fields")
-    if spec.incoming and spec.reply is None:
-        print("\nThe reply is a report; its keys are in the event reference.")
+            say(f"{title}: no fields")
 
 
-def _fields(schema: Json, schemas: Json) -> Iterator[tuple[str, str, bool, Any]]:
-    """Name, type, whether it must be there, and default, of each field."""
+def fields_of(schema: Json, schemas: Json) -> Iterator[tuple[str, str, bool, Any, str]]:
+    """Name, type, necessity, default and meaning of each field."""
     resolved = _resolve(schema, schemas)
     required = resolved.get("required", ())
     for name, kind in resolved.get("properties", {}).items():
-        yield name, _type_word(kind, schemas), name in required, kind.get("default")
+        word, needed = _type_word(kind, schemas), name in required
+        # An optional field is left out rather than null.
+        if needed and {"type": "null"} in kind.get("anyOf", ()):
+            word += " | null"
+        yield name, word, needed, kind.get("default"), kind.get("description", "")
 
 
 def _resolve(schema: Json, schemas: Json) -> Json:
@@ -104,7 +109,8 @@ def _type_word(schema: Json, schemas: Json) -> str:
     if "$ref" in schema:
         resolved = _resolve(schema, schemas)
         if "properties" in resolved:
-            return "{" + ", ".join(resolved["properties"]) + "}"
+            names = list(resolved["properties"])
+            return "{" + ", ".join(names if len(names) <= MOST_NAMES else [*names[:3], "..."]) + "}"
         return _type_word(resolved, schemas)
     if "anyOf" in schema:
         options = [_type_word(option, schemas) for option in schema["anyOf"]]

@@ -1,60 +1,141 @@
-"""What people see: tables, figures and times; and the JSON lines that programs read."""
+"""All output of the command: tables, figures and texts for people, and JSON lines for programs.
+
+Nothing else in `ksi.cli` writes to stdout or stderr, so that the rule of `ksi.host.printable` holds for every command.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
+from ksi.host.printable import escaped, visible
+
 Row = Sequence[object]
 
 STATE_COLUMNS = frozenset({"state", "status", "outcome"})
-"""Columns and figures whose words have a colour."""
+"""Columns and figures whose values are coloured."""
 
 
 def json_line(value: Any) -> None:
-    """One JSON object on a line of its own, out at once. What a terminal could obey is written as escapes."""
-    print_out(escaped(msgspec.json.encode(value).decode(), ascii_only=not _takes_unicode()) + "\n")
-
-
-def escaped(text: str, *, ascii_only: bool = False) -> str:
-    """JSON that means the same, without a character that is not printable."""
-    if text.isprintable() and not (ascii_only and not text.isascii()):
-        return text
-    return "".join(c if c.isprintable() and not (ascii_only and ord(c) > 126) else _json_escape(c) for c in text)
-
-
-def _json_escape(char: str) -> str:
-    units = char.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+    """One JSON object on a line of its own, flushed at once. Control characters are escaped."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        # A file name or word of the command line that is not UTF-8: spelt as Python spells it.
+        text = json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
+    _write(escaped(text, ascii_only=not _takes_unicode()) + "\n")
 
 
 def _takes_unicode() -> bool:
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def print_out(text: str) -> None:
-    """Write to stdout, out at once."""
+def say(text: object = "", *, style: Callable[[str], str] = str, keep: str = "") -> None:
+    """A line on stdout, flushed at once; control characters are made visible. `style` is a Painter's."""
+    print(style(visible(str(text), keep)), flush=True)
+
+
+def print_text(text: str) -> None:
+    """A long text on stdout, flushed at once: unchanged for a program, without control characters for a person."""
+    _write(visible(text, keep="\n\t") if sys.stdout.isatty() else text)
+
+
+def print_data(data: bytes) -> None:
+    """The same for a file's bytes."""
+    if sys.stdout.isatty():
+        print_text(data.decode("utf-8", "replace"))
+        return
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def note(text: str, *, keep: str = "") -> None:
+    """A remark for the person on stderr, apart from the output."""
+    print(visible(text, keep), file=sys.stderr, flush=True)
+
+
+def write_file(path: str, lines: Iterable[str]) -> None:
+    """A text in a new file that only this user can read; `-` is stdout.
+
+    Raises:
+        OSError: it cannot be written, or exists already.
+    """
+    if path == "-":
+        for line in lines:
+            print_text(line)
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123 - it is open
+        for line in lines:
+            file.write(line)
+
+
+def progress(text: str) -> None:
+    """A line on a terminal's stderr in the place of the one before; an empty one takes that away.
+
+    A line longer than the terminal's width is cut: the rest of a broken line would stay.
+    """
+    shown = visible(text)
+    if shown:
+        # Loaded for people only.
+        from rich.cells import cell_len, set_cell_size
+
+        width = terminal_width() - 1
+        shown = set_cell_size(shown, width) if cell_len(shown) > width else shown
+    sys.stderr.write(f"\r\x1b[K{shown}")
+    sys.stderr.flush()
+
+
+class Screen:
+    """A whole terminal, drawn over and over; its former contents come back at the end."""
+
+    def __init__(self) -> None:
+        self._paint = painter()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have the terminal for oneself inside."""
+        _write("\x1b[?1049h\x1b[?25l")
+        try:
+            yield
+        finally:
+            _write("\x1b[?25h\x1b[?1049l")
+
+    def draw(self, lines: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """Show these lines, each made of texts with their styles, and nothing else. They must fit."""
+        # Between the first and the last word a terminal that knows them shows nothing half.
+        rows = "\r\n".join(f"\x1b[K{_styled(self._paint, line)}" for line in lines)
+        _write(f"\x1b[?2026h\x1b[H{rows}\x1b[J\x1b[?2026l")
+
+
+def print_lines(lines: Sequence[Sequence[tuple[str, str]]]) -> None:
+    """The same lines, one after the other, without blanks at their ends."""
+    paint = painter()
+    for line in lines:
+        print(_styled(paint, line).rstrip())
+
+
+def _styled(paint: Painter, line: Sequence[tuple[str, str]]) -> str:
+    return "".join(paint.styled(style, visible(text)) for text, style in line)
+
+
+def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def visible(text: str, keep: str = "") -> str:
-    """Text that came from outside, with control characters spelt out: a terminal obeys some of them."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def table(columns: Sequence[str], rows: Iterable[Row], *, title: str | None = None) -> None:
-    """Rows under their columns: drawn and made to fit for a terminal, plain aligned text elsewhere."""
+    """Rows under their columns: drawn to fit a terminal, plain aligned text elsewhere."""
     cells = [[visible(_word(value)) for value in row] for row in rows]
     if sys.stdout.isatty():
-        # Loaded for people only.
+        # Loaded only for output to people.
         from ksi.cli.tables import drawn
 
         for line in drawn(columns, cells, title=title, width=terminal_width(), paint=painter()):
@@ -68,7 +149,7 @@ def table(columns: Sequence[str], rows: Iterable[Row], *, title: str | None = No
 
 
 def figures(values: Mapping[str, object], *, title: str | None = None) -> None:
-    """Names and values, one a line; values that are None are left away."""
+    """Names and values, one per line; values that are None are left out."""
     shown = {visible(name): visible(_word(value), keep="\n") for name, value in values.items() if value is not None}
     if title is not None:
         print(title)
@@ -83,25 +164,30 @@ def figures(values: Mapping[str, object], *, title: str | None = None) -> None:
             print(f"{'':{width}}  {line}".rstrip())
 
 
-def note(text: str) -> None:
-    """A word to the person beside the output, on stderr."""
-    print(visible(text), file=sys.stderr, flush=True)
+def terminal_size() -> tuple[int, int]:
+    """Columns and lines of the terminal."""
+    import shutil
+
+    size = shutil.get_terminal_size()
+    return max(size.columns, 1), max(size.lines, 1)
 
 
 def terminal_width() -> int:
-    """Columns of the terminal."""
+    """The terminal's width in columns."""
     import shutil
 
     return max(shutil.get_terminal_size().columns, 20)
 
 
 class Painter:
-    """Colours, where the output is a terminal that has them and NO_COLOR does not forbid it."""
+    """Colours, if the output is a terminal that has them and NO_COLOR does not forbid it."""
 
     COLOURS: Mapping[str, str] = {
-        **dict.fromkeys(("completed", "well", "healthy", "delivered", "ok", "open", "idle", "active"), "32"),
+        **dict.fromkeys(("completed", "healthy", "delivered", "ok", "open", "idle", "active"), "32"),
         **dict.fromkeys(("running", "ready", "locked"), "36"),
-        **dict.fromkeys(("retrying", "parked", "left", "being", "degraded", "disabled", "stopping", "queued"), "33"),
+        **dict.fromkeys(
+            ("retrying", "parked", "circuit", "probed", "degraded", "disabled", "paused", "stopping", "queued"), "33"
+        ),
         **dict.fromkeys(("failed", "blocked", "tripped", "exhausted", "fenced"), "31"),
         **dict.fromkeys(("cancelled", "expired", "closed", "interrupted"), "2"),
     }
@@ -110,7 +196,7 @@ class Painter:
         self._on = on
 
     def state(self, word: str) -> str:
-        """A state in its colour: green is well, yellow waits, red has failed."""
+        """A state in its colour: green is healthy, yellow waits, red has failed."""
         code = self.COLOURS.get(word.partition(" ")[0].rstrip(","))
         return self._in(code, word) if code is not None else word
 
@@ -119,8 +205,12 @@ class Painter:
         return self._in("1", text)
 
     def dim(self, text: str) -> str:
-        """What matters less."""
+        """Less important text."""
         return self._in("2", text)
+
+    def styled(self, code: str, text: str) -> str:
+        """A text in a terminal's style, by its number; none is plain."""
+        return self._in(code, text) if code else text
 
     def _in(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._on and text else text
@@ -133,7 +223,7 @@ def painter() -> Painter:
 
 
 def clock_time(unix: float | None, now: float | None = None) -> str | None:
-    """A time of day, with the date where it is not today's; local."""
+    """A local time of day, with the date unless it is today's."""
     if unix is None:
         return None
     moment, today = time.localtime(unix), time.localtime(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ import click
 from ksi.cli.completing import complete_request
 from ksi.cli.fork_tree import print_forks
 from ksi.cli.lists import forks_of
-from ksi.cli.render import clock_time, duration, figures, json_line, table
+from ksi.cli.render import clock_time, duration, figures, json_line, say, table
 from ksi.cli.settings import Settings, json_option, pass_settings
 from ksi.cli.status import ask_each, ask_named
 
 Json = Mapping[str, Any]
+
+_LONGEST = 2_000
+"""Maximum number of characters shown of a tool's input."""
 
 
 @click.command(
@@ -29,7 +33,7 @@ Examples:
 @json_option
 @pass_settings
 def show(settings: Settings, request_id: str, as_json: bool) -> None:
-    """Show all that is known of a REQUEST: its state, answer or error, usage, attempts, and the tree of forks."""
+    """Show everything known about a REQUEST: its state, answer or error, usage, attempts, and the tree of forks."""
     data = {"request_id": request_id, "content": True}
     reply = asyncio.run(ask_named(settings, "completion:get", data, "request_id"))
     if as_json:
@@ -38,24 +42,53 @@ def show(settings: Settings, request_id: str, as_json: bool) -> None:
     attempts = reply.get("attempts", [])
     figures(_facts(reply))
     if attempts:
-        print()
+        say()
         columns = ("attempt", "provider", "model", "outcome", "started", "took", "first text", "in", "out", "error")
         table(columns, map(_attempt_row, attempts), title="attempts")
     if reply.get("session_id") is not None:
         print_forks(asyncio.run(forks_of(settings, reply["session_id"])))
-    answer = reply.get("result", reply.get("text_so_far"))
+    answer = in_lines(reply.get("blocks")) or reply.get("result", reply.get("text_so_far"))
     said = {**said_in(reply.get("content") or {}), "result" if "result" in reply else "so far": answer}
     if any(text is not None for text in said.values()):
-        print()
+        say()
         figures(said)
 
 
 def said_in(content: Json) -> dict[str, object]:
-    """What was asked, by who says it: the system text, the messages or the prompt."""
-    said: dict[str, object] = {"system": content.get("system"), "prompt": content.get("prompt")}
+    """The request's content by role: the system text, the messages or the prompt."""
+    said: dict[str, object] = {"system": in_lines(content.get("system")), "prompt": content.get("prompt")}
     for number, message in enumerate(content.get("messages") or (), 1):
-        said[f"{number} {message.get('role')}"] = message.get("content")
+        said[f"{number} {message.get('role')}"] = in_lines(message.get("content"))
     return {who: text for who, text in said.items() if text is not None}
+
+
+def in_lines(content: object) -> object:
+    """Blocks, each on a line of its own; a text unchanged."""
+    return "\n".join(map(_line, content)) if isinstance(content, list) else content
+
+
+def _line(block: object) -> str:
+    if not isinstance(block, dict):
+        return str(block)
+    match block.get("type"):
+        case "text":
+            return str(block.get("text"))
+        case "thinking":
+            return f"[thinking] {block.get('thinking')}"
+        case "tool_use" | "server_tool_use":
+            return f"[calls {block.get('name')}] {_json(block.get('input'))}"
+        case "tool_result" | "server_tool_result":
+            return f"[{'error' if block.get('is_error') else 'result'}] {in_lines(block.get('content'))}"
+        case "image" | "document":
+            source = block.get("source") or {}
+            where = source.get("url") or source.get("file_id") or f"{len(source.get('data') or '')} characters"
+            return f"[{block.get('type')}] {source.get('media_type') or ''} {block.get('title') or where}"
+    return f"[{block.get('type')}] {_json(block)}"
+
+
+def _json(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _facts(reply: Json) -> dict[str, object]:
@@ -65,6 +98,7 @@ def _facts(reply: Json) -> dict[str, object]:
         "request": reply.get("request_id"),
         "status": f"{reply.get('status')}{', being cancelled' if reply.get('cancelling') else ''}",
         "error": f"{error.get('code')}: {error.get('message')}" if error else None,
+        **_question(reply.get("question")),
         "conversation": reply.get("session_id"),
         "provider session": reply.get("provider_session_id"),
         "model": reply.get("model") or reply.get("requested_model"),
@@ -89,6 +123,17 @@ def _facts(reply: Json) -> dict[str, object]:
         "interrupted by": reply.get("interrupted_by"),
         "requeued from": reply.get("requeued_from"),
         "metadata": reply.get("metadata"),
+    }
+
+
+def _question(question: Json | None) -> dict[str, object]:
+    if question is None:
+        return {}
+    said = question.get("answer")
+    by, why = question.get("by"), question.get("why")
+    return {
+        "question": f"{question['kind']}: {question['text']}",
+        "answer": said and f"{said}{f', by {by}' if by else ''}{f': {why}' if why else ''}",
     }
 
 
@@ -139,10 +184,10 @@ Examples:
 @pass_settings
 @click.pass_context
 def cancel(ctx: click.Context, settings: Settings, request_ids: tuple[str, ...], as_json: bool) -> None:
-    """Stop each REQUEST that has not ended, and what its provider does for it.
+    """Cancel each REQUEST that has not ended, and stop its provider's work.
 
-    One that ended before is named with its state and is no error. An unknown one is: the others are cancelled all the
-    same, and the exit code is 4.
+    A request that has already ended is reported with its state, which is no error. An unknown request is an error: the
+    others are cancelled all the same, and the exit code is 4.
     """
 
     def show(request_id: str, reply: Json) -> None:

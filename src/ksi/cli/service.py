@@ -1,15 +1,17 @@
-"""`ksi start`, `ksi stop`, `ksi restart`: the daemon's life."""
+"""`ksi start`, `ksi stop`, `ksi restart`: the daemon's start and stop."""
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import click
 
+from ksi.cli.render import note, say
 from ksi.cli.settings import Exit, F, Settings, pass_settings
 
 if TYPE_CHECKING:
-    from ksi.config import Config
+    from ksi.config.schema import Config
 
 STOP_TIMEOUT = 60.0
 
@@ -21,7 +23,7 @@ def timeout_option(command: F) -> F:
         type=click.FloatRange(min=0, min_open=True),
         default=STOP_TIMEOUT,
         show_default=True,
-        help="Seconds to wait for its end.",
+        help="Seconds to wait for its exit.",
     )(command)
 
 
@@ -36,18 +38,22 @@ Examples:
 @pass_settings
 @click.pass_context
 def start(ctx: click.Context, settings: Settings, foreground: bool) -> None:
-    """Start the daemon, in the background unless told otherwise, and say one line when it is ready to serve.
+    """Start the daemon, by default in the background, and print a line when it is ready.
 
-    A daemon that runs already is left alone. Where it cannot start, what it said is shown.
+    A daemon that runs already is not touched. If the daemon cannot start, its output is shown.
     """
     if foreground:
-        from ksi.daemon import EXIT_CONFIG, EXIT_OK, run
+        _leave_doors()
+        # What is loaded stays: to look for garbage meanwhile takes a tenth of the start. Its end looks again.
+        gc.disable()
+        from ksi.daemon.main_process import EXIT_CONFIG, EXIT_OK, run
 
-        code = run(settings.config, say=_say)
+        code = run(settings.config, say=say)
         ctx.exit({EXIT_OK: Exit.DONE, EXIT_CONFIG: Exit.USAGE}.get(code, Exit.FAILED))
     from ksi.cli.background import start_daemon
 
-    _say(start_daemon(settings.config))
+    say(start_daemon(settings.config))
+    _tell_problems(settings)
 
 
 @click.command(
@@ -60,11 +66,11 @@ Examples:
 @timeout_option
 @pass_settings
 def stop(settings: Settings, timeout: float) -> None:
-    """Stop the daemon and wait until it is gone. Requests that run get their grace; what waits is kept.
+    """Stop the daemon and wait until it is gone. Running requests get a grace period; waiting ones are kept.
 
-    No daemon to stop is no error.
+    It is no error if none runs.
     """
-    _stop(settings, timeout)
+    stop_and_tell(settings, timeout)
 
 
 @click.command(
@@ -78,33 +84,52 @@ Examples:
 def restart(settings: Settings, timeout: float) -> None:
     """Stop the daemon, if one runs, and start it again in the background.
 
-    Everything that a start checks is checked first, and a server that keeps the store is asked: a mistake in the
-    configuration stops nothing.
+    Everything that a start checks is checked first, including the server of a shared store, so that a mistake in the
+    configuration does not stop the daemon.
     """
     from ksi.cli.background import start_daemon
 
     config = settings.checked
     _reach_store(config)
-    _stop(settings, timeout)
-    _say(start_daemon(config))
+    stop_and_tell(settings, timeout)
+    say(start_daemon(config))
+    _tell_problems(settings)
+
+
+def _leave_doors() -> None:
+    """Remove the variables of `ksi env` from the environment: a daemon that took itself for a vendor would call itself
+    for ever."""
+    import os
+
+    from ksi.cli.env import door_variables
+
+    for name in door_variables(os.environ):
+        del os.environ[name]
+
+
+def _tell_problems(settings: Settings) -> None:
+    """Print the known problems of a running daemon on stderr: later requests will meet them."""
+    import asyncio
+
+    from ksi.cli.status import ask_one
+
+    for problem in asyncio.run(ask_one(settings, "system:health"))["problems"]:
+        note(f"ksi: {problem}")
 
 
 def _reach_store(config: Config) -> None:
     """Raise StoreUnavailable if the server of a shared store cannot be reached now."""
     import asyncio
 
-    from ksi.preflight import reach_store
+    from ksi.daemon.preflight import reach_store
 
     asyncio.run(reach_store(config))
 
 
-def _stop(settings: Settings, timeout: float) -> None:
+def stop_and_tell(settings: Settings, timeout: float) -> None:
+    """Stop the daemon of the home, and report it."""
     from ksi.cli.background import stop_daemon
 
     home = settings.home
     pid = stop_daemon(settings.places, timeout)
-    _say(f"ksi has stopped (pid {pid}, home {home})" if pid is not None else f"ksi did not run (home {home})")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    say(f"ksi has stopped (pid {pid}, home {home})" if pid is not None else f"ksi did not run (home {home})")

@@ -1,15 +1,15 @@
-"""`ksi status` and `ksi health`: how things stand."""
+"""`ksi status` and `ksi health`: the daemon's state."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from ksi.cli.ids import Kind, send_named
-from ksi.cli.render import clock_time, duration, figures, json_line, note, table
+from ksi.cli.quick import ask
+from ksi.cli.render import clock_time, duration, figures, json_line, note, say, table
 from ksi.cli.settings import Exit, Settings, exit_code, json_option, pass_settings
 
 
@@ -23,16 +23,18 @@ Examples:
 @json_option
 @pass_settings
 def status(settings: Settings, as_json: bool) -> None:
-    """Show what the daemon is doing: the service's figures and what runs at this moment."""
-    reply = asyncio.run(ask_one(settings, "completion:status"))
+    """Show the daemon's state: the service's figures, the running requests, and the problems."""
+    reply = _status(settings)
     if as_json:
         json_line(reply)
         return
     running = reply.pop("running", [])
     more = reply.pop("more", False)
+    reply.pop("paused", None)  # the problem is reported, and the way to continue
+    reply["problems"] = "\n".join(reply["problems"]) or "none"
     figures(_readable(reply))
     if running:
-        print()
+        say()
         columns = ("request", "conversation", "model", "provider", "attempt", "priority", "agent", "since")
         table(
             columns,
@@ -52,22 +54,23 @@ def status(settings: Settings, as_json: bool) -> None:
             title="running",
         )
     if more:
-        print("more run: ksi queue --list active --all")
+        say("more run: ksi queue --list active --all")
 
 
 @click.command(
     epilog="""\b
 Examples:
   ksi health
-  ksi health --json >/dev/null && echo well
+  ksi health --json >/dev/null && echo healthy
 """
 )
 @json_option
 @pass_settings
 @click.pass_context
 def health(ctx: click.Context, settings: Settings, as_json: bool) -> None:
-    """Show how the daemon, its store and its providers are. Exit code 0 means healthy, 1 degraded, 3 no daemon."""
-    reply = asyncio.run(ask_one(settings, "system:health"))
+    """Show the health of the daemon, its store and its providers. Exit code 0 means healthy, 1 degraded, 3 no
+    daemon."""
+    (reply,) = _reports(settings, "system:health")
     well = reply.get("status") == "healthy"
     if as_json:
         json_line(reply)
@@ -79,6 +82,37 @@ def health(ctx: click.Context, settings: Settings, as_json: bool) -> None:
     ctx.exit(Exit.DONE if well else Exit.FAILED)
 
 
+def _status(settings: Settings) -> dict[str, Any]:
+    reply, health = _reports(settings, "completion:status", "system:health")
+    return {**reply, **_sizes(health), "problems": health["problems"]}
+
+
+def _reports(settings: Settings, *events: str) -> list[dict[str, Any]]:
+    """The replies to events that need no data: over the socket if that works at once, otherwise by the client."""
+    replies = ask(settings.places.socket_path, *events)
+    if replies is not None:
+        return replies
+    import asyncio
+
+    async def by_client() -> list[dict[str, Any]]:
+        async with settings.client() as client:
+            return [await client.send_event(event, {}) for event in events]
+
+    return asyncio.run(by_client())
+
+
+def _sizes(health: dict[str, Any]) -> dict[str, Any]:
+    """The space used by the store and the response files, and the free space, as far as they are known."""
+    store = health.get("store", {})
+    known = {
+        "database_bytes": store.get("database_bytes"),
+        "log_bytes": store.get("log_bytes"),
+        "responses_bytes": health.get("responses", {}).get("bytes"),
+        "free_bytes": health.get("disk", {}).get("free_bytes"),
+    }
+    return {name: size for name, size in known.items() if size is not None}
+
+
 async def ask_one(settings: Settings, event: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
     """One event's reply."""
     async with settings.client() as client:
@@ -88,7 +122,7 @@ async def ask_one(settings: Settings, event: str, data: dict[str, Any] | None = 
 async def ask_named(
     settings: Settings, event: str, data: dict[str, Any], field: str, kind: Kind = "request", *, changes: bool = False
 ) -> dict[str, Any]:
-    """The reply of an event that names something in `field`, which may be shortened."""
+    """The reply of an event with a name in `field`, which may be shortened."""
     async with settings.client() as client:
         return await send_named(client, event, data, field, kind, changes=changes)
 
@@ -100,8 +134,12 @@ async def ask_each(
     show: Callable[[str, dict[str, Any]], None],
     *,
     as_json: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> Exit:
-    """One event for each request. A refusal is said, the others are asked all the same; returns its exit code."""
+    """One event for each request, with `more` in its data.
+
+    A refusal is reported, and the others are sent all the same; returns its exit code.
+    """
     from ksi.errors import AmbiguousId, NotFound, RemoteError
     from ksi.protocol import error_body
 
@@ -109,7 +147,7 @@ async def ask_each(
     async with settings.client() as client:
         for request_id in request_ids:
             try:
-                data = {"request_id": request_id}
+                data = {**(more or {}), "request_id": request_id}
                 show(request_id, await send_named(client, event, data, "request_id", changes=True))
             except (RemoteError, AmbiguousId, NotFound) as error:
                 code = exit_code(error)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ksi.cli.render import say
 from ksi.cli.settings import Settings, pass_settings
 
 if TYPE_CHECKING:
-    from ksi.config import Config
-    from ksi.store.migrate import Here
+    from ksi.config.schema import Config
+    from ksi.store.snapshot.move import Here
 
 CONFIGURED = "configured"
-"""Stands for the address in `store.url`, so that its password need not be typed."""
+"""Stands for the address in `store.url`, so that the password need not be typed."""
 
 
 @click.group(
@@ -27,7 +28,7 @@ Examples:
 """
 )
 def store() -> None:
-    """Move what this home's store holds into a store of another kind."""
+    """Move the contents of this home's store into a store of another kind."""
 
 
 @store.command(
@@ -41,28 +42,29 @@ Examples:
 @click.argument("target", metavar="TO")
 @pass_settings
 def migrate(settings: Settings, source: str, target: str) -> None:
-    """Bring all that the store FROM holds into the empty store TO; `configured` stands for the home's store.url.
+    """Copy the contents of the store FROM into the empty store TO; `configured` stands for the home's store.url.
 
-    No daemon may run, at either. Requests keep their ids, their order and their answers, conversations and chains all
-    that they have. FROM stays as it was; set store.url to TO, and start the daemon.
+    No daemon of either may run. Requests keep their ids, order and answers, and conversations and chains keep
+    everything. FROM is not changed; set store.url to TO, and start the daemon.
     """
     from importlib.metadata import version
 
     import msgspec
 
-    from ksi.cli.migrate import quiet_parts, say
+    from ksi.cli.migrate import quiet_parts
     from ksi.clock import Chance, SystemClock
-    from ksi.daemon import build_store
+    from ksi.daemon.parts import build_store
     from ksi.errors import InvalidData
-    from ksi.pid_file import PidFile
-    from ksi.store.migrate import move
+    from ksi.host.pid_file import PidFile
+    from ksi.host.private_files import make_folder
+    from ksi.store.snapshot.move import move
 
     config = settings.config
     urls = [config.store.url if url == CONFIGURED else url for url in (source, target)]
-    if urls[0] == urls[1] or any(url.startswith("memory:") for url in urls):
-        raise InvalidData("FROM and TO: two different stores that keep what they hold; see `ksi store migrate --help`")
+    if urls[0] == urls[1]:
+        raise InvalidData("FROM and TO are the same store. Name two different ones; see `ksi store migrate --help`")
     configs = [msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, url=url)) for url in urls]
-    config.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(config.run_dir)
     pid_file = PidFile(config.pid_path)
     pid_file.take()
     try:
@@ -76,10 +78,10 @@ def migrate(settings: Settings, source: str, target: str) -> None:
 
 
 def _here(config: Config) -> Here:
-    """This machine, as the store of a team is to know it."""
+    """This machine, under its name in a shared store."""
     from ksi.clock import SystemClock
-    from ksi.completion.provider_kinds import build_providers
-    from ksi.store.migrate import Here
+    from ksi.completion.pool.kinds import build_providers
+    from ksi.store.snapshot.move import Here
 
     providers = build_providers(config, os.environ, SystemClock())
     keepers = frozenset(name for name, provider in providers.items() if provider.capabilities.sessions_on_node)

@@ -1,4 +1,4 @@
-"""Tables for a terminal: they fit its width, and cut neither an id nor a number."""
+"""Tables for a terminal: they fit its width, and never cut an id or a number."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ksi.cli.render import STATE_COLUMNS, Painter
 PROSE = frozenset(
     {"default", "error", "fields", "last error", "message", "problem", "reason", "type", "value", "what it is for"}
 )
-"""Columns of words, which may be cut where the row would not fit."""
+"""Columns of words, which may be cut if the row does not fit."""
 SHORTEST = 12
-"""Cells that a cut column keeps at least."""
+"""Minimum width of a cut column."""
 GAP = "  "
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """How rows are laid out: the columns of the first line with their widths, and those that follow below it."""
+    """The layout of rows: the columns of the first line with their widths, and those below it."""
 
     line: tuple[int, ...]
     widths: tuple[int, ...]
@@ -29,8 +29,8 @@ class Layout(msgspec.Struct, frozen=True):
 def lay_out(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> Layout:
     """Decide how a table fits `width` cells.
 
-    Columns without any value are left away. If that is not enough, columns of words are cut; if that is not enough
-    either, as many columns as fit stand on the first line of a row, and the others follow below it with their names.
+    Columns without any value are left out. If that is not enough, columns of words are cut; if that is not enough
+    either, the first line of a row has as many columns as fit, and the others follow below it with their names.
     """
     kept = [at for at in range(len(columns)) if not cells or any(row[at] not in ("-", "") for row in cells)] or [0]
     natural = {at: max(cell_len(columns[at]), *(cell_len(row[at]) for row in cells), 1) for at in kept}
@@ -91,7 +91,7 @@ def _fitted(word: str, width: int) -> str:
 
 
 def _below(pairs: Sequence[tuple[str, str]], width: int, paint: Painter) -> Iterator[str]:
-    """The columns that did not fit, as many on a line as do; one that is longer than a line is cut if it is words."""
+    """The columns that did not fit, filling each line; one that is longer than a line is cut if it is words."""
     line: list[str] = []
     used = 0
     for name, word in pairs:

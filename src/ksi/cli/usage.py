@@ -1,8 +1,9 @@
-"""`ksi usage`: what completions used and cost, in tables and over time."""
+"""`ksi usage`: tokens and cost of completions, in tables and over time."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sys
 import time
@@ -11,23 +12,25 @@ from typing import Any, cast
 
 import click
 
+from ksi.cli.budgets import shown
 from ksi.cli.completing import complete_agent, complete_model, complete_provider, complete_request, complete_session
 from ksi.cli.ids import Kind, whole_id
-from ksi.cli.render import clock_time, figures, json_line, note, table
+from ksi.cli.render import clock_time, figures, json_line, note, say, table
 from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.errors import RemoteError
 
 Json = Mapping[str, Any]
 GROUPINGS = {"agent": "agent_id", "model": "model", "provider": "provider", "session": "session_id"}
 COLUMNS = ("requests", "attempts", "in", "out", "cache read", "cache write", "cost", "unknown")
 
 BAR = 40
-"""Characters of the longest bar."""
+"""Maximum length of a bar in characters."""
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def _number(_: click.Context, __: click.Parameter, value: float) -> float:
-    """Every comparison with what is no number is false, so no range refuses it."""
+    """Refuse NaN: every comparison with it is false, so no range check does."""
     if math.isnan(value):
         raise click.BadParameter("nan is no number of hours")
     return value
@@ -42,7 +45,7 @@ Examples:
   ksi usage --hours 720 --json | jq .totals.cost_usd
 
 \b
-Attempts without a report are unknown, and models without a price have no cost: both are counted, and are in no sum.
+Attempts without a report are unknown, and models without a price have no cost: both are counted, but in no sum.
 """
 )
 @click.option(
@@ -51,19 +54,21 @@ Attempts without a report are unknown, and models without a price have no cost: 
     callback=_number,
     default=24.0,
     show_default=True,
-    help="How far back.",
+    help="The number of hours to look back.",
 )
-@click.option("--by", type=click.Choice(list(GROUPINGS)), help="One table alone, by this.")
-@click.option("--bucket", type=click.IntRange(1), metavar="MINUTES", help="Length of a bar; without it, what fits.")
-@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only what this agent asked for.")
+@click.option("--by", type=click.Choice(list(GROUPINGS)), help="A single table, grouped by this.")
+@click.option(
+    "--bucket", type=click.IntRange(1), metavar="MINUTES", help="Minutes of a bar; the default fits the window."
+)
+@click.option("--agent", metavar="NAME", shell_complete=complete_agent, help="Only requests of this agent.")
 @click.option(
     "--model",
     metavar="NAME",
     shell_complete=complete_model,
-    help="Only this model, as asked for or as it answers.",
+    help="Only this model, by the name in the request or in the answer.",
 )
-@click.option("--provider", metavar="NAME", shell_complete=complete_provider, help="Only at this provider.")
-@click.option("--session", metavar="NAME", shell_complete=complete_session, help="Only in this conversation.")
+@click.option("--provider", metavar="NAME", shell_complete=complete_provider, help="Only attempts at this provider.")
+@click.option("--session", metavar="NAME", shell_complete=complete_session, help="Only requests of this conversation.")
 @click.option("--chain", metavar="ID", shell_complete=complete_request, help="Only this chain's requests.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Rows in a table.")
 @json_option
@@ -81,7 +86,8 @@ def usage(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Show tokens and dollars: in all, by agent, model, provider and conversation, over time, and what MCP adds."""
+    """Show tokens and dollars: in total, by agent, model, provider and conversation, over time, and the share of
+    MCP."""
     wishes = {
         "hours": hours,
         "group_by": by,
@@ -103,6 +109,7 @@ def usage(
         _group(name, reply)
     _trend(reply)
     _mcp(reply["mcp"])
+    _budgets(reply.get("budgets", ()))
 
 
 async def _report(settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +117,29 @@ async def _report(settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
         for field, kind in (("chain_id", "request"), ("session_id", "conversation")):
             if field in data:
                 data[field] = await whole_id(client, data[field], cast(Kind, kind))
-        return await client.send_event("completion:token_usage", data)
+        reply = await client.send_event("completion:token_usage", data)
+        # A daemon of before has no budgets.
+        with contextlib.suppress(RemoteError):
+            reply["budgets"] = (await client.send_event("budget:status", {"limit": 3}))["budgets"]
+        return reply
+
+
+def _budgets(found: Sequence[Json]) -> None:
+    if not found:
+        return
+    say()
+    rows = [
+        (
+            budget["budget"],
+            one["scope"],
+            shown(budget["unit"], one["used"]),
+            shown(budget["unit"], one["limit"]),
+            clock_time(budget["resets_at"]),
+        )
+        for budget in found
+        for one in budget["subjects"]
+    ]
+    table(("budget", "for", "used", "limit", "begins anew"), rows, title="budgets (see `ksi budgets`)")
 
 
 def _totals(reply: Json) -> None:
@@ -133,7 +162,7 @@ def _totals(reply: Json) -> None:
         }
     )
     if reply["complete_since"] > reply["since"]:
-        note(f"kept is only what ended since {clock_time(reply['complete_since'])} (see retention.sessions)")
+        note(f"only attempts are kept that ended since {clock_time(reply['complete_since'])} (see retention.sessions)")
 
 
 def _late(fenced: Json) -> str:
@@ -144,7 +173,7 @@ def _group(name: str, reply: Json) -> None:
     rows = reply.get(f"by_{name}", [])
     if not rows:
         return
-    print()
+    say()
     table((name, *COLUMNS), [(row[GROUPINGS[name]], *_columns(row)) for row in rows], title=f"by {name}")
     if name in reply["more"]:
         note(f"there are more; see them with --by {name} --limit 1000")
@@ -171,7 +200,7 @@ def _trend(reply: Json) -> None:
     most = max((bucket["total_tokens"] for bucket in buckets), default=0)
     if not most:
         return
-    print()
+    say()
     minutes = reply["bucket_minutes"]
     table(
         ("from", "tokens", "cost", "requests", ""),
@@ -190,7 +219,7 @@ def _trend(reply: Json) -> None:
 
 
 def bar(share: float) -> str:
-    """A bar of so much of the whole length: in eighths of a character for a person, plain elsewhere."""
+    """A bar for a share of the whole length: in eighths of a character for a person, plain elsewhere."""
     if not sys.stdout.isatty():
         return "#" * round(share * BAR)
     full, rest = divmod(round(share * BAR * 8), 8)
@@ -216,7 +245,7 @@ def _mcp(mcp: Json) -> None:
     totals = mcp["totals"]
     if not totals["attempts"]:
         return
-    print()
+    say()
     figures(
         {
             "requests": f"{totals['requests']:,}",
@@ -227,9 +256,9 @@ def _mcp(mcp: Json) -> None:
         },
         title="with MCP servers",
     )
-    print()
+    say()
     columns = ("provider", "model", "attempts", "tokens a request", "tokens in all", "turns with", "turns without")
-    table(columns, map(_definitions, mcp["definitions"]), title="what the tools' definitions cost")
+    table(columns, map(_definitions, mcp["definitions"]), title="the cost of the tools' definitions")
 
 
 def _definitions(row: Json) -> Sequence[object]:
@@ -268,7 +297,7 @@ def _dollars(value: float | None) -> str | None:
 
 
 def _cost(row: Json) -> str:
-    """What is known of the cost; a plus says that it is not all."""
+    """The known cost; a plus says that a part is unknown."""
     if row["cost_usd"] is None:
         return "unknown"
     more = "+" if row["unpriced_attempts"] or row["unknown_attempts"] else ""

@@ -1,4 +1,4 @@
-"""`ksi send` and `ksi watch`: the wire, by hand."""
+"""`ksi send` and `ksi watch`: events of the wire, sent and shown directly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ksi.cli.completing import complete_event
-from ksi.cli.render import clock_time, json_line, visible
+from ksi.cli.render import clock_time, json_line, note, say
 from ksi.cli.settings import PATIENCE, Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ Examples:
   ksi send completion:async '{"prompt": "Research task", "priority": "high"}'
   ksi send completion:async '{"prompt": "Hello", "stream": true}' --follow
   ksi send completion:get - < request.json
-  ksi events completion:async        what its data may hold
+  ksi events completion:async        the fields of its data
 """
 )
 @click.argument("event", shell_complete=complete_event)
 @click.argument("data", metavar="[JSON|-]", default="{}")
-@click.option("--follow", is_flag=True, help="Go on with what the daemon pushes; see above.")
+@click.option("--follow", is_flag=True, help="Print pushed events afterwards; see above.")
 @pass_settings
 @click.pass_context
 def send(ctx: click.Context, settings: Settings, event: str, data: str, follow: bool) -> None:
     """Send EVENT with the data JSON (- reads it from stdin) and print the reply's data, or the error, as JSON.
 
-    With --follow each event that is pushed to this connection is printed after it: until the request's result where
-    EVENT is completion:async, else until Ctrl-C.
+    With --follow, each event pushed to this connection is printed after it: until the request's result if EVENT is
+    completion:async, otherwise until Ctrl-C.
     """
     ctx.meta["ksi.json"] = True  # an error is an answer here
     asyncio.run(_send(settings, event, _data(data), follow))
@@ -81,9 +81,9 @@ Examples:
 @json_option
 @pass_settings
 def watch(settings: Settings, patterns: tuple[str, ...], as_json: bool) -> None:
-    """Print events as they happen, those whose name fits a PATTERN (* stands for anything), until Ctrl-C.
+    """Print events as they happen whose names match a PATTERN (* stands for anything), until Ctrl-C.
 
-    A lost connection is made again; a line on stderr says that events may be missing.
+    A lost connection is made again; a line on stderr then says that events may be missing.
     """
     asyncio.run(_watch(settings.client(patience=math.inf), patterns, as_json))
 
@@ -94,15 +94,15 @@ async def _watch(client: Client, patterns: tuple[str, ...], as_json: bool) -> No
         async for event in events:
             if events.gaps != gaps:
                 gaps = events.gaps
-                print("ksi: the connection was lost for a time; events may be missing", file=sys.stderr)
+                note("ksi: the connection was lost for a time; events may be missing")
             if as_json:
                 json_line({"event": event.event, "data": event.data, "timestamp": event.timestamp})
             else:
-                print(_line(event), flush=True)
+                say(_line(event))
 
 
 def _line(event: Event) -> str:
-    """An event on one line: long texts cut short."""
+    """An event on one line, with long texts cut."""
     words = [clock_time(event.timestamp) or "", event.event]
     for name, value in event.data.items():
         if value is None or value == [] or value == {}:
@@ -114,5 +114,5 @@ def _line(event: Event) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"[{len(value)}]"
-    text = visible(str(value.get("code", "...") if isinstance(value, dict) else value))
+    text = str(value.get("code", "...") if isinstance(value, dict) else value)
     return text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"

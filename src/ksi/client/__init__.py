@@ -1,4 +1,4 @@
-"""The clients: `Client` for asyncio, `BlockingClient` for scripts, and what they hand out."""
+"""The clients: `Client` for asyncio, `BlockingClient` for scripts, and the objects that they return."""
 
 from ksi.client.blocking import BlockingClient, BlockingHandle
 from ksi.client.channel import Event

@@ -16,7 +16,7 @@ from ksi.client.fields import CompletionFields
 from ksi.client.handle import Chunk, Handle
 from ksi.client.lock import Lock
 from ksi.errors import ConnectionFailed
-from ksi.event_types import CancelReply, RequestReply
+from ksi.events.completions import CancelReply, RequestReply
 from ksi.protocol import MAX_LINE
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class BlockingClient:
     """`with ksi.BlockingClient() as client: print(client.complete("Hello").result)`
 
-    Takes the arguments of `Client`, and its methods mean and raise what they do there. May be used by several threads.
-    Ctrl-C interrupts the wait, not the request.
+    It takes the arguments of `Client`, and its methods have the same meaning and errors. May be used by several
+    threads. Ctrl-C interrupts the wait, not the request.
     """
 
     def __init__(
@@ -34,10 +34,12 @@ class BlockingClient:
         socket_path: str | os.PathLike[str] | None = None,
         *,
         home: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        token: str | None = None,
         patience: float = 30.0,
         max_line: int = MAX_LINE,
     ) -> None:
-        self._client = Client(socket_path, home=home, patience=patience, max_line=max_line)
+        self._client = Client(socket_path, home=home, url=url, token=token, patience=patience, max_line=max_line)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -184,7 +186,7 @@ class BlockingHandle:
 
     @property
     def done(self) -> bool:
-        """Whether its end is known here."""
+        """True if its end is known here."""
         return self._handle.done
 
     def wait(self, timeout: float | None = None) -> RequestReply:

@@ -1,16 +1,16 @@
-"""Replies matched to requests over a connection that comes back: backoff, and sending again what may be repeated."""
+"""Replies matched to requests over a reconnecting connection: backoff, and resending of repeatable events."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from ksi.client.link import ErrorAnswer, Link, Message
+from ksi.client.link import Connect, ErrorAnswer, Link, Message, unreachable
 from ksi.clock import MICROSECONDS, Chance, Clock
 from ksi.errors import (
     ConnectionFailed,
@@ -27,7 +27,7 @@ from ksi.protocol import encode
 FIRST_DELAY = 0.05
 MAX_DELAY = 2.0
 STEADY = 5.0
-"""Seconds after which a connection counts as good even where nothing was said over it."""
+"""Seconds after which a connection counts as good even if it was silent."""
 TOO_SLOW = 3
 """Hang-ups because too much was unread after which a request is not sent again: its answer may be the cause."""
 
@@ -41,7 +41,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Listener(Protocol):
-    """Who uses a channel."""
+    """The owner of a channel."""
 
     def on_event(self, event: Event, size: int) -> None:
         """The daemon pushed an event; `size` is its line's length in bytes."""
@@ -52,7 +52,7 @@ class Listener(Protocol):
         ...
 
     def on_reconnect(self) -> None:
-        """The connection is back: what belonged to the old one must be asked for again."""
+        """The connection is back: the owner must ask again for everything that belonged to the old one."""
         ...
 
     def on_down(self, error: ConnectionFailed) -> None:
@@ -79,17 +79,13 @@ class _Call:
 
 
 def remote_error(answer: ErrorAnswer) -> RemoteError:
-    """An error answer as what is raised for it."""
+    """An error reply as the exception to raise for it."""
     return RemoteError(answer.code, answer.message, answer.details, retryable=answer.retryable)
 
 
 def _goes_on(answer: ErrorAnswer) -> bool:
-    """Whether the daemon stops and keeps the work that was asked for."""
+    """True if the daemon stops and keeps the requested work."""
     return answer.code == ShuttingDown.code and answer.details.get("goes_on") is True
-
-
-Connect = Callable[[Path, Callable[[], Link]], Awaitable[Link]]
-"""How a connection is made: `ksi.client.link.dial`, or a test's."""
 
 
 class Channel:
@@ -132,7 +128,7 @@ class Channel:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection at this moment."""
+        """True if there is a connection at this moment."""
         return self._link is not None
 
     async def open(self) -> None:
@@ -145,13 +141,13 @@ class Channel:
             return
         try:
             link = await self._dial()
-        except OSError as error:
+        except (OSError, ConnectionFailed) as error:
             raise self._unreachable(error) from None
         self._open = True
         self._adopt(link)
 
     async def close(self) -> None:
-        """Let the connection go; what waits for an answer fails. Again is harmless."""
+        """Close the connection; pending calls fail. Again is harmless."""
         self._open = False
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
@@ -160,12 +156,13 @@ class Channel:
         link, self._link = self._link, None
         if link is not None:
             link.close()
+            await link.wait_closed()
         self._fail_all(ConnectionFailed("the client was closed before the answer came"))
 
     async def call(
         self, event: str, data: Mapping[str, Any], *, repeatable: bool, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Send an event and return its reply's data; see `Client.send_event` for what it raises."""
+        """Send an event and return its reply's data; see `Client.send_event` for its errors."""
         if not self._open:
             raise ConnectionFailed("the client is not open; use it inside `async with ksi.Client() as client:`")
         number = next(self._numbers)
@@ -182,7 +179,7 @@ class Channel:
             async with asyncio.timeout(timeout):
                 return await call.future
         except TimeoutError:
-            raise WaitTimeout(f"{event} was not answered within {timeout:g} s; its work may still go on") from None
+            raise WaitTimeout(f"{event} was not answered within {timeout:g} s; its work may still continue") from None
         finally:
             del self._calls[number]
 
@@ -288,7 +285,7 @@ class Channel:
             await self._clock.sleep(self._chance.uniform(delay / 2, delay))
             try:
                 link = await self._dial()
-            except OSError as error:
+            except (OSError, ConnectionFailed) as error:
                 failure = self._unreachable(error)
                 continue
             self._keeper = None
@@ -308,15 +305,8 @@ class Channel:
         for call in list(self._calls.values()):
             call.fail(error)
 
-    def _unreachable(self, error: OSError) -> ConnectionFailed:
-        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            return self._failed(f"no daemon listens at {self._path}; start it with `ksi start`")
-        if isinstance(error, PermissionError):
-            return self._failed(f"the daemon's socket {self._path} belongs to another user")
-        return self._failed(f"the daemon's socket {self._path} cannot be used: {error.strerror or error}")
-
-    def _failed(self, message: str) -> ConnectionFailed:
-        return ConnectionFailed(message, path=str(self._path))
+    def _unreachable(self, error: OSError | ConnectionFailed) -> ConnectionFailed:
+        return error if isinstance(error, ConnectionFailed) else unreachable(self._path, error)
 
     def _interrupted(self, event: str, reason: KsiError | OSError | None) -> ConnectionFailed:
         return ConnectionFailed(

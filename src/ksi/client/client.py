@@ -12,15 +12,16 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 from weakref import WeakValueDictionary
 
-from ksi.client.channel import Channel, Connect, Event
+from ksi.client.channel import Channel, Event
 from ksi.client.fields import IDENTIFIED, REPEATABLE, CompletionFields
 from ksi.client.handle import Handle, completed, read_reply
-from ksi.client.link import dial
+from ksi.client.link import Connect
 from ksi.client.lock import Lock
 from ksi.client.subscription import Subscription
+from ksi.client.ways import TOKEN, HttpWay, by_http, by_socket_or_http, named_way, told_way
 from ksi.clock import Chance, Clock, SystemClock
 from ksi.errors import ConnectionFailed, KsiError
-from ksi.event_types import CancelReply, RequestReply
+from ksi.events.completions import CancelReply, RequestReply
 from ksi.protocol import MAX_LINE
 from ksi.request import FINAL_STATES
 
@@ -36,14 +37,16 @@ class Client:
     Args:
         socket_path: the daemon's socket; without it the configuration of `home` names it.
         home: KSI's home; without it KSI_HOME, the nearest folder upward with a ksi.toml, or the user's data folder.
-        patience: seconds for which a lost connection is tried again before what waits for it fails.
-        max_line: bytes in one event, both ways.
-        max_unread: bytes of events that a subscription holds for a reader that is behind.
-        clock, chance, connect: time, randomness and how a connection is made, for tests.
-        on_lost: called when the connection is lost, before it is tried again.
+        url, token: the daemon's address by HTTP and its token; then no socket is tried. Without `token` it is
+            KSI_TOKEN. Without `url`, HTTP is tried if the socket cannot be reached: at the address in a file next to
+            the socket, or, if no home and no socket were named, at KSI_URL.
+        patience: seconds for which a lost connection is retried before pending calls fail. max_line: bytes in one
+        event, both ways. max_unread: bytes of events that a subscription holds for a slow reader. clock, chance,
+        connect: time, randomness and how a connection is made, for tests. on_lost: called when the connection is lost,
+        before it is tried again.
 
     Completions get a `request_id` from here where the caller gives none, so that asking again after a lost connection
-    finds the same request and never starts a second (promise Q4). Letting a client go cancels nothing (promise R1).
+    finds the same request and never starts a second. Letting a client go cancels nothing.
     """
 
     def __init__(
@@ -51,15 +54,17 @@ class Client:
         socket_path: str | os.PathLike[str] | None = None,
         *,
         home: str | os.PathLike[str] | None = None,
+        url: str | None = None,
+        token: str | None = None,
         patience: float = 30.0,
         max_line: int = MAX_LINE,
         max_unread: int = MAX_UNREAD,
         clock: Clock | None = None,
         chance: Chance | None = None,
-        connect: Connect = dial,
+        connect: Connect | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
-        self.socket_path = Path(socket_path) if socket_path is not None else _configured_socket(home)
+        self.socket_path, way = _ways(socket_path, home, url, token)
         self._clock = clock if clock is not None else SystemClock()
         self._chance = chance if chance is not None else Chance()
         self._max_unread = max_unread
@@ -67,13 +72,13 @@ class Client:
         self._channel = Channel(
             self.socket_path,
             self,
-            connect=connect,
+            connect=connect if connect is not None else way,
             clock=self._clock,
             chance=self._chance,
             patience=patience,
             max_line=max_line,
         )
-        # Weak: a handle that its owner let go needs no answer any more.
+        # Weak: a handle that its owner dropped needs no answer any more.
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self._subscriptions: set[Subscription] = set()
         self._patterns: Counter[str] = Counter()
@@ -98,7 +103,7 @@ class Client:
         await self._channel.open()
 
     async def close(self) -> None:
-        """Let the connection go; what waits for an answer fails with ConnectionFailed. Again is harmless."""
+        """Close the connection; pending calls fail with ConnectionFailed. Again is harmless."""
         await self._channel.close()
         tasks = list(self._tasks)
         for task in tasks:
@@ -132,7 +137,7 @@ class Client:
     async def complete(self, prompt: str | None = None, **fields: Unpack[CompletionFields]) -> RequestReply:
         """Ask for a completion and wait for it; the text is in `.result`.
 
-        To stop waiting after some time, use `asyncio.timeout`, or `submit` and `Handle.result`: the request goes on.
+        To stop waiting after some time, use `asyncio.timeout`, or `submit` and `Handle.result`: the request continues.
         The field `timeout` is the provider's.
 
         Raises:
@@ -185,7 +190,7 @@ class Client:
         return read_reply(await self.send_event("completion:get", {"request_id": request_id}), RequestReply)
 
     async def cancel(self, request_id: str) -> CancelReply:
-        """Stop a request that is not final, the provider's work too (promise F8); again is harmless.
+        """Stop a request that is not final, and the provider's work for it. Repeating the call is harmless.
 
         Raises:
             As `send_event`; RemoteError `not_found` for an unknown id.
@@ -197,9 +202,9 @@ class Client:
         return Subscription(patterns or ("*",), self._subscribe, self._unsubscribe, self._max_unread)
 
     def pushes(self) -> Subscription:
-        """What the daemon pushes to this connection anyhow; asks it for nothing.
+        """The pushes that this connection gets anyhow; sends no event.
 
-        These are results and chunks of what was asked here, and what was subscribed to by `send_event`.
+        These are results and chunks of this connection's requests, and the events subscribed to by `send_event`.
         """
         return Subscription(("*",), self._listen, self._ignore, self._max_unread)
 
@@ -218,10 +223,9 @@ class Client:
         Args:
             conversation_id: the conversation.
             request_id: the holder's name; without it one is made.
-            wait: join the conversation's line where it is taken, instead of failing with ConversationBusy.
-            timeout: seconds to wait in the line.
-            priority: the place in the line.
-            metadata: shown in `conversation:lock_status`.
+            wait: join the wait queue if the conversation is taken, instead of failing with ConversationBusy. timeout:
+                seconds to wait in the queue. priority: the priority in the queue. metadata: shown in
+                `conversation:lock_status`.
         """
         return Lock(
             self,
@@ -234,7 +238,7 @@ class Client:
             metadata=metadata,
         )
 
-    # What the parts call.
+    # -- used by the parts -------------------------------------------------------------------------------------------
 
     def on_event(self, event: Event, size: int) -> None:
         """A pushed event came: to the handle, the waiting lock and the subscriptions that it concerns."""
@@ -301,7 +305,7 @@ class Client:
         return handle, False
 
     def _ask_stream(self, handle: Handle, stream: bool) -> bool:
-        """Note that the text is wanted in pieces; whether that is new."""
+        """Note that the text is wanted in pieces; returns True if that is new."""
         new = stream and not handle.streamed
         handle.streamed = handle.streamed or stream
         return new
@@ -314,7 +318,7 @@ class Client:
     async def _wait_for(self, handle: Handle) -> None:
         data: dict[str, Any] = {"request_id": handle.request_id}
         if handle.streamed:
-            # From the first piece on: which attempt runs now is not known here, and what came twice is passed over.
+            # From the first piece on: the present attempt is not known here, and duplicates are skipped.
             data.update(stream=True, after_seq=-1)
         try:
             reply = await self.send_event("completion:wait", data)
@@ -341,7 +345,7 @@ class Client:
     async def _unsubscribe(self, subscription: Subscription) -> None:
         gone = self._forget(subscription)
         if gone and self._channel.connected:
-            # Where the connection is gone, the daemon's side of it is gone too.
+            # If the connection is gone, the daemon's side of it is gone too.
             with contextlib.suppress(ConnectionFailed):
                 await self.send_event("monitor:unsubscribe", {"patterns": gone})
 
@@ -366,14 +370,24 @@ class Client:
 
 
 def _request(prompt: str | None, fields: CompletionFields) -> dict[str, Any]:
-    """The data of a completion request; what is None was not said."""
+    """The data of a completion request; arguments that are None are left out."""
     data = {name: value for name, value in fields.items() if value is not None}
     if prompt is not None:
         data["prompt"] = prompt
     return data
 
 
-def _configured_socket(home: str | os.PathLike[str] | None) -> Path:
-    from ksi.config import find_home, load  # not needed by who names the socket
+def _ways(
+    socket_path: str | os.PathLike[str] | None, home: str | os.PathLike[str] | None, url: str | None, token: str | None
+) -> tuple[Path, Connect]:
+    """The daemon's address, and the way to connect to it."""
+    if url is not None:
+        return Path(url), by_http(HttpWay(url, token or os.environ.get(TOKEN, ""), ""))
+    if socket_path is not None:
+        path = Path(socket_path)
+        return path, by_socket_or_http(lambda: told_way(path.parent))
+    from ksi.config.reader import find_home, load  # not needed by who names the socket
 
-    return load(find_home(os.fspath(home) if home is not None else None, os.environ, Path.cwd())).socket_path
+    config = load(find_home(os.fspath(home) if home is not None else None, os.environ, Path.cwd()))
+    named = home is not None
+    return config.socket_path, by_socket_or_http(lambda: told_way(config.run_dir) or (None if named else named_way()))

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict
 
 
 class RetryFields(TypedDict, total=False):
-    """How a request is tried again (promise F2); what is not given is as configured. Times in seconds."""
+    """A request's own retry policy. Fields that are not given take the configured values. Times are in seconds."""
 
     max_attempts: int
     initial_delay: float
@@ -14,7 +14,7 @@ class RetryFields(TypedDict, total=False):
 
 
 class CompletionFields(TypedDict, total=False):
-    """What can be said beside the prompt; see the event reference. Times in seconds, `not_before` in Unix time."""
+    """The fields besides the prompt; see the event reference. Times in seconds, `not_before` in Unix time."""
 
     messages: list[dict[str, Any]]
     model: str
@@ -22,14 +22,26 @@ class CompletionFields(TypedDict, total=False):
     conversation_id: str
     request_id: str
     agent_id: str
-    system: str
+    system: str | list[dict[str, Any]]
     max_tokens: int
     temperature: float
     stop: str | list[str]
+    tools: list[dict[str, Any]]
+    tool_choice: Literal["auto", "any", "none"] | dict[str, Any]
+    parallel_tool_calls: bool
+    response_format: dict[str, Any]
+    reasoning: dict[str, Any]
+    top_p: float
+    top_k: int
+    seed: int
+    service_tier: str
+    drop_unsupported: bool
+    native: dict[str, Any]
     priority: Literal["critical", "high", "normal", "low", "background"]
     on_busy: Literal["enqueue", "reject", "interrupt"]
     fork: bool
     hold_on_retry: bool
+    hold: bool
     not_before: float
     delay: float
     ttl: float
@@ -42,10 +54,11 @@ class CompletionFields(TypedDict, total=False):
     patterns: dict[str, Any]
     metadata: dict[str, Any]
     provider_options: dict[str, Any]
+    traceparent: str
 
 
 IDENTIFIED = frozenset({"completion:request", "completion:async"})
-"""Events that get a `request_id` where the caller gave none: with it they can be sent twice (promise Q4)."""
+"""Events that get a `request_id` if the caller gave none: as an idempotency key, it lets them be sent twice."""
 
 REPEATABLE = IDENTIFIED | {
     "system:startup",
@@ -61,33 +74,54 @@ REPEATABLE = IDENTIFIED | {
     "completion:cancel",
     "completion:status",
     "completion:queue_status",
+    "queue:trend",
     "completion:session_status",
     "completion:retry_status",
     "completion:token_usage",
     "completion:provider_status",
+    "completion:approvals",
+    "completion:release",
+    "completion:approve",
+    "completion:reject",
     "provider:disable",
     "provider:enable",
     "provider:reset",
+    "queue:pause",
+    "queue:resume",
+    "queue:pauses",
+    "budget:status",
+    "budget:set",
+    "queue:drain",
+    "queue:undrain",
     "conversation:acquire_lock",
     "conversation:renew_lock",
     "conversation:lock_status",
+    "conversation:search",
     "injection:status",
     "circuit_breaker:status",
+    "token:list",
     "monitor:subscribe",
     "monitor:unsubscribe",
 }
-"""Events that mean the same when they come twice: sent again where the connection is lost before their answer."""
+"""Idempotent events: sent again if the connection is lost before their answer."""
 
 ONCE = frozenset(
     {
+        "budget:drop",
+        "budget:raise",
         "checkpoint:collect",
         "checkpoint:restore",
         "system:shutdown",
         "completion:failed",
         "completion:requeue",
         "conversation:release_lock",
+        "conversation:rename",
+        "conversation:delete",
         "injection:retry",
         "circuit_breaker:reset",
+        "token:create",
+        "token:revoke",
+        "token:renew",
     }
 )
 """Events whose second coming does or says something else. Unanswered at a loss, they fail with `connection_failed`."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from ksi.errors import FailureClass, InvalidData, KsiError, RemoteError, WaitTimeout
-from ksi.event_types import CancelReply, ChunkPush, RequestReply
+from ksi.events.completions import CancelReply, ChunkPush, RequestReply, ToolPieceBody
 from ksi.protocol import MAX_LINE
 
 T = TypeVar("T")
@@ -18,18 +18,21 @@ T = TypeVar("T")
 class Chunk(msgspec.Struct, frozen=True):
     """A piece of a running answer.
 
-    `seq` counts from 0 in each attempt. Where `restarted` is true all text before it is void: another attempt began
-    (promise R2).
+    `seq` counts from 0 in each attempt. If `restarted` is true, all text before it is void: another attempt began.
     """
 
     text: str
     attempt: int
     seq: int
     restarted: bool = False
+    thinking: str = ""
+    """A piece of the model's thinking; `text` is empty then."""
+    tool_use: ToolPieceBody | None = None
+    """A piece of a call of a tool; `text` is empty then."""
 
 
 class Canceller(Protocol):
-    """What a handle needs of its client."""
+    """The part of its client that a handle uses."""
 
     async def cancel(self, request_id: str) -> CancelReply:
         """Stop a request."""
@@ -47,29 +50,29 @@ class Handle:
         self._client = client
         self._outcome: asyncio.Future[RequestReply] = asyncio.get_running_loop().create_future()
         self._attempt = 0
-        self._pieces: list[str] = []
+        self._pieces: list[ChunkPush] = []
         self._held = 0
         self._more = asyncio.Event()
         self.request_id = request_id
         self.session_id: str | None = None
-        """The conversation's name: send it to go on. None until the daemon said it."""
+        """The conversation's name; send it to continue the conversation. None until the daemon said it."""
         self.streamed = False
-        """Whether the text was asked for in pieces; without it `stream()` gives it in one."""
+        """True if the text was requested in pieces; otherwise `stream()` gives it in one."""
         self.submitted: Mapping[str, Any] = {}
         """The daemon's answer to the submission: `status`, `position`, `holder`, `warnings`..."""
         self.following = False
-        """Whether the client waits for the end by a `completion:wait` of its own."""
+        """True if the client waits for the end by a `completion:wait` of its own."""
 
     @property
     def done(self) -> bool:
-        """Whether its end is known here."""
+        """True if its end is known here."""
         return self._outcome.done()
 
     async def wait(self, timeout: float | None = None) -> RequestReply:
         """The request as it ended, however that was.
 
         Raises:
-            WaitTimeout: it did not end within `timeout` seconds; it goes on.
+            WaitTimeout: it did not end within `timeout` seconds; it continues.
             RemoteError: the daemon does not know it any more.
             ConnectionFailed: the daemon was lost and did not come back in time.
         """
@@ -79,7 +82,7 @@ class Handle:
                 return await asyncio.shield(self._outcome)
         except TimeoutError:
             raise WaitTimeout(
-                f"request {self.request_id} did not end within {timeout or 0:g} s; it goes on, wait again",
+                f"request {self.request_id} did not end within {timeout or 0:g} s; it continues, wait again",
                 request_id=self.request_id,
             ) from None
 
@@ -93,13 +96,13 @@ class Handle:
         return completed(await self.wait(timeout))
 
     async def cancel(self) -> CancelReply:
-        """Stop it, the provider's work too; harmless where it has ended (promise F8)."""
+        """Stop the request and the provider's work for it. Stopping a request that has ended is harmless."""
         return await self._client.cancel(self.request_id)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The answer's pieces from the first on, until the request completed. Several may read at once.
 
-        Where a new attempt voids what was given, its first piece says `restarted`. All text together, since the last
+        If a new attempt voids the earlier pieces, its first piece has `restarted`. All text together, since the last
         restart, is the result's.
 
         Raises:
@@ -113,9 +116,9 @@ class Handle:
                 attempt, seq, given = self._attempt, 0, ""
             while seq < len(self._pieces) and attempt == self._attempt:
                 piece = self._pieces[seq]
-                yield Chunk(piece, attempt, seq, restarted)
+                yield Chunk(piece.text, attempt, seq, restarted, piece.thinking or "", piece.tool_use or None)
                 restarted = False
-                given += piece
+                given += piece.text
                 seq += 1
             if attempt != self._attempt:
                 continue
@@ -133,7 +136,8 @@ class Handle:
     async def stream(self) -> AsyncIterator[str]:
         """The answer's text, piece by piece. A piece of a new attempt looks like any other: see `chunks`."""
         async for chunk in self.chunks():
-            yield chunk.text
+            if chunk.text:
+                yield chunk.text
 
     def accept_chunk(self, data: Mapping[str, Any]) -> None:
         """Take a pushed piece. One that was there already is passed over; after a gap the result brings the rest."""
@@ -147,9 +151,10 @@ class Handle:
             self._attempt = piece.attempt
             self._pieces = []
             self._held = 0
-        if piece.seq == len(self._pieces) and self._held + len(piece.text) <= MAX_LINE:
-            self._pieces.append(piece.text)
-            self._held += len(piece.text)
+        size = len(piece.text) + len(piece.thinking or "") + (len(piece.tool_use.partial_json) if piece.tool_use else 0)
+        if piece.seq == len(self._pieces) and self._held + size <= MAX_LINE:
+            self._pieces.append(piece)
+            self._held += size
         self._more.set()
 
     def accept_end(self, data: Mapping[str, Any]) -> None:

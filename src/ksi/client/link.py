@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
 from ksi.errors import ConnectionFailed, KsiError, PayloadTooLarge
-from ksi.platforms import find_socket
+from ksi.host.platforms import find_socket
 from ksi.protocol import LineReader
 
 
@@ -25,7 +25,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What the daemon sends: a reply has a `correlation_id`, a pushed event has none."""
+    """A message of the daemon: a reply has a `correlation_id`, a pushed event has none."""
 
     event: str | None = None
     data: dict[str, Any] = {}
@@ -40,8 +40,8 @@ _decoder = msgspec.json.Decoder(Message)
 class Link(asyncio.Protocol):
     """A connection's lines.
 
-    `on_message` gets each message with its size in bytes; `on_lost` is called once, when the connection ended or was
-    given up because what came over it cannot be read.
+    `on_message` gets each message with its size in bytes; `on_lost` is called once, when the connection has ended or
+    was closed because of unreadable input.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._fault: KsiError | None = None
         self.heard = False
-        """Whether anything came over it."""
+        """True if any data has arrived."""
         self.lost = False
-        """Whether it has ended."""
+        """True if it has ended."""
+        self._ended = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
@@ -66,7 +67,7 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Cut what came into messages."""
+        """Cut the input into messages."""
         self.heard = True
         for line in self._lines.feed(data):
             if self._fault is not None:
@@ -80,13 +81,14 @@ class Link(asyncio.Protocol):
             try:
                 message = _decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                self._give_up(ConnectionFailed(f"what listens at the socket does not speak KSI's protocol: {error}"))
+                self._give_up(ConnectionFailed(f"the process at the socket does not speak KSI's protocol: {error}"))
                 return
             self._on_message(self, message, len(line))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.lost = True
+        self._ended.set()
         reason = self._fault if self._fault is not None else exc
         self._on_lost(self, reason if isinstance(reason, KsiError | OSError) else None)
 
@@ -96,20 +98,40 @@ class Link(asyncio.Protocol):
             self._transport.write(line)
 
     def close(self) -> None:
-        """End the connection now; what was not sent is dropped."""
+        """End the connection now; unsent data are dropped."""
         if self._transport is not None:
             self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Return when nothing of the connection is left."""
+        if self._transport is not None:
+            await self._ended.wait()
 
     def _give_up(self, fault: KsiError) -> None:
         self._fault = fault
         self.close()
 
 
+Connect = Callable[[Path, Callable[[], Link]], Awaitable[Link]]
+"""How a connection is made: `dial`, by HTTP, or a test's. Raises OSError, or ConnectionFailed in words of its own."""
+
+
+def unreachable(path: Path, error: OSError) -> ConnectionFailed:
+    """The reason why a socket cannot be reached, with advice."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        message = f"no daemon listens at {path}; start it with `ksi start`"
+    elif isinstance(error, PermissionError):
+        message = f"the daemon's socket {path} belongs to another user"
+    else:
+        message = f"the daemon's socket {path} cannot be used: {error.strerror or error}"
+    return ConnectionFailed(message, path=str(path))
+
+
 async def dial(path: Path, make: Callable[[], Link]) -> Link:
     """Connect to the daemon's socket.
 
     Raises:
-        OSError: nobody listens there, or this user may not.
+        OSError: no process listens there, or this user may not connect.
     """
     loop = asyncio.get_running_loop()
     _, link = await loop.create_unix_connection(make, path=os.fspath(find_socket(Path(path))))

@@ -1,4 +1,4 @@
-"""A conversation's lock held for work outside KSI, renewed while it is held (promises L4, L5)."""
+"""A conversation's lock held for work outside KSI, renewed while it is held."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RENEWALS = 3
 
 
 class LockClient(Protocol):
-    """What a lock needs of its client."""
+    """The part of its client that a lock uses."""
 
     async def send_event(
         self, name: str, data: Mapping[str, Any] | None = None, *, timeout: float | None = None
@@ -57,9 +57,9 @@ class Lock:
         """The holder's name."""
         self.fence: int | None = None
         self.lost = False
-        """Whether the daemon said, at a renewal, that another has it or it ran out: stop writing."""
+        """True if a renewal was refused because another holds the lock or it has expired: stop writing."""
         self.in_line = False
-        """Whether it waits for another to give the lock back."""
+        """True while it waits for another holder to release the lock."""
         self._client = client
         self._clock = clock
         self._timeout = timeout
@@ -102,7 +102,7 @@ class Lock:
         """Give it back.
 
         Raises:
-            NotLockHolder: it had been lost; what was done under it may have met another writer's work.
+            NotLockHolder: it had been lost; work done under it may conflict with another writer's.
         """
         if self._renewer is not None:
             self._renewer.cancel()
@@ -150,7 +150,7 @@ class Lock:
 
     async def _leave_line(self) -> None:
         """Wait no longer, and hold nothing should the lock have come at this moment."""
-        # Nothing is lost where the daemon does not hear it: it drops a waiter with its connection or after its timeout.
+        # Nothing is lost if the daemon does not get it: it drops a waiter with its connection or after its timeout.
         with contextlib.suppress(ConnectionFailed, RemoteError):
             await self._client.send_event("completion:cancel", {"request_id": self.request_id})
 
@@ -169,14 +169,14 @@ class Lock:
             try:
                 await self._client.send_event("conversation:renew_lock", self._holder())
             except KsiError as error:
-                # What can be tried again is: the lock has more time than one renewal.
+                # Retryable errors are retried: the lock lasts longer than one renewal.
                 self.lost = not error.retryable
 
     async def _release(self) -> None:
         try:
             await self._client.send_event("conversation:release_lock", self._holder())
         except ConnectionFailed:
-            # Nobody knows whether it was done: once more, and a "not yours" then says that it was.
+            # The outcome is unknown: ask once more, and a "not yours" then means that it was released.
             try:
                 await self._client.send_event("conversation:release_lock", self._holder())
             except RemoteError as error:

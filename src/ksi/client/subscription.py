@@ -15,7 +15,7 @@ from ksi.errors import KsiError, SlowConsumer
 
 
 def pattern_regex(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """What fits one of the patterns, as the daemon understands them."""
+    """Events that match one of the patterns, as the daemon interprets them."""
     return re.compile("|".join(map(translate, patterns)))
 
 
@@ -49,7 +49,7 @@ class Subscription:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        """Begin to get them. `async for` does so too, where nobody did before."""
+        """Begin to get them. `async for` does so too, if it is not started yet."""
         if not self._begun:
             self._begun = True
             await self._begin(self)
@@ -67,7 +67,7 @@ class Subscription:
         """The next event.
 
         Raises:
-            SlowConsumer: more was unread than memory is given for; what came after is lost (promise S4).
+            SlowConsumer: the unread events took more memory than allowed; later events are lost.
             ConnectionFailed: the daemon was lost and did not come back in time.
         """
         await self.__aenter__()
@@ -83,7 +83,7 @@ class Subscription:
         return event
 
     async def close(self) -> None:
-        """Get no more; who iterates comes to the end. Again is harmless."""
+        """End the subscription; iteration over it ends. Again is harmless."""
         if self._closed:
             return
         self._closed = True
@@ -108,7 +108,7 @@ class Subscription:
         self._more.set()
 
     def fail(self, error: KsiError) -> None:
-        """Raise this once what is there was read."""
+        """Raise this error once the buffered events were read."""
         if self._over is None:
             self._over = error
             self._more.set()

@@ -1,1 +1,1 @@
-"""The service: what a client can ask of completions, and one request's way from the queue to its end."""
+"""The completion service: its requests by clients, and one request's way from the queue to its end."""

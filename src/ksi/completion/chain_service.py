@@ -1,12 +1,12 @@
-"""What a client can ask of chains and deliveries."""
+"""Answers the events about chains and deliveries."""
 
 from __future__ import annotations
 
 from ksi.clock import Clock
-from ksi.completion.chain_render import chain_reply, injection_reply, member_reply
 from ksi.completion.injection_manager import InjectionManager
+from ksi.completion.replies import chain_reply, injection_reply, member_reply
 from ksi.errors import InvalidData, NotFound
-from ksi.event_types import (
+from ksi.events.chains import (
     ChainName,
     ChainReply,
     ChainStatusData,
@@ -17,6 +17,7 @@ from ksi.event_types import (
     InjectionStatusReply,
 )
 from ksi.store.base import Store
+from ksi.store.rules import refusals
 
 
 class ChainService:
@@ -28,7 +29,7 @@ class ChainService:
         self._clock = clock
 
     async def status(self, data: ChainStatusData) -> ChainStatusReply:
-        """`circuit_breaker:status`: one chain and its requests, or a page of chains (C8).
+        """`circuit_breaker:status`: one chain and its requests, or a page of chains.
 
         Raises:
             NotFound: no such chain, or the request is in none.
@@ -50,13 +51,13 @@ class ChainService:
 
     async def _no_chain(self, name: str) -> NotFound:
         if await self._store.get(name) is None:
-            return NotFound(f"no chain or request {name!r} (or it is not kept any more)", request_id=name)
+            return refusals.unknown_chain(name)
         return NotFound(
             f"request {name!r} is in no chain: it has no parent, no limits of its own and no injection", request_id=name
         )
 
     async def reset(self, data: ChainName) -> ChainReply:
-        """`circuit_breaker:reset`: an operator lets a stopped chain go on (C8).
+        """`circuit_breaker:reset`: an operator lets a stopped chain continue.
 
         Raises:
             NotFound: no such chain.
@@ -65,7 +66,7 @@ class ChainService:
         return chain_reply(await self._store.reset_chain(chain_name(data.request_id, data.chain_id), now), now.wall)
 
     async def injections(self, data: InjectionStatusData) -> InjectionStatusReply:
-        """`injection:status`: one delivery, or a page of them (C3).
+        """`injection:status`: one delivery, or a page of them.
 
         Raises:
             NotFound: no such delivery.
@@ -73,13 +74,13 @@ class ChainService:
         if data.injection_id is not None:
             view = await self._store.injection(data.injection_id)
             if view is None:
-                raise NotFound(f"no delivery {data.injection_id!r} (or it is not kept any more)")
+                raise refusals.unknown_delivery(data.injection_id)
             return InjectionStatusReply(injection=injection_reply(view, text=True))
         page = await self._store.injections(data.limit, data.cursor, data.state)
         return InjectionStatusReply(injections=[injection_reply(view) for view in page.items], cursor=page.cursor)
 
     async def retry(self, data: InjectionId) -> InjectionRetryReply:
-        """`injection:retry`: a dead letter goes out again, under an id of its own (C3).
+        """`injection:retry`: a dead letter goes out again, under an id of its own.
 
         Raises:
             NotFound: no such delivery.

@@ -1,14 +1,31 @@
-"""From an event's data to a normalised request: every check that needs no state (S1, Q1, Q4)."""
+"""Makes a normalised request of an event's data. All checks that need no state are made here."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
 from ksi.clock import Chance, Moment, microseconds
+from ksi.content.blocks import (
+    Content,
+    Message,
+    as_blocks,
+    check_blocks,
+    check_tools,
+    compact,
+    gathered,
+    is_blank,
+    text_of,
+    tool_answers,
+    tool_calls,
+)
+from ksi.content.features import Features
 from ksi.errors import InvalidData
-from ksi.event_types import CompletionData, MessageData, RetryData
-from ksi.events import check_depth, conversation_name, parse_priority
-from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
+from ksi.events.common import Json
+from ksi.events.completions import CompletionData, MessageData, RetryData
+from ksi.events.specs import check_depth, conversation_name, parse_priority
+from ksi.request import HeadStarts, OnBusy, Priority, RequestBody, RetryBody, decode_body, encode_body
 from ksi.store.values import NewRequest, RequestView
 
 
@@ -23,13 +40,12 @@ class Intake:
         """An id for a request that came without one."""
         return self._chance.identifier("req", now)
 
-    def new_request(self, data: CompletionData, model: str, route: str, now: Moment) -> NewRequest:
-        """The request to enqueue, for a model whose route is known.
+    def new_request(self, data: CompletionData, body: RequestBody, model: str, route: str, now: Moment) -> NewRequest:
+        """The request to enqueue, of a normalised body, for a model whose route is known.
 
         Raises:
             InvalidData: with the field's path.
         """
-        body = normalise(data)
         due = due_time(data, now)
         session = body.session_id
         conversation = session if session is not None and not body.fork else self._chance.identifier("conv", now)
@@ -51,7 +67,7 @@ class Intake:
         )
 
     def requeue(self, view: RequestView, route: str, now: Moment) -> NewRequest:
-        """A new request with an old one's content (F2); delays and times to live were meant for the old one."""
+        """Make a new request with the content of an old one. Its delay and time to live are not taken over."""
         body = decode_body(view.body)
         return NewRequest(
             request_id=self.request_id(now),
@@ -68,7 +84,7 @@ class Intake:
 
 
 def due_time(data: CompletionData, now: Moment) -> int | None:
-    """When a delayed request may run, in microseconds of wall time (Q7).
+    """Return the time at which a delayed request may run, in microseconds of wall time.
 
     Raises:
         InvalidData: both `delay` and `not_before`.
@@ -89,10 +105,12 @@ def normalise(data: CompletionData) -> RequestBody:
     session = conversation_name(data.session_id, data.conversation_id)
     if data.fork and session is None:
         raise InvalidData("fork needs the session_id of the conversation to fork", path="fork")
-    check_depth("mcp_config", data.mcp_config)
-    check_depth("metadata", data.metadata)
-    check_depth("provider_options", data.provider_options)
-    system, messages = _dialogue(data)
+    for name, value in (
+        ("mcp_config", data.mcp_config), ("metadata", data.metadata), ("provider_options", data.provider_options),
+    ):  # fmt: skip
+        if value is not None:
+            check_depth(name, value)
+    system, messages = _dialogue(data) if data.native is None else _native(data)
     return RequestBody(
         prompt=data.prompt,
         messages=messages,
@@ -103,10 +121,22 @@ def normalise(data: CompletionData) -> RequestBody:
         max_tokens=data.max_tokens,
         temperature=data.temperature,
         stop=(data.stop,) if isinstance(data.stop, str) else tuple(data.stop or ()),
+        tools=_tools(data),
+        tool_choice=_tool_choice(data),
+        parallel_tool_calls=data.parallel_tool_calls,
+        response_format=_response_format(data),
+        reasoning=_reasoning(data),
+        top_p=data.top_p,
+        top_k=data.top_k,
+        seed=data.seed,
+        service_tier=data.service_tier,
+        drop_unsupported=data.drop_unsupported,
+        native=data.native,
         priority=int(parse_priority(data.priority)),
         on_busy=data.on_busy,
         fork=data.fork,
         hold_on_retry=data.hold_on_retry,
+        hold=data.hold,
         not_before=data.not_before,
         delay=data.delay,
         ttl=data.ttl,
@@ -121,36 +151,143 @@ def normalise(data: CompletionData) -> RequestBody:
     )
 
 
-def _dialogue(data: CompletionData) -> tuple[str | None, tuple[MessageBody, ...]]:
+def _dialogue(data: CompletionData) -> tuple[Content | None, tuple[Message, ...]]:
     """The system text, and the messages without leading system ones."""
     if (data.prompt is None) == (data.messages is None):
         raise InvalidData("give prompt or messages, one of them", path="prompt")
+    own = _content(data.system, "system") if data.system else None
     if data.prompt is not None:
         if not data.prompt.strip():
             raise InvalidData("prompt: must not be empty", path="prompt")
-        return data.system or None, ()
-    messages = [MessageBody(m.role, _text(m)) for m in data.messages or ()]
+        return own, ()
+    messages = [_message(m, f"messages[{number}]") for number, m in enumerate(data.messages or ())]
     leading = 0
     while leading < len(messages) and messages[leading].role == "system":
         leading += 1
-    system = [data.system] if data.system else []
+    system = [own] if own else []
     system += [m.content for m in messages[:leading]]
     rest = messages[leading:]
     for number, message in enumerate(rest, leading):
         if message.role == "system":
             raise InvalidData(f"messages[{number}]: system messages come first", path=f"messages[{number}].role")
-    if not rest or rest[-1].role != "user" or not rest[-1].content.strip():
+    if not rest or rest[-1].role != "user" or is_blank(rest[-1].content):
         raise InvalidData("messages: the last one must be from the user and not empty", path="messages")
-    return "\n\n".join(system) or None, tuple(rest)
+    rest = gathered(rest)
+    _check_calls(rest, data.session_id or data.conversation_id)
+    return _joined(system), tuple(rest)
+
+
+def _joined(contents: Sequence[Content]) -> Content | None:
+    if all(isinstance(content, str) for content in contents):
+        return "\n\n".join(text_of(content) for content in contents) or None
+    return tuple(block for content in contents for block in as_blocks(content))
+
+
+def _message(message: MessageData, path: str) -> Message:
+    """A message in the normal form: results of tools are the user's, and a developer's word is the system's."""
+    role = {"developer": "system", "tool": "user"}.get(message.role, message.role)
+    if message.role == "tool" and message.tool_call_id is not None:
+        if not isinstance(message.content, str):
+            check_blocks(message.content, f"{path}.content")
+        return Message(
+            role, ({"type": "tool_result", "tool_use_id": message.tool_call_id, "content": message.content},)
+        )
+    content = _content(message.content, f"{path}.content")
+    if message.role == "tool" and (isinstance(content, str) or not tool_answers(content)):
+        raise InvalidData(f"{path}: a message of a tool has a tool_call_id, or blocks of type tool_result", path=path)
+    return Message(role, content)
+
+
+def _content(content: str | list[Json], path: str) -> Content:
+    if isinstance(content, str):
+        return content
+    blocks = [{"type": "text", **block} if "text" in block else block for block in content]
+    check_blocks(blocks, path)
+    check_depth(path, blocks)
+    return compact(blocks)
+
+
+def _check_calls(messages: Sequence[Message], session: str | None) -> None:
+    """See that the dialogue answers each call of a tool in the next message, and nothing else. Its first message may
+    answer calls of the conversation's last turn.
+
+    Raises:
+        InvalidData: it does not.
+    """
+    called: frozenset[str] | None = None if session is not None else frozenset()
+    for message in messages:
+        calls, results = tool_calls(message.content), tool_answers(message.content)
+        if (calls and message.role != "assistant") or (results and message.role != "user"):
+            raise InvalidData("messages: calls of tools are the assistant's, their results the user's", path="messages")
+        missing = (called or frozenset()) - results
+        if missing:
+            raise InvalidData(f"messages: {_shown(missing)} has no result in the message behind it", path="messages")
+        if called is not None and results - called:
+            raise InvalidData(
+                f"messages: {_shown(results - called)} is no call of the message before its result", path="messages"
+            )
+        called = calls
+
+
+def _shown(ids: frozenset[str]) -> str:
+    return ", ".join(sorted(ids))[:200]
+
+
+def _native(data: CompletionData) -> tuple[None, tuple[Message, ...]]:
+    """See that a native request says all by itself."""
+    for name in ("prompt", "messages", "system", *Features.__struct_fields__):
+        if getattr(data, name) is not None:
+            raise InvalidData(f"{name}: a native request says this in its body", path=name)
+    check_depth("native", data.native.body if data.native is not None else None)
+    return None, ()
+
+
+def _tool_choice(data: CompletionData) -> Json | None:
+    choice = data.tool_choice
+    if choice is None:
+        return None
+    if isinstance(choice, str):
+        return {"type": choice}
+    if choice.type == "tool" and not any(tool.get("name") == choice.name for tool in data.tools or ()):
+        raise InvalidData("tool_choice.name: none of the tools has this name", path="tool_choice.name")
+    return _given(choice)
+
+
+def _tools(data: CompletionData) -> tuple[Json, ...]:
+    if not data.tools:
+        return ()
+    check_tools(data.tools or (), "tools")
+    check_depth("tools", data.tools)
+    return tuple(data.tools or ())
+
+
+def _given(of: msgspec.Struct) -> Json:
+    fields: Json = msgspec.to_builtins(of)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _response_format(data: CompletionData) -> Json | None:
+    form = data.response_format
+    if form is None or form.type == "text":
+        return None
+    if (form.type == "json_schema") != (form.json_schema is not None):
+        raise InvalidData("response_format: type json_schema and the json_schema go together", path="response_format")
+    if form.json_schema is None:
+        return {"type": form.type}
+    return {"type": form.type, "json_schema": {"name": form.json_schema.name, **_given(form.json_schema)}}
+
+
+def _reasoning(data: CompletionData) -> Json | None:
+    if data.reasoning is None:
+        return None
+    if (data.reasoning.effort is None) == (data.reasoning.budget_tokens is None):
+        raise InvalidData("reasoning: give an effort or budget_tokens, one of them", path="reasoning")
+    return _given(data.reasoning)
 
 
 def _retry(wish: RetryData | None) -> RetryBody | None:
     """A wish that names nothing is none."""
-    body = RetryBody(**msgspec.structs.asdict(wish)) if wish is not None else RetryBody()
+    if wish is None:
+        return None
+    body = RetryBody(**msgspec.structs.asdict(wish))
     return body if body != RetryBody() else None
-
-
-def _text(message: MessageData) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part.text for part in message.content)

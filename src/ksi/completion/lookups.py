@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ksi.clock import MICROSECONDS
-from ksi.completion.render import content_reply
+from ksi.completion.replies import content_reply
 from ksi.errors import InvalidData, NotFound
-from ksi.events import conversation_name
-from ksi.lookup_types import FindData, FindReply, HistoryData, HistoryReply, TurnReply
+from ksi.events.lookups import FindData, FindReply, HistoryData, HistoryReply, TurnReply
+from ksi.events.specs import conversation_name
 from ksi.request import Turn, decode_body
 from ksi.store.base import Store
 
@@ -71,6 +71,7 @@ def _turn_reply(turn: Turn) -> TurnReply:
     return TurnReply(
         content=content_reply(turn.body),
         result=turn.text,
+        blocks=list(turn.content),
         provider=turn.provider,
         finished_at=turn.finished_at / MICROSECONDS,
         session_id=turn.conversation,

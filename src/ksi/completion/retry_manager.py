@@ -14,13 +14,13 @@ from __future__ import annotations
 import msgspec
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.completion.provider_limits import LONGEST_TOLD, told_wait
-from ksi.config import Retry
+from ksi.completion.pool.limits import LONGEST_TOLD, told_wait
+from ksi.config.schema import Retry
 from ksi.errors import FailureClass, ProviderError
 from ksi.request import RetryBody
 
 LONGEST_PARK = 60.0
-"""Seconds that a request is parked where no time of return is known. Then it waits in the queue."""
+"""Seconds that a request is parked if no time of return is known. Then it waits in the queue."""
 
 _DOUBLINGS = 64
 """After so many, any configured maximum has been reached."""
@@ -30,7 +30,7 @@ _ELSEWHERE = frozenset({FailureClass.AUTHENTICATION, FailureClass.BILLING, Failu
 
 
 class FailOver(msgspec.Struct, frozen=True):
-    """Go on at once, at another provider."""
+    """Continue at once, at another provider."""
 
 
 class RetryAt(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ Decision = FailOver | RetryAt | ParkUntil | GiveUp
 
 
 def is_providers_fault(error: ProviderError) -> bool:
-    """Whether the failure says something about the provider, so that another one may do better."""
+    """Return whether the failure says something about the provider, so that another one may do better."""
     return (error.retryable and error.failure is not FailureClass.EMPTY_ANSWER) or error.failure in _ELSEWHERE
 
 
@@ -81,7 +81,7 @@ def decide(
     probe: bool = False,
     tools_used: bool = False,
 ) -> Decision:
-    """What to do after `failures` counted failures, the last one with `error`.
+    """Decide the next step after `failures` counted failures, the last one with `error`.
 
     `others` says that the route has another provider that was not tried since the last wait; after a refusal, one that
     asks another model. Each provider of a route is tried once, whatever `max_attempts` says. `away` says that the

@@ -1,7 +1,8 @@
-"""What completions used and cost, told apart and over time, and what MCP adds (T2)."""
+"""Reports the usage and cost of completions by group and over time, and the tokens that MCP adds."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,15 +12,12 @@ import msgspec
 from msgspec import UNSET
 
 from ksi.clock import MICROSECONDS, Clock, Moment, microseconds
-from ksi.completion.prices import Prices
-from ksi.config import Retention
+from ksi.completion.usage.prices import Prices
+from ksi.config.schema import Retention
 from ksi.errors import InvalidData
-from ksi.event_types import TokenUsageData
-from ksi.events import conversation_name
-from ksi.request import full_model
-from ksi.store.base import Store
-from ksi.store.usage import FirstTurns, McpUse, UsageBy, UsageGroups, UsageMark, UsageQuery, UsageSums
-from ksi.usage_report import (
+from ksi.events.service import TokenUsageData
+from ksi.events.specs import conversation_name
+from ksi.events.usage import (
     FirstTurnSample,
     McpDefinitions,
     McpUsage,
@@ -28,6 +26,9 @@ from ksi.usage_report import (
     UsageFigures,
     UsageGroup,
 )
+from ksi.request import full_model
+from ksi.store.base import Store
+from ksi.store.usage import FirstTurns, McpUse, UsageBy, UsageGroups, UsageMark, UsageQuery, UsageReport, UsageSums
 
 MINUTE = 60 * MICROSECONDS
 HOUR = 60 * MINUTE
@@ -38,16 +39,16 @@ MAX_BUCKETS = 1_000
 """In one reply."""
 
 BUCKETS = (1, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1_440, 10_080)
-"""Minutes: lengths of buckets to choose from where nobody says one."""
+"""Minutes: lengths of buckets to choose from if none is given."""
 
 WANTED_BUCKETS = 24
 
 DIGITS = 9
-"""Of dollars behind the point, on the wire: what adding up leaves behind them is noise."""
+"""Decimal places of dollars on the wire. Later places hold only rounding noise."""
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page of groups ended, and in which window: the pages of a list are of one moment."""
+    """The end of a page of groups, and the window, so that all pages of a list show the same moment."""
 
     group: UsageBy
     since: int
@@ -70,7 +71,7 @@ def read_cursor(word: str) -> Cursor:
     try:
         return msgspec.json.decode(base64.urlsafe_b64decode(word + "=" * (-len(word) % 4)), type=Cursor)
     except (ValueError, msgspec.MsgspecError):
-        message = "cursor: not one that this list gave; begin again without it"
+        message = "cursor: it is not from this list; start again without it"
         raise InvalidData(message, path="cursor") from None
 
 
@@ -85,6 +86,8 @@ class TokenTracker:
         self._providers = providers
         self._retention = retention
         self._clock = clock
+        self._one = asyncio.Lock()
+        """Reports are made one at a time: a large one takes long, and many would come to their end in one turn."""
 
     async def report(self, data: TokenUsageData) -> TokenUsageReply:
         """`completion:token_usage`.
@@ -95,7 +98,11 @@ class TokenTracker:
         now = self._clock.now()
         query, length = _query(data, now)
         await self._prices.ready(self._providers)
-        found = await self._store.usage(query, self._prices.tariff)
+        async with self._one:
+            found = await self._store.usage(query, self._prices.tariff)
+            return self._reply(found, query, length, now)
+
+    def _reply(self, found: UsageReport, query: UsageQuery, length: int, now: Moment) -> TokenUsageReply:
         kept = now.wall - microseconds(self._retention.sessions)
         groups = {by: [_group(by, row.key, row.sums) for row in found.groups[by].rows] for by in found.groups}
         return TokenUsageReply(
@@ -116,7 +123,7 @@ class TokenTracker:
 
 
 def _query(data: TokenUsageData, now: Moment) -> tuple[UsageQuery, int]:
-    """What the store is asked, and the length of the buckets."""
+    """Return the question to the store, and the length of the buckets."""
     since, until, after = now.wall - round(data.hours * HOUR), now.wall, None
     if data.cursor is not None:
         cursor = read_cursor(data.cursor)
@@ -172,7 +179,7 @@ def _fields(sums: UsageSums) -> dict[str, Any]:
 
 
 def _dollars(amount: float | None) -> float | None:
-    """For the wire. A sum is below zero only where no call in it has a known cost (`ksi.request.UNPRICED`)."""
+    """For the wire. A sum is below zero only if no call in it has a known cost (`ksi.request.UNPRICED`)."""
     return None if amount is None or amount < 0 else round(amount, DIGITS)
 
 
@@ -205,9 +212,9 @@ def trend(found: Mapping[int, UsageSums], since: int, until: int, length: int) -
 
 
 def definitions(uses: Sequence[McpUse], turns: Sequence[FirstTurns]) -> list[McpDefinitions]:
-    """What the tools' definitions cost at each model: the difference that MCP makes to the input of a first turn.
+    """Estimate the tokens of the tools' definitions for each model: the input that MCP adds to a first turn.
 
-    It is measured in the provider's own counts, and unknown where there is nothing to compare with.
+    It is measured in the provider's own counts, and unknown if there is nothing to compare with.
     """
     found = {(turn.provider, turn.model, turn.mcp): turn for turn in turns}
     return [

@@ -1,8 +1,8 @@
-"""When the queue must be looked at again: a word that something happened, or a time that comes.
+"""Wakes the queue: by a signal that something happened, or at a time.
 
 This is the one place where wake-ups are kept, and none can be lost. A word stays until it is taken. A time stays until
-it has come by the clock reading that the next look goes by: who wakes a moment early reads the clock again and sleeps
-on.
+it has passed by the clock reading of the next look: a sleeper that wakes a moment early reads the clock again and
+sleeps on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Wakeup:
         self._wall, self._mono = wall, mono
 
     def due(self, now: Moment) -> bool:
-        """Whether it was rung, or its time has come."""
+        """Return whether it was rung, or its time has come."""
         return (
             self._rung
             or (self._wall is not None and now.wall >= self._wall)
@@ -43,7 +43,7 @@ class Wakeup:
         )
 
     def take(self) -> None:
-        """Begin the look: what rings from now on asks for another one."""
+        """Begin the look: later rings ask for another one."""
         self._rung = False
         self.at()
 
@@ -54,7 +54,7 @@ class Wakeup:
 
 
 class Alarm:
-    """Sleeps until one of its wakeups is due: `work` for what may run, `time` for what is due, late or lapsed."""
+    """Sleeps until one of its wakeups is due: `work` for admissible requests, `time` for due, late or expired ones."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""What outside holders can ask of conversations' locks."""
+"""Answers the events about conversations' locks, for holders outside KSI."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from ksi.clock import Clock, microseconds, to_seconds
-from ksi.conversation.forks import fork_reply
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import InvalidData
-from ksi.event_bus import EventBus, Listener
-from ksi.event_types import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
-from ksi.events import check_depth, conversation_name, parse_priority
+from ksi.events.bus import EventBus, Listener
+from ksi.events.conversations import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
+from ksi.events.reports import ForkRow, LockRow, LockStatusReply, WaiterRow
+from ksi.events.specs import check_depth, conversation_name, parse_priority
 from ksi.request import HeadStarts
 from ksi.store.base import Store
-from ksi.store.values import LockView, NewLock
+from ksi.store.values import Fork, LockView, NewLock
 
 
 class ConversationLocks:
@@ -74,7 +74,7 @@ class ConversationLocks:
             if deadline is None and self._bus.follows(listener, data.request_id):
                 self._bound.setdefault(listener, set()).add(data.request_id)
             elif deadline is None:
-                # Its connection went before the answer: nobody else would take it out of the line.
+                # Its connection closed before the answer: remove it from the queue, because nothing else would.
                 await self._withdraw(data.request_id)
             reply = self._reply(data, conversation, "queued", position=acquired.position + 1, holder=acquired.holder)
             reply.timeout = timeout
@@ -120,7 +120,7 @@ class ConversationLocks:
         )
 
     async def renew(self, data: LockHolderData) -> LockReply:
-        """Begin a lock's time anew."""
+        """Extend a lock's expiry."""
         grant = await self._store.renew_lock(data.request_id, self._clock.now(), data.fence)
         self._on_due()
         return LockReply(
@@ -133,33 +133,43 @@ class ConversationLocks:
             renewed=True,
         )
 
-    async def status(self, data: LockStatusData) -> dict[str, Any]:
+    async def status(self, data: LockStatusData) -> LockStatusReply:
         """One conversation's lock, line and forks; or totals, a page of locks, and forks."""
         conversation = conversation_name(data.session_id, data.conversation_id)
         if conversation is None:
             return await self._all(data)
-        # A conversation that nobody has used yet is as free as any.
+        # An unused conversation is free.
         view = await self._store.lock(conversation, data.limit) or LockView(conversation=conversation)
         forks = await self._store.forks(data.limit, None, conversation)
-        return {**_lock_reply(view), **_line_reply(view), "forks": [fork_reply(f) for f in forks.items]}
+        return LockStatusReply(**_lock_fields(view), queue=_line(view), forks=[fork_reply(f) for f in forks.items])
 
-    async def _all(self, data: LockStatusData) -> dict[str, Any]:
+    async def _all(self, data: LockStatusData) -> LockStatusReply:
         totals = await self._store.totals()
         page = await self._store.locks(data.limit, data.cursor)
         forks = await self._store.forks(data.limit)
-        reply = {
-            "locked_conversations": totals.locks,
-            "external_locks": totals.external_locks,
-            "external_waiters": totals.external_waiters,
-            "locks": [_lock_reply(view) for view in page.items],
-            "forks": [fork_reply(f) for f in forks.items],
-        }
-        return reply if page.cursor is None else {**reply, "cursor": page.cursor}
+        return LockStatusReply(
+            locked_conversations=totals.locks,
+            external_locks=totals.external_locks,
+            external_waiters=totals.external_waiters,
+            locks=[LockRow(**_lock_fields(view)) for view in page.items],
+            forks=[fork_reply(f) for f in forks.items],
+            cursor=page.cursor,
+        )
 
     async def forget(self, listener: Listener) -> None:
-        """A connection is gone: the waiters that wait as long as it lasts go with it; holders stay."""
-        for request_id in self._bound.pop(listener, ()):
-            await self._withdraw(request_id)
+        """A connection is gone: the waiters that wait as long as it lasts go with it; holders stay.
+
+        Raises:
+            StoreError: some waiters are still in their lines; call this again.
+        """
+        left = self._bound.pop(listener, set())
+        try:
+            for request_id in list(left):
+                await self._withdraw(request_id)
+                left.discard(request_id)
+        finally:
+            if left:
+                self._bound[listener] = left
 
     async def _withdraw(self, request_id: str) -> None:
         """Take a waiter out of its line, unless it waits on another connection too. A holder stays."""
@@ -170,8 +180,8 @@ class ConversationLocks:
             self._events.passed(passing)
 
 
-def _lock_reply(view: LockView) -> dict[str, Any]:
-    reply = {
+def _lock_fields(view: LockView) -> dict[str, Any]:
+    return {
         "conversation_id": view.conversation,
         "locked": view.holder is not None,
         "state": "free" if view.state is None else ("locked" if view.external else view.state.value),
@@ -184,19 +194,27 @@ def _lock_reply(view: LockView) -> dict[str, Any]:
         "waiting": view.waiting,
         "node": view.node,
     }
-    return {name: value for name, value in reply.items() if value is not None}
 
 
-def _line_reply(view: LockView) -> dict[str, Any]:
-    return {
-        "queue": [
-            {
-                "request_id": entry.request_id,
-                "position": position,
-                "priority": entry.priority.word,
-                "kind": "external" if entry.external else "request",
-                "enqueued_at": to_seconds(entry.enqueued_at),
-            }
-            for position, entry in enumerate(view.line)
-        ]
-    }
+def _line(view: LockView) -> list[WaiterRow]:
+    return [
+        WaiterRow(
+            request_id=entry.request_id,
+            position=position,
+            priority=entry.priority.word,
+            kind="external" if entry.external else "request",
+            enqueued_at=to_seconds(entry.enqueued_at),
+        )
+        for position, entry in enumerate(view.line)
+    ]
+
+
+def fork_reply(fork: Fork) -> ForkRow:
+    """Return one fork as it goes over the wire."""
+    return ForkRow(
+        parent=fork.parent,
+        child=fork.child,
+        request_id=fork.request_id,
+        at=to_seconds(fork.at),
+        kind=fork.kind,
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import structlog
 
 from ksi.clock import MICROSECONDS, to_seconds
-from ksi.event_bus import LOCK_EXPIRED, LOCKED, EventBus
-from ksi.event_types import ForkPush, LockPush
+from ksi.events.bus import LOCK_EXPIRED, LOCKED, EventBus
+from ksi.events.conversations import ForkPush, LockPush
 from ksi.store.values import Claimed, Fork, Lapsed, LockGrant, Passing
 
 
 class LockEvents:
-    """The `conversation:*` events; each is made only where somebody wants it."""
+    """The `conversation:*` events; each is made only if a subscriber wants it."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
@@ -27,7 +27,7 @@ class LockEvents:
             )
 
     def queued(self, conversation: str, request_id: str, position: int, holder: str | None, *, external: bool) -> None:
-        """Somebody waits for a conversation."""
+        """A waiter joined a conversation's queue."""
         if self._bus.wanted("conversation:queued"):
             self._bus.publish(
                 "conversation:queued",

@@ -1,4 +1,4 @@
-"""What V1 remembers of a conversation: its turns as the session log has them, and where a provider keeps it."""
+"""V1's memory of a conversation: its turns from the session log, and its session at a provider."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import cast
 
 import msgspec
 
-from ksi.completion.session_manager import ANSWER_SHARE, count, estimate_tokens
+from ksi.completion.session_manager import ANSWER_SHARE, count, estimate_content
+from ksi.content.blocks import Message
 from ksi.direct.session_log import SessionLog, dialogue, write_line
-from ksi.providers.base import Call, Capabilities, Message, Provider, StatefulProvider, bare_model
+from ksi.providers.base import Call, Capabilities, Provider, StatefulProvider, bare_model
 from ksi.request import RequestBody
 from ksi.store.values import LoggedTurn
 
@@ -26,7 +27,7 @@ READ_AT_ONCE = 256 * 1024
 
 
 class Dialogue:
-    """One conversation's turns, and where its last one was made."""
+    """One conversation's turns, and the provider of its last one."""
 
     def __init__(self) -> None:
         self.provider: str | None = None
@@ -35,7 +36,7 @@ class Dialogue:
 
     @property
     def begun(self) -> bool:
-        """Whether it has a turn."""
+        """True if it has a turn."""
         return bool(self._turns)
 
     def add(self, messages: Sequence[Message], provider: str, provider_session: str | None) -> None:
@@ -55,7 +56,7 @@ class Dialogue:
 
 
 class Dialogues:
-    """The conversations in play; the others are read again when they go on."""
+    """The conversations in use; others are read again when they continue."""
 
     def __init__(self, folder: Path, *, logged: bool) -> None:
         """`logged` is whether turns are written to the folder; without it a restart forgets them."""
@@ -69,7 +70,7 @@ class Dialogues:
         if known is None:
             large = self._logged and self._log.size(conversation) > READ_AT_ONCE
             read = await asyncio.to_thread(self._read, conversation) if large else self._read(conversation)
-            # Two requests may have read it at the same time: they go on with the same one.
+            # Two requests may have read it at the same time: they share the first copy.
             known = self._known.setdefault(conversation, read)
         self._known.move_to_end(conversation)
         while len(self._known) > KEPT:
@@ -84,7 +85,7 @@ class Dialogues:
         return read
 
     async def call(self, request_id: str, conversation: str, body: RequestBody, model: str, provider: Provider) -> Call:
-        """The call for a request: the history that fits, and what is said now."""
+        """The call for a request: the history that fits, and the new prompt."""
         known = await self.of(conversation)
         now = [Message(m.role, m.content) for m in body.dialogue()]
         past = known.fit(_limit(body, now, provider.capabilities))
@@ -116,12 +117,12 @@ class Dialogues:
         attempt = turn.attempt
         known.add([*messages, Message("assistant", attempt.text or "")], attempt.provider, attempt.provider_session)
         if self._logged:
-            # What was said is without what the log need not tell: the provider's answer is untouched in it anyhow.
+            # Only the text is kept: the provider's full answer is in the log anyhow.
             self._log.append(turn.conversation, write_line(turn, msgspec.structs.replace(body, metadata=None)))
 
 
 def _session(known: Dialogue, conversation: str, provider: Provider) -> str | None:
-    """Where a stateful provider goes on: in the last turn's session, or in one that has the conversation's name."""
+    """The session in which a stateful provider continues: the last turn's, or one named like the conversation."""
     if not provider.capabilities.stateful:
         return None
     if known.begun:
@@ -132,4 +133,4 @@ def _session(known: Dialogue, conversation: str, provider: Provider) -> str | No
 def _limit(body: RequestBody, now: Sequence[Message], can: Capabilities) -> int:
     """Tokens that are left for history."""
     answer = body.max_tokens or can.context_tokens // ANSWER_SHARE
-    return can.context_tokens - answer - count(now) - (estimate_tokens(body.system) if body.system else 0)
+    return can.context_tokens - answer - count(now) - (estimate_content(body.system) if body.system else 0)

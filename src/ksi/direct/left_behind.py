@@ -1,4 +1,4 @@
-"""Version 1's conversations that version 2 does not know: somebody changed the version without `ksi migrate`."""
+"""Conversations of version 1 that version 2 does not know, because the version was changed without `ksi migrate`."""
 
 from __future__ import annotations
 

@@ -10,14 +10,15 @@ import structlog
 
 from ksi.clock import MICROSECONDS, Chance, Clock
 from ksi.completion.intake import normalise
+from ksi.completion.pool.routes import model_at, parse_route
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.render import Teller
-from ksi.completion.routes import model_at, parse_route
-from ksi.config import Config
+from ksi.completion.replies import Teller
+from ksi.config.schema import Config
 from ksi.direct.dialogues import Dialogues
 from ksi.errors import FailureClass, NotFound, ProviderError, RequestIdConflict, ShuttingDown
-from ksi.event_bus import RESULT, EventBus, Listener
-from ksi.event_types import CancelReply, CompletionData, RequestReply, SubmitReply
+from ksi.events.bus import RESULT, EventBus, Listener
+from ksi.events.completions import CancelReply, CompletionData, RequestReply, SubmitReply
+from ksi.events.reports import RowReply
 from ksi.providers.base import Completion, Provider
 from ksi.request import Attempt, Outcome, Priority, RequestBody, State, encode_body, full_model
 from ksi.store.values import LoggedTurn, RequestView
@@ -58,7 +59,7 @@ class _Run:
 
 
 class DirectService:
-    """What a client can ask of completions in version 1."""
+    """The requests about completions in version 1."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class DirectService:
         self._runs: dict[str, _Run] = {}
         self._ended = dict.fromkeys((State.COMPLETED, State.FAILED, State.CANCELLED), 0)
         self.taking = True
-        """Whether new requests are taken."""
+        """True if new requests are accepted."""
         self._log = structlog.get_logger("ksi.direct")
 
     @property
@@ -89,7 +90,7 @@ class DirectService:
         return len(self._runs)
 
     async def stop(self, grace: float) -> None:
-        """Take no more, let what runs end for so many seconds, then cancel the rest (R6)."""
+        """Accept no more, let running requests finish for the given seconds, then cancel the rest."""
         self.taking = False
         tasks = [run.task for run in self._runs.values()]
         if tasks and grace > 0:
@@ -98,7 +99,7 @@ class DirectService:
             self._cancel(run)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- what a client can ask ------------------------------------------------------------------------------------
+    # -- requests of clients ------------------------------------------------------------------------------------------
 
     async def request(self, data: CompletionData) -> RequestReply:
         """`completion:request`: the reply comes when it is done. A vanished client cancels nothing."""
@@ -129,21 +130,21 @@ class DirectService:
         return CancelReply(request_id=run.request_id, status=was, state=reply.status, session_id=run.conversation)
 
     async def status(self) -> dict[str, Any]:
-        """`completion:status`: figures and what runs."""
+        """The figures of `completion:status`, by the fields of `DirectStatusReply`."""
         return {
             "status": "ok" if self.taking else "stopping",
             "active": len(self._runs),
             **{state.value: count for state, count in self._ended.items()},
             "running": [
-                {
-                    "request_id": run.request_id,
-                    "session_id": run.conversation,
-                    "status": State.RUNNING.value,
-                    "model": run.asked,
-                    "provider": run.provider,
-                    "agent_id": run.body.agent_id,
-                    "started_at": run.started_at / MICROSECONDS,
-                }
+                RowReply(
+                    request_id=run.request_id,
+                    session_id=run.conversation,
+                    status=State.RUNNING.value,
+                    model=run.asked,
+                    provider=run.provider,
+                    agent_id=run.body.agent_id,
+                    started_at=run.started_at / MICROSECONDS,
+                )
                 for run in self._runs.values()
             ],
         }
@@ -204,7 +205,7 @@ class DirectService:
                 raise
             task.uncancel()
         except Exception as raised:  # noqa: BLE001 - a provider's defect is a failed request, not the daemon's end
-            self._log.exception("provider raised what it must not", provider=run.provider)
+            self._log.exception("unexpected exception from a provider", provider=run.provider)
             error = ProviderError(FailureClass.PROVIDER_ERROR, f"{type(raised).__name__}: {raised}")
         return _attempt(run, completion, error, self._clock.now().wall)
 
@@ -248,7 +249,7 @@ def without_effect(data: CompletionData) -> list[str]:
 
 
 def _attempt(run: _Run, completion: Completion | None, error: ProviderError | None, now: int) -> Attempt:
-    """What became of a run."""
+    """The result of a run."""
     attempt = Attempt(
         number=1,
         provider=run.provider,

@@ -1,7 +1,7 @@
 """V1's session logs: a line per turn, `{"ksi": {...}, "response": {...}}`, read, written and found again.
 
-The lines are those of the response log (R3). What V1 writes has the turn's prompt beside the answer, because these
-files are all that it remembers; lines that others wrote have none.
+The lines are those of the response log. V1 writes the turn's prompt next to the answer, because these files are its
+only memory; lines of other writers have none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 
 from ksi.clock import microseconds
-from ksi.completion.response_log import log_line, log_name
-from ksi.platforms import folds_case
-from ksi.request import MessageBody, RequestBody, Usage
+from ksi.completion.upkeep.response_log import log_line, log_name
+from ksi.content.blocks import Message
+from ksi.host.platforms import folds_case
+from ksi.host.private_files import make_folder
+from ksi.request import RequestBody, Usage
 from ksi.store.values import LoggedTurn
 
 LATEST = 4_102_444_800.0
@@ -30,7 +32,7 @@ _COUNTS = {
     "cache_write_tokens": ("cache_write_tokens", "cache_creation_input_tokens"),
     "reasoning_tokens": ("reasoning_tokens",),
 }
-"""KSI's counts, and what providers call them."""
+"""KSI's counts by the providers' names."""
 
 
 class DamagedLine(ValueError):
@@ -45,15 +47,15 @@ class V1Turn(msgspec.Struct, frozen=True, kw_only=True):
     duration: int
     text: str
     raw: bytes
-    """What the provider sent, as JSON, untouched."""
+    """The provider's reply, as unchanged JSON."""
     good: bool = True
-    """False where the provider's answer says that it is an error."""
+    """False if the provider's answer reports an error."""
     request_id: str | None = None
     agent_id: str | None = None
     session_id: str | None = None
-    """The conversation, where the line names it; else its file does."""
+    """The conversation, if the line names it; otherwise the file's name does."""
     body: RequestBody | None = None
-    """What was asked; None where that was not kept."""
+    """The prompt; None if it was not stored."""
     provider_session: str | None = None
     model: str | None = None
     stop_reason: str | None = None
@@ -113,7 +115,7 @@ def read_line(line: bytes) -> V1Turn:
 
 
 def write_line(turn: LoggedTurn, body: RequestBody) -> bytes:
-    """A turn as a line, with what was asked."""
+    """A turn as a line, with its prompt."""
     return log_line(turn, iso=True, request=msgspec.Raw(msgspec.json.encode(body)))
 
 
@@ -124,7 +126,7 @@ class SessionLog:
         self._folder = folder
 
     def read(self, conversation: str) -> Iterator[V1Turn]:
-        """A conversation's good turns in order; what is damaged is passed over."""
+        """A conversation's valid turns in order; damaged lines are skipped."""
         try:
             data = self._path(conversation).read_bytes()
         except FileNotFoundError:
@@ -150,7 +152,7 @@ class SessionLog:
         Raises:
             OSError: it cannot be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder)
         descriptor = os.open(self._path(conversation), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(descriptor).st_size
@@ -166,10 +168,10 @@ class SessionLog:
         return self._folder / log_name(conversation, folded=folds_case(self._folder))
 
 
-def dialogue(turn: V1Turn) -> tuple[MessageBody, ...]:
-    """What was said in a turn, the answer last; only that where the rest was not kept."""
+def dialogue(turn: V1Turn) -> tuple[Message, ...]:
+    """The messages of a turn, the answer last; only the answer if the rest was not stored."""
     asked = turn.body.dialogue() if turn.body is not None else ()
-    return (*asked, MessageBody("assistant", turn.text))
+    return (*asked, Message("assistant", turn.text))
 
 
 def _time(stamp: float | str) -> float:
@@ -212,7 +214,7 @@ def _model(response: dict[str, Any]) -> str | None:
 
 
 def _usage(response: dict[str, Any]) -> Usage | None:
-    """The tokens as the provider reported them; None where it did not (T1)."""
+    """The tokens as the provider reported them; None without a report."""
     told = response.get("usage")
     cost = _number(response.get("total_cost_usd"))
     if not isinstance(told, dict):

@@ -1,1 +1,1 @@
-"""Chains: where results go, what stops a chain, and how an injected text is wrapped; decisions without I/O."""
+"""Chains: the targets of results, the limits of a chain, and the wrapping of injected text; decisions without I/O."""

@@ -1,45 +1,82 @@
-"""The chain breaker: what a request may want of its chain, and whether the chain has gone astray (C5, C6, C7)."""
+"""The chain breaker: limits a request's demands on its chain, and finds runaway chains."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
 from ksi.clock import microseconds
-from ksi.config import Chain, Patterns
+from ksi.config.schema import Chain, Patterns
+from ksi.content.blocks import size_of, text_of
 from ksi.errors import FailureClass
-from ksi.injection.fingerprint import mark_failure, mark_text
+from ksi.injection.fingerprint import mark_failure, mark_text, read_mark, with_sentences
+from ksi.injection.meaning.features import Result
+from ksi.injection.meaning.model import NO_PROGRESS, Weights, judge, learned
+from ksi.injection.meaning.sentence import Sentence
+from ksi.injection.meaning.sentences import Piece, read_sentences
 from ksi.injection.patterns import Finding, Step, Suspicion, assess
 from ksi.request import Attempt, ChainConfig, PatternsConfig, RequestBody, State
-from ksi.store.chains import CHARS_PER_TOKEN, Block, ChainLimits, Hop, Membership, Trail
+from ksi.store.chains import Block, ChainLimits, Hop, Membership, Trail
+from ksi.tokens import CHARACTERS_PER_TOKEN
 
 FIRST_JUDGED = 1
-"""The depth from which patterns are looked for: a chain's second hop (C7)."""
+"""The pattern checks begin at this depth, which is a chain's second hop."""
+
+WARNED = 0.5
+"""The share of the threshold from which the chain's agents are told."""
 
 BESIDE = 8
-"""So many requests without `max_tokens` fit beside each other into a chain's whole budget ..."""
+"""This many concurrent requests without `max_tokens` fit into a chain's whole budget ..."""
 LEAST_OUTPUT = 1_024
 """... unless it is so small that their answers would be cut too short."""
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pattern checks say at one moment of a chain."""
+    """The judgement of the pattern checks at one moment of a chain."""
 
     risk_score: float = 0.0
     """0..1."""
     evidence: tuple[str, ...] = ()
     """In words, the weightiest first."""
     block: Block | None = None
-    """Set where the score is at or over the threshold: the chain is to be tripped."""
+    """Set if the score is at or over the threshold: the chain is to be tripped."""
     mark: bytes | None = None
-    """What the text leaves for later hops."""
+    """The text's mark for later hops."""
+    code: str | None = None
+    """Of the weightiest finding."""
+    warning: str | None = None
+    """What to tell where the score is at half the threshold or more, and below it."""
+
+    @property
+    def to_be_shown(self) -> bool:
+        """Whether sentences are wanted that show what it says."""
+        return self.code == NO_PROGRESS and (self.block is not None or self.warning is not None)
+
+    def showing(self, quotes: Sequence[str]) -> Judgement:
+        """The same with sentences that show it, as further evidence."""
+        evidence = (*self.evidence, *quotes)
+        block = None if self.block is None else msgspec.structs.replace(self.block, evidence=evidence)
+        return msgspec.structs.replace(self, evidence=evidence, block=block)
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What an ended request says, sentence by sentence."""
+
+    said: tuple[Piece, ...]
+    """Its result, or why there is none."""
+    task: tuple[Piece, ...] = ()
+    """Its prompt, where it begins a chain."""
 
 
 class ChainBreaker:
     """Knows the daemon's maxima and how patterns are judged; no state."""
 
-    def __init__(self, chain: Chain, patterns: Patterns) -> None:
+    def __init__(self, chain: Chain, patterns: Patterns, weights: Weights | None = None) -> None:
+        """`weights` defaults to those of the package."""
         self._chain = chain
         self._patterns = patterns
+        self._weights = weights or learned()
         self._maxima = ChainLimits(
             max_depth=chain.max_depth,
             token_budget=chain.token_budget,
@@ -52,7 +89,7 @@ class ChainBreaker:
         return self._patterns.hops
 
     def limits(self, config: ChainConfig | None) -> ChainLimits:
-        """A request's limits within the daemon's maxima; without a wish only these bind (C5)."""
+        """Return a request's limits, capped by the daemon's maxima. Without own limits, only the maxima hold."""
         if config is None:
             return self._maxima
         asked = ChainLimits(
@@ -63,9 +100,9 @@ class ChainBreaker:
         return asked.within(self._maxima)
 
     def membership(self, body: RequestBody, conversation: str, trail: Trail | None = None) -> Membership | None:
-        """How a request that a client sent belongs to a chain; None where it has no parent, no limits, no injection.
+        """The membership of a client's request; None if it has no parent, no limits, no injection.
 
-        `trail` is its parent's, where it names a parent that is in a chain: its prompt is then judged against it.
+        `trail` is its parent's, if it names a parent in a chain: its prompt is then judged against it.
         """
         config = body.circuit_breaker_config
         injects = injects_result(body)
@@ -81,10 +118,11 @@ class ChainBreaker:
             block=judged.block,
             trips=judged.block is not None,
             mark=judged.mark,
+            risk_score=judged.risk_score,
         )
 
     def child(self, body: RequestBody, parent: str, *, guard: bool = False) -> Membership:
-        """How the request of a direct delivery belongs to its parent's chain. What it says is judged as the parent's
+        """How the request of a direct delivery belongs to its parent's chain. Its text is judged as the parent's
         result, so its prompt leaves no mark."""
         return Membership(
             limits=self.limits(body.circuit_breaker_config),
@@ -96,9 +134,9 @@ class ChainBreaker:
         )
 
     def output_cap(self, body: RequestBody) -> int:
-        """The most output tokens that a member of a chain wants (C6).
+        """Return the largest number of output tokens that a member of a chain asks for.
 
-        One that names no `max_tokens` gets a share of its budget, so that several can run beside each other.
+        One that names no `max_tokens` gets a share of its budget, so that several can run concurrently.
         """
         if body.max_tokens:
             return body.max_tokens
@@ -115,23 +153,53 @@ class ChainBreaker:
         steps = [*_steps(trail), Step(speaker=conversation, prompt=mark, result=None)]
         return self._judged(assess(steps), body.patterns, mark)
 
-    def judge_result(self, body: RequestBody, attempt: Attempt | None, error: str | None, trail: Trail) -> Judgement:
+    def read(self, body: RequestBody, attempt: Attempt | None, error: str | None, trail: Trail) -> Reading | None:
+        """The sentences of an ended request's result, and of its prompt where it begins a chain; None where they are
+        not looked at. One that somebody cancelled says nothing about its chain."""
+        if not self._enabled(body.patterns) or error == FailureClass.CANCELLED or not trail.hops:
+            return None
+        said = (attempt.text if error is None else attempt.message) if attempt is not None else None
+        begins = trail.hops[0].depth == 0
+        return Reading(
+            said=tuple(read_sentences(said or "")),
+            task=tuple(read_sentences(prompt_text(body))) if begins else (),
+        )
+
+    def judge_result(
+        self,
+        body: RequestBody,
+        attempt: Attempt | None,
+        error: str | None,
+        trail: Trail,
+        reading: Reading | None = None,
+    ) -> Judgement:
         """An ended request's result, or failure, against its own way; `trail` begins with the request itself.
 
-        One that somebody cancelled says nothing about its chain.
+        `reading` is what `read` said, if it was read before.
         """
-        if not self._enabled(body.patterns) or error == FailureClass.CANCELLED:
+        reading = reading or self.read(body, attempt, error, trail)
+        if reading is None:
             return Judgement()
         if error is None and attempt is not None:
             mark = mark_text(attempt.text or "")
         else:
             mark = mark_failure(error or "failed", (attempt.message if attempt is not None else None) or "")
+        mark = with_sentences(mark, _sentences(reading.said), _sentences(reading.task))
         own, *before = trail.hops
         ended = msgspec.structs.replace(own, result=mark)
         if own.depth < FIRST_JUDGED:
             return Judgement(mark=mark)
-        steps = _steps(msgspec.structs.replace(trail, hops=(ended, *before)))
-        return self._judged(assess(steps), body.patterns, mark)
+        way = msgspec.structs.replace(trail, hops=(ended, *before))
+        return self._judged(self._assessed(way), body.patterns, mark)
+
+    def _assessed(self, trail: Trail) -> Suspicion:
+        """The findings on the surface of the results and on their sentences."""
+        seen = judge(self._weights, *_meanings(trail))
+        suspicion = assess(_steps(trail))
+        if seen is None:
+            return suspicion
+        findings = (*suspicion.findings, Finding(NO_PROGRESS, seen.weight, seen.words))
+        return Suspicion(tuple(sorted(findings, key=lambda finding: -finding.weight)))
 
     def _enabled(self, wish: PatternsConfig | None) -> bool:
         return self._patterns.enabled if wish is None or wish.enabled is None else wish.enabled
@@ -144,11 +212,19 @@ class ChainBreaker:
         block = None
         if findings and score >= threshold:
             block = Block(code=findings[0].code, message=findings[0].words, risk_score=score, evidence=evidence)
-        return Judgement(risk_score=score, evidence=evidence, block=block, mark=mark)
+        warned = bool(findings) and block is None and score >= WARNED * threshold
+        return Judgement(
+            risk_score=score,
+            evidence=evidence,
+            block=block,
+            mark=mark,
+            code=findings[0].code if findings else None,
+            warning=findings[0].words if warned else None,
+        )
 
 
 def combined(findings: list[Finding]) -> float:
-    """One score for all: each finding takes its share of what the others left of 1."""
+    """One score for all: each finding takes its share of the rest that the others left of 1."""
     left = 1.0
     for finding in findings:
         left *= 1.0 - finding.weight
@@ -156,19 +232,19 @@ def combined(findings: list[Finding]) -> float:
 
 
 def injects_result(body: RequestBody) -> bool:
-    """Whether a request's end has to be routed to conversations."""
+    """True if a request's end has to be routed to conversations."""
     return body.injection_config is not None and body.injection_config.enabled
 
 
 def prompt_text(body: RequestBody) -> str:
-    """What a request asks: its prompt, or its last message."""
-    return body.messages[-1].content if body.messages else body.prompt or ""
+    """A request's prompt, or its last message."""
+    return text_of(body.dialogue()[-1].content)
 
 
 def estimate(body: RequestBody) -> int:
-    """A request's input in tokens: its system text and messages; of the history nothing is known here."""
-    said = len(body.system or "") + sum(len(message.content) for message in body.dialogue())
-    return -(-said // CHARS_PER_TOKEN)
+    """A request's input in tokens: its system text and messages; the history is not known here."""
+    said = size_of(body.system or "") + sum(size_of(message.content) for message in body.dialogue())
+    return -(-said // CHARACTERS_PER_TOKEN)
 
 
 def _steps(trail: Trail) -> list[Step]:
@@ -181,3 +257,20 @@ def _step(hop: Hop) -> Step:
     if result is None and hop.state is State.FAILED:
         result = mark_failure(hop.error or "failed", "")
     return Step(speaker=hop.conversation, agent=hop.agent_id, prompt=hop.mark, result=result)
+
+
+def _meanings(trail: Trail) -> tuple[tuple[Sentence, ...], list[Result]]:
+    """The task's sentences, and those of each result, the oldest first."""
+    task: tuple[Sentence, ...] = ()
+    results: list[Result] = []
+    for hop in reversed(trail.hops):
+        mark = read_mark(hop.result)
+        if mark is not None and mark.task:
+            task = mark.task
+        if mark is not None and mark.said:
+            results.append(Result(hop.agent_id or hop.conversation, mark.said, mark.error is not None))
+    return task, results
+
+
+def _sentences(pieces: Sequence[Piece]) -> tuple[Sentence, ...]:
+    return tuple(piece.sentence for piece in pieces)

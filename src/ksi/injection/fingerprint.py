@@ -1,8 +1,8 @@
-"""What a text leaves for the checks of later hops: a mark of a few hundred bytes, made from at most 4 KiB of it (C7).
+"""Fingerprints of texts, for the checks of later hops: a few hundred bytes, made of at most 4 KiB of a text.
 
 A mark holds no text. It has hashes of the words that carry meaning, of the numbers, and of the whole; how long the text
-is, and how much of it is one piece said over and over. What changes by itself (times, ids, counters) is left out first,
-so that a loop cannot hide behind a clock.
+is, and how much of it is one piece said over and over. Values that change by themselves (times, ids, counters) are left
+out first, so that a loop cannot hide behind a clock.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from zlib import compress, crc32
 import msgspec
 from rapidfuzz.distance import Indel
 
+from ksi.injection.meaning.sentence import Sentence
+
 VERSION = 1
 SAMPLE = 4096
 """Characters that are read of one text, at most: its beginning, middle and end."""
@@ -26,9 +28,9 @@ _FIRST_CODE = 0x100
 """Hashes are characters below the surrogates: the library then compares strings."""
 
 _TOKEN = re.compile(r"(?<!\S)[^\s\d]*\d\S*")
-"""What has a digit in it; only there can something change by itself."""
+"""Words with a digit; only these can change by themselves."""
 _EDGE = "\"'`.,;:!?*_~|<>{}"
-_CHANGING = re.compile(
+CHANGING = re.compile(
     r"\d{4}-\d\d-\d\d(?:t\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?(?:z|[+-]\d\d:?\d\d)?)?"  # dates and times
     r"|\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?(?:z|[ap]m)?"
     r"|\d{1,2}[./]\d{1,2}[./]\d{2,4}"
@@ -44,7 +46,7 @@ _COUNTERS = (
 )
 _COUNTED = frozenset(_COUNTERS.split())
 _TIMED = frozenset(("took", "elapsed", "within"))
-_NUMBERED = re.compile(r"^\s*\d+[.):]\s", re.MULTILINE)
+_NUMBERED = re.compile(r"^[^\S\n]*\d+[.):]\s", re.MULTILINE)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*%?")
 _WITHOUT_SYMBOLS = str.maketrans("", "", '{}[]()=_;|<>`"\\/+&$#\t')
@@ -57,7 +59,7 @@ _COMMON_WORDS = (
     "out please re s she should so some such t than thank thanks that the their them then there these they this those "
     "to too up us ve very was we were what when where which who will with would yes you your"
 )
-_COMMON = frozenset(_COMMON_WORDS.split())
+COMMON = frozenset(_COMMON_WORDS.split())
 _FAULT = re.compile(
     r"\b(?:error|exception|traceback|failed|failure|refused|timed out|timeout|denied|unavailable|not found|unable to"
     r"|cannot|can't|could not|couldn't)\b"
@@ -66,28 +68,32 @@ _FAULT_LENGTH = 600
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """What is kept of one text."""
+    """The stored mark of one text."""
 
     length: int
     """Characters of the whole text."""
     size: int
-    """Words of the sample, what changes by itself left out."""
+    """Words of the sample, without changing values."""
     digest: bytes
-    """Of the sample, what changes by itself left out."""
+    """The digest of the sample, without changing values."""
     words: str
-    """Hashes of its words, each once, sorted; common words are left out where others are left."""
+    """Hashes of its words, each once, sorted; common words are left out if others remain."""
     numbers: str
     """Likewise of its numbers."""
     cut: bool
-    """Whether `words` are only the lowest of more."""
+    """True if `words` are only the lowest of more."""
     formal: bool
-    """Whether it is a table, code or data: such texts are alike by nature."""
+    """True if it is a table, code or data: such texts are alike by nature."""
     looped: int
     """How much of the sample is one piece said again and again, in percent."""
     fault: bool = False
-    """Whether it reads like an error."""
+    """True if it reads like an error."""
     error: str | None = None
-    """The failure's class, where there is no text."""
+    """The failure's class, if there is no text."""
+    said: tuple[Sentence, ...] = ()
+    """A result's sentences, for what is compared by meaning."""
+    task: tuple[Sentence, ...] = ()
+    """Those of the prompt, of the request that begins a chain."""
 
 
 class _Versioned(msgspec.Struct, frozen=True, array_like=True):
@@ -110,8 +116,13 @@ def mark_failure(error: str, message: str) -> bytes:
     return _encoded(msgspec.structs.replace(mark, fault=True, error=error))
 
 
+def with_sentences(mark: bytes, said: tuple[Sentence, ...], task: tuple[Sentence, ...] = ()) -> bytes:
+    """A mark with what its text says, sentence by sentence, and what was asked where that begins a chain."""
+    return _encoded(msgspec.structs.replace(_decoder.decode(mark).mark, said=said, task=task))
+
+
 def read_mark(data: bytes | None) -> Mark | None:
-    """A stored mark; None where there is none, or another version of KSI wrote it."""
+    """A stored mark; None if there is none, or another version of KSI wrote it."""
     if data is None:
         return None
     try:
@@ -121,7 +132,7 @@ def read_mark(data: bytes | None) -> Mark | None:
 
 
 def likeness(one: Mark, other: Mark) -> float:
-    """How much two texts say the same, 0..1; 0 where their numbers differ: then the result is another one."""
+    """The similarity of two texts, 0..1; 0 if their numbers differ: then the result is another one."""
     if one.digest == other.digest and one.error == other.error:
         return 1.0
     if one.error is not None or other.error is not None:
@@ -157,16 +168,31 @@ def _encoded(mark: Mark) -> bytes:
     return _encoder.encode(_Versioned(VERSION, mark))
 
 
+def said_digest(text: str) -> bytes:
+    """Equal for texts whose samples agree word by word, without changing values."""
+    _, said, numbers = _said(sample(text))
+    return _digest(said, numbers)
+
+
+def _said(read: str) -> tuple[str, list[str], list[str]]:
+    """A text without changing values, its words, and its numbers."""
+    plain, numbers = _lasting(_NUMBERED.sub(" ", read.lower()))
+    return plain, _WORD.findall(plain), numbers
+
+
+def _digest(said: list[str], numbers: list[str]) -> bytes:
+    return blake2b(" ".join((*said, "|", *numbers)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
 def _mark(text: str) -> Mark:
     read = sample(text)
-    plain, numbers = _lasting(_NUMBERED.sub(" ", read.lower()))
-    said = _WORD.findall(plain)
-    meant = {word[:_STEM] for word in said if word not in _COMMON}
+    plain, said, numbers = _said(read)
+    meant = {word[:_STEM] for word in said if word not in COMMON}
     words = _codes(meant or {word[:_STEM] for word in said})
     return Mark(
         length=len(text),
         size=len(said),
-        digest=blake2b(" ".join((*said, "|", *numbers)).encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+        digest=_digest(said, numbers),
         words=words[:WORDS],
         numbers=_codes(set(numbers))[:NUMBERS],
         cut=len(words) > WORDS,
@@ -177,7 +203,7 @@ def _mark(text: str) -> Mark:
 
 
 def _lasting(text: str) -> tuple[str, list[str]]:
-    """A text without what has digits and what it is called, and the numbers in it that do not change by themselves."""
+    """A text without words that have digits and their names, and the numbers in it that do not change by themselves."""
     parts: list[str] = []
     numbers: list[str] = []
     done = 0
@@ -186,7 +212,7 @@ def _lasting(text: str) -> tuple[str, list[str]]:
         token, done = found[0].strip(_EDGE), found.end()
         rest, label = _label(before)
         parts.append(rest)
-        if not label and not _CHANGING.fullmatch(token) and not _CHANGING.fullmatch(token.strip("[]()")):
+        if not label and not CHANGING.fullmatch(token) and not CHANGING.fullmatch(token.strip("[]()")):
             numbers += _NUMBER.findall(token)
             parts.append(token)
     parts.append(text[done:])
@@ -194,7 +220,7 @@ def _lasting(text: str) -> tuple[str, list[str]]:
 
 
 def _label(before: str) -> tuple[str, bool]:
-    """What stands before a number without the word that says that it is a counter or a time, if there is one."""
+    """The text before a number without a word that marks it as a counter or a time, if there is one."""
     words = before[-24:].split()
     if not words:
         return before, False
@@ -205,12 +231,12 @@ def _label(before: str) -> tuple[str, bool]:
 
 
 def _formal(text: str) -> bool:
-    """Whether many of its characters are those of code, data or tables."""
+    """True if many of its characters are those of code, data or tables."""
     return len(text.translate(_WITHOUT_SYMBOLS)) < 0.95 * len(text)
 
 
 def sample(text: str) -> str:
-    """What is read of a text: all, or its beginning, middle and end."""
+    """The sample of a text: all, or its beginning, middle and end."""
     if len(text) <= SAMPLE:
         return text
     part, middle = SAMPLE // 3, len(text) // 2
@@ -262,5 +288,5 @@ def _periodic(units: list[str], longest: int) -> float:
 
 
 def _says_something(unit: str) -> bool:
-    """Whether a unit has a word in it: rows of figures and rules of tables repeat by nature."""
+    """True if a unit has a word in it: rows of figures and rules of tables repeat by nature."""
     return any(letter.isalpha() for letter in unit)

@@ -1,4 +1,4 @@
-"""Where an ended request's result goes: a pure decision, made before its end is written (C1, C2, C3)."""
+"""Decides which conversations get the result of an ended request. Pure; asked before the end is written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from ksi.errors import FailureClass
 from ksi.injection.circuit_breakers import ChainBreaker, Judgement
 from ksi.injection.reminders import Facts, Templates
+from ksi.injection.wrapper import LONGEST_TAG, neutralise
 from ksi.request import (
     ORIGINATING,
     HeadStarts,
@@ -46,7 +47,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Its model's full name."""
     route: str
-    """Where its children can be served: the route of its model now; empty with `route_error`."""
+    """The route for its children: that of its present model; empty with `route_error`."""
     route_error: str | None = None
     """Why its model cannot be asked for any more."""
     priority: Priority = Priority.NORMAL
@@ -54,34 +55,36 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
     """Its answer."""
     truncated: bool = False
-    """Whether the answer was cut at a limit of tokens."""
+    """True if the answer was cut at a limit of tokens."""
     error: str | None = None
-    """A FailureClass word, where there is no answer."""
+    """A FailureClass word, if there is no answer."""
     message: str | None = None
     block: Block | None = None
-    """What blocked it."""
+    """The reason why it was blocked."""
     charged: int = 0
-    """Tokens that its end adds to what its chain's figures say."""
+    """Tokens that its end adds to its chain's figures."""
 
 
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided."""
+    """The decisions about a request's end."""
 
     follow_ups: tuple[FollowUp, ...] = ()
     reason: str = ""
     """Why there are none, or none of them is sent."""
+    passage: str = ""
+    """The result's text, which is the same in all of them."""
     problems: tuple[str, ...] = ()
-    """What was wrong with templates: to be logged; the deliveries were made all the same."""
+    """Problems of templates for the log; the deliveries were made all the same."""
 
     def aftermath(self, judgement: Judgement | None = None) -> Aftermath:
-        """What the store is given with the request's end."""
+        """The data for the store with the request's end."""
         if judgement is None:
-            return Aftermath(follow_ups=self.follow_ups)
-        return Aftermath(follow_ups=self.follow_ups, mark=judgement.mark, trip=judgement.block)
+            return Aftermath(follow_ups=self.follow_ups, passage=self.passage)
+        return Aftermath(follow_ups=self.follow_ups, mark=judgement.mark, trip=judgement.block, passage=self.passage)
 
 
 class _Figures(msgspec.Struct, frozen=True):
-    """Of the request's chain: as stored, or as it begins with this request."""
+    """The state of the request's chain: as stored, or as it begins with this request."""
 
     chain: str
     depth: int
@@ -107,11 +110,10 @@ class InjectionRouter:
     ) -> Routing:
         """The follow-ups of an ended request, numbered from 1 within it.
 
-        `trail` is the request's own, None where it is in no chain yet; `now` is wall time. `judgement` is of its
-        result: where it blocks, the deliveries are made as dead letters, and each target is told so by a guard message.
-        The same holds where the chain's limits stop the next hop already now; the store checks again. Of a chain that
-        was cancelled nobody is told: who did it knows. `agents` names whose conversations the targets are, where that
-        is known.
+        `trail` is the request's own, None if it is in no chain yet; `now` is wall time. `judgement` is of its result:
+        if it blocks, the deliveries are made as dead letters, and each target is notified by a guard message. The same
+        holds if the chain's limits stop the next hop already now; the store checks again. A cancelled chain sends no
+        notices: its operator knows. `agents` names the owners of the target conversations, if known.
         """
         config = ended.body.injection_config
         if config is None or not config.enabled:
@@ -120,7 +122,8 @@ class InjectionRouter:
         block = judgement.block if judgement is not None else None
         if block is None and ended.state is not State.BLOCKED:
             block = check(figures.spending, figures.limits, figures.depth + 1, now)
-        delivery = _Delivery(ended, config, figures, now, agents or {})
+        warning = judgement.warning if judgement is not None else None
+        delivery = _Delivery(ended, config, figures, now, agents or {}, warning)
         found: list[FollowUp] = []
         problems: list[str] = []
         for target in targets(config, ended.conversation):
@@ -129,14 +132,19 @@ class InjectionRouter:
             for blocked in tuple(found):
                 found.append(self._follow_up(delivery, blocked.target, len(found) + 1, problems, notice_of=blocked))
         reason = f"blocked: {block.code}, {block.message}" if block is not None else ""
-        return Routing(follow_ups=tuple(found), reason=reason, problems=tuple(dict.fromkeys(problems)))
+        return Routing(
+            follow_ups=tuple(found),
+            reason=reason,
+            passage=delivery.result,
+            problems=tuple(dict.fromkeys(problems)),
+        )
 
     def _figures(self, ended: Ended, trail: Trail | None, now: int) -> _Figures:
         if trail is None:
             limits = self._breaker.limits(ended.body.circuit_breaker_config)
             return _Figures(ended.request_id, 0, limits, Spending(started_at=now, used=ended.charged))
         view = trail.view
-        # What is set aside now is not spent yet; the store looks at it when it writes.
+        # The present reservation is not spent yet; the store checks it when it writes.
         spending = msgspec.structs.replace(view.spending, used=view.spending.used + ended.charged, reserved=0)
         return _Figures(view.chain, trail.hops[0].depth if trail.hops else view.depth, view.limits, spending)
 
@@ -150,9 +158,9 @@ class InjectionRouter:
         block: Block | None = None,
         notice_of: FollowUp | None = None,
     ) -> FollowUp:
-        """One delivery: of the result, blocked where `block` is given; or the notice that one was blocked."""
+        """One delivery: of the result, blocked if `block` is given; or the notice that one was blocked."""
         guard = notice_of is not None or delivery.ended.state is State.BLOCKED
-        rendered = self._templates.render(delivery.facts(target, guard=guard, notice_of=notice_of))
+        rendered = self._templates.render(delivery.facts(target, guard=guard, notice_of=notice_of), delivery.wrapped)
         if rendered.problem is not None:
             problems.append(rendered.problem)
         injection_id = f"{delivery.ended.request_id}/{number}"
@@ -193,19 +201,31 @@ class InjectionRouter:
 
 
 class _Delivery:
-    """What all deliveries of one ended request share."""
+    """The common part of all deliveries of one ended request."""
 
     def __init__(
-        self, ended: Ended, config: InjectionConfig, figures: _Figures, now: int, agents: Mapping[str, str]
+        self,
+        ended: Ended,
+        config: InjectionConfig,
+        figures: _Figures,
+        now: int,
+        agents: Mapping[str, str],
+        warning: str | None,
     ) -> None:
         self.ended = ended
         self.config = config
         self.now = now
         self.agents = agents
+        self._warning = warning
         self._figures = figures
+        self.result = neutralise(ended.text or "")
+        guidance = config.follow_up_guidance
+        self._guidance = neutralise(guidance) if guidance is not None else None
+        self.wrapped: dict[str, str] = {}
+        """The reminders by their text: one for all targets with the same."""
 
     def inherited(self, target: str) -> InjectionConfig | None:
-        """What the child does with its own result."""
+        """The delivery of the child's own result."""
         if self.config.inherit == "same":
             return self.config
         if self.config.inherit == "reply" and target != self.ended.conversation:
@@ -215,7 +235,7 @@ class _Delivery:
         return None
 
     def provenance(self, injection_id: str) -> Json:
-        """Where it comes from, beside the text (C4)."""
+        """Return the facts on the result's origin, without its text."""
         facts = {
             "injection_id": injection_id,
             "request_id": self.ended.request_id,
@@ -229,7 +249,7 @@ class _Delivery:
         return {"injection": {name: value for name, value in facts.items() if value is not None}}
 
     def facts(self, target: str, *, guard: bool, notice_of: FollowUp | None) -> Facts:
-        """What the template is told."""
+        """The values for the template."""
         ended, figures = self.ended, self._figures
         inherited = None if guard or self.config.mode == "next" else self.inherited(target)
         reason = notice_of.block if notice_of is not None else ended.block
@@ -249,15 +269,25 @@ class _Delivery:
             token_budget=figures.limits.token_budget,
             age_seconds=max(0, self.now - figures.spending.started_at) // 1_000_000,
             time_window_seconds=figures.limits.time_window // 1_000_000,
-            result=(ended.text or "") if notice_of is None else "",
+            result=self.result if notice_of is None else "",
             truncated=ended.truncated and notice_of is None,
             error_code=reason.code if reason is not None else ended.error,
             error_message=reason.message if reason is not None else ended.message,
-            guidance=self.config.follow_up_guidance if notice_of is None else None,
+            guidance=self._guidance if notice_of is None else None,
             passed_on=inherited is not None,
             reply_to=ended.conversation if inherited is not None and inherited.inherit == "reply" else None,
+            warning=self._warning if notice_of is None else None,
             undelivered_id=notice_of.injection_id if notice_of is not None else None,
         )
+
+
+def effort(ended: Ended) -> int:
+    """About how many characters have to be looked at to route it."""
+    config = ended.body.injection_config
+    if config is None or not config.enabled:
+        return 0
+    long = len(ended.text or "") + len(config.follow_up_guidance or "")
+    return long + len(config.target_sessions) * (LONGEST_TAG + long // 100)
 
 
 def targets(config: InjectionConfig, conversation: str) -> tuple[str, ...]:
@@ -273,14 +303,14 @@ def outcome(ended: Ended) -> str:
 
 
 def unknown_triggers(templates: Templates, config: InjectionConfig | None) -> Sequence[str]:
-    """The known triggers, where a request's is none of them; empty where all is well."""
+    """The known triggers, if a request's is none of them; empty otherwise."""
     if config is None or not config.enabled or templates.known(config.trigger_type):
         return ()
     return templates.names()
 
 
 def _body_for(ended: Ended, target: str) -> RequestBody:
-    """What a child takes from its parent's body.
+    """The fields that a child inherits from its parent's body.
 
     In the parent's own conversation all that shapes an answer. Elsewhere neither its system text nor its tools, which
     were given to another agent.

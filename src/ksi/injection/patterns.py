@@ -1,8 +1,8 @@
-"""Whether a chain goes in circles or falls apart, from the marks of its hops: pure detectors with weights (C7).
+"""Detects chains that go in circles or fall apart, by the fingerprints of their hops: pure detectors with weights.
 
-A chain is a sequence of steps, each by a speaker (a conversation, or an agent over several). What counts is what is
-*answered*: the same call with another result is polling, and no loop. Each finding says what was seen and how much it
-weighs; the weights together make the risk score.
+A chain is a sequence of steps, each by a speaker (a conversation, or an agent over several). Only *answers* count: the
+same call with another result is polling, and no loop. Each finding has a description and a weight; the weights together
+make the risk score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ksi.injection.fingerprint import SAMPLE, Mark, containment, likeness, read_
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One hop of a chain: who, the marks of what was asked and of what came."""
+    """One hop of a chain: the speaker, and the marks of the prompt and of the result."""
 
     speaker: str
     prompt: bytes | None = None
@@ -33,7 +33,7 @@ class Finding(msgspec.Struct, frozen=True):
     weight: float
     """0..1: how sure it is alone."""
     words: str
-    """What was seen."""
+    """One finding."""
 
 
 class Suspicion(msgspec.Struct, frozen=True):
@@ -103,16 +103,16 @@ def _said(steps: Sequence[Step]) -> list[_Said]:
 
 
 class _Match(msgspec.Struct, frozen=True):
-    """One step beside those of the rounds before."""
+    """One step compared with those of the rounds before."""
 
     near: float
     """Its greatest likeness to one of up to three before."""
     same: bool
-    """Whether it is the one a round before, but for small things."""
+    """True if it equals the one a round before, except for small changes."""
 
 
 def _rounds(said: Sequence[_Said]) -> list[Finding]:
-    """Rounds of n steps, by the same speakers, that say what the round before said."""
+    """Rounds of n steps, by the same speakers, that repeat the previous round."""
     best: Finding | None = None
     for length in range(1, min(LONGEST_CYCLE, len(said) - 1) + 1):
         agents = len({step.agent for step in said[-length:]}) > 1
@@ -132,7 +132,7 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
 
 
 def _match(said: Sequence[_Said], number: int, length: int, *, agents: bool) -> _Match | None:
-    """A step beside the same speaker's one, two and three rounds before; None where it says something else."""
+    """A step compared with the same speaker's one, two and three rounds before; None if it differs."""
     now, before = said[number], said[number - length]
     if not _one_speaker(now, before, agents=agents) or _other_question(now, before):
         return None
@@ -147,8 +147,8 @@ def _match(said: Sequence[_Said], number: int, length: int, *, agents: bool) -> 
 
 
 def _one_speaker(now: _Said, before: _Said, *, agents: bool) -> bool:
-    """Whether both were said in one conversation; or by one agent in two, where the round has several `agents` or much
-    was said: one agent with many small tasks gives equal small answers."""
+    """True if both were in one conversation; or by one agent in two, if the round has several `agents` or the texts are
+    long: one agent with many small tasks gives equal small answers."""
     if now.speaker == before.speaker:
         return True
     return now.agent is not None and now.agent == before.agent and (agents or now.mark.size >= CHORUS)
@@ -164,7 +164,7 @@ def _comparable_size(one: Mark, other: Mark) -> bool:
 
 
 def _other_question(now: _Said, before: _Said) -> bool:
-    """Whether a short answer came to another question."""
+    """True if a short answer came to another question."""
     if now.asked is None or before.asked is None or now.mark.size > SHORT:
         return False
     return likeness(now.asked, before.asked) < SAME
@@ -224,7 +224,7 @@ def _errors(said: Sequence[_Said]) -> list[Finding]:
     own = _row([step for step in said if step.speaker == last.speaker], last)
     if own < 2:
         return []
-    what = f"failed with {last.mark.error}" if last.mark.error is not None else "told of the same error"
+    what = f"failed with {last.mark.error}" if last.mark.error is not None else "reported the same error"
     return [Finding("error_loop", 0.75 if own >= 3 else 0.35, f"the last {own} results of one conversation {what}")]
 
 

@@ -1,4 +1,4 @@
-"""From the facts of a delivery to its text: the triggers' templates, the user's own first (C1)."""
+"""Makes the text of a delivery of its facts, with the trigger's template. The user's own templates come first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ksi.injection.wrapper import wrap
 
 GENERAL = "general"
-"""The template that stands in for one that is missing or broken."""
+"""The template that replaces a missing or broken one."""
 TRIGGERS = ("research", "coordination", "memory", "antThinking", GENERAL)
 """The triggers whose templates are in the package."""
 SUFFIX = ".md.j2"
@@ -31,11 +31,11 @@ _FAULTS = (
     TypeError,
     ValueError,
 )
-"""What a template can raise: the engine's own, a file that cannot be read, and what its expressions do wrong."""
+"""Errors of a template: the engine's own, an unreadable file, and errors of its expressions."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a template can use, each under its name. All but `result` and `guidance` are one line (C4)."""
+    """The variables of a template by name. Each is one line, except `result` and `guidance`."""
 
     trigger: str
     outcome: str
@@ -46,13 +46,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     """The request that ended."""
     conversation: str
-    """Where it ran."""
+    """The conversation in which it ran."""
     target: str
-    """Where this goes."""
+    """The target."""
     own: bool
-    """Whether these two are the same."""
+    """True if these two are the same."""
     agent_id: str | None
-    """Whose request it was."""
+    """The agent of the request."""
     chain: str
     hop: int
     """Of this delivery; the chain's first request has 0. Of the request itself, where this tells of a block."""
@@ -63,21 +63,24 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     age_seconds: int
     time_window_seconds: int
     result: str = ""
+    """Neutralised already, like `guidance`."""
     truncated: bool = False
-    """Whether the result was cut at a limit of tokens."""
+    """True if the result was cut at a limit of tokens."""
     error_code: str | None = None
     error_message: str | None = None
     guidance: str | None = None
     passed_on: bool = False
-    """Whether the target's answer is passed on in its turn ..."""
+    """True if the target's answer is passed on in its turn ..."""
     reply_to: str | None = None
-    """... and where `inherit` is `reply`, the conversation it goes to."""
+    """... and if `inherit` is `reply`, the conversation it goes to."""
+    warning: str | None = None
+    """What the pattern checks suspect of the chain, in a sentence."""
     undelivered_id: str | None = None
-    """The delivery that was blocked, where this tells of it."""
+    """The blocked delivery, for a notice of a block."""
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A reminder's text, wrapped; `problem` says what was wrong with the template where another stood in for it."""
+    """A reminder's text, wrapped; `problem` names the error of a template that was replaced by another."""
 
     text: str
     problem: str | None = None
@@ -90,7 +93,7 @@ class _Folders(BaseLoader):
         self._folders = folders
 
     def get_source(self, environment: Environment, template: str) -> tuple[str, str | None, Callable[[], bool]]:
-        """The text, its place, and whether that is still what would be found."""
+        """The text, its path, and the check that it is still current."""
         found = self._find(template)
         if found is None:
             raise TemplateNotFound(template)
@@ -123,22 +126,22 @@ class Templates:
         return tuple(sorted(name for name in found if not name.startswith("_")))
 
     def known(self, trigger: str) -> bool:
-        """Whether a trigger has a template."""
+        """True if a trigger has a template."""
         return trigger in TRIGGERS or trigger in self.names()
 
-    def render(self, facts: Facts) -> Rendered:
+    def render(self, facts: Facts, wrapped: dict[str, str] | None = None) -> Rendered:
         """The reminder's text.
 
-        A delivery is not lost with its template: where that is missing or broken, the package's own `general` stands in
-        and `problem` says why.
+        A delivery is not lost with its template: if that is missing or broken, the package's own `general` replaces it
+        and `problem` gives the reason. `wrapped` caches wrapped texts: targets with equal texts share one.
         """
         values = _values(facts)
         try:
             body = self._any.get_template(f"{facts.trigger}{SUFFIX}").render(values)
         except _FAULTS as error:
             body = self._own.get_template(f"{GENERAL}{SUFFIX}").render(values)
-            return Rendered(wrap(body.strip()), self._words(facts.trigger, error))
-        return Rendered(wrap(body.strip()))
+            return Rendered(_wrap(body.strip(), facts, wrapped), self._words(facts.trigger, error))
+        return Rendered(_wrap(body.strip(), facts, wrapped))
 
     def _words(self, trigger: str, error: BaseException) -> str:
         if isinstance(error, TemplateNotFound) and error.name == f"{trigger}{SUFFIX}":
@@ -149,6 +152,15 @@ class Templates:
             f"the template {trigger}{SUFFIX}{line} cannot be used: {type(error).__name__}: {error}; "
             f"the package's {GENERAL} was used"
         )
+
+
+def _wrap(body: str, facts: Facts, wrapped: dict[str, str] | None) -> str:
+    if wrapped is None:
+        wrapped = {}
+    text = wrapped.get(body)
+    if text is None:
+        text = wrapped[body] = wrap(body, (facts.result, facts.guidance or ""))
+    return text
 
 
 def _environment(loader: BaseLoader) -> Environment:

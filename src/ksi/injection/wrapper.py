@@ -1,20 +1,25 @@
-"""The reminder around an injected text, and what keeps the text from leaving it (C4)."""
+"""Wraps an injected text in a reminder, and keeps the text from breaking out of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
-from ksi.injection.escapes import KINDS, Kind, WayBack
+from ksi.injection.escapes import Doubt, WayBack, read
 from ksi.injection.lookalikes import INVISIBLE, PAIR, SOLID, fold
 
 OPENING = "<system-reminder>\n"
 CLOSING = "\n</system-reminder>"
 BETWEEN = "\n\n----\n\n"
-"""What stands between several results in one reminder."""
+"""The separator of several results in one reminder."""
 
-MAX_READINGS = 48
-"""Ways of undoing escapes that are looked at; a text that has more loses its escapes."""
+LONGEST_TAG = 4_096
+"""Maximum length of a tag with its disguise, in characters; a longer one is not read as a tag."""
+_WINDOW = 64 * 1024
+"""Characters that are looked at in one go: no call lasts long, and memory is bounded."""
+_ROUNDS = 4
+"""Number of passes over a text after changes; then possible escapes are removed."""
+_INTRODUCERS = dict.fromkeys(map(ord, "&%\\^\x1b\x9b"), " ")
 _NAME_START = 40
 """Letters that may stand before the name in one word, as in `ns:system-reminder`."""
 _ATTRIBUTES = 200
@@ -35,28 +40,56 @@ def _name() -> re.Pattern[str]:
 
 
 _NAME = _name()
+_LEAVING = (Doubt.NONE, Doubt.LETTER, Doubt.LETTER | Doubt.NUMBER, Doubt.LETTER | Doubt.NUMBER | Doubt.NAME)
+"""The literal escapes, reading by reading; a text without such doubts has one."""
+_TAG_CHARACTERS = re.compile("[\U000e0020-\U000e007e]")
 
 
 def neutralise(value: str) -> str:
-    """The text with no `<system-reminder>` tag in it, opening or closing, in any disguise; all else as it was.
+    """The text without any `<system-reminder>` tag, opening or closing, in any disguise; all else stays as it was.
 
-    The brackets of what reads as such a tag become parentheses. Looked through are: case, spacing, punctuation, line
-    breaks, invisible and combining characters between the letters, look-alikes of letters and brackets, entities,
-    percent and backslash codes, one within the other.
+    The brackets of a text that reads as such a tag become parentheses. `docs/reference/reminders.md` lists the
+    disguises. The work grows with the text's length and nothing else.
     """
-    while changes := _changes(value):
-        value = _replaced(value, changes)
-    return value
+    return _cleaned(value, [(0, len(value))])
 
 
-def wrap(body: str) -> str:
-    """The body in one reminder. It is neutralised as a whole: values beside each other make no tag either."""
-    return f"{OPENING}{neutralise(body)}{CLOSING}"
+def wrap(body: str, clean: Sequence[str] = ()) -> str:
+    """The body in one reminder. It is neutralised as a whole: adjacent values make no tag either.
+
+    `clean`: parts of the body that are neutralised already, in their order; only their edges are looked at again.
+    """
+    return f"{OPENING}{_cleaned(body, _unseen(body, clean))}{CLOSING}"
 
 
 def join(reminders: Sequence[str]) -> str:
-    """Several wrapped texts as one reminder, in order (C2, mode `next`)."""
-    return wrap(BETWEEN.join(text.removeprefix(OPENING).removesuffix(CLOSING) for text in reminders))
+    """Several wrapped texts as one reminder, in order."""
+    bodies = [text.removeprefix(OPENING).removesuffix(CLOSING) for text in reminders]
+    return wrap(BETWEEN.join(bodies), bodies)
+
+
+def _unseen(body: str, clean: Sequence[str]) -> list[tuple[int, int]]:
+    """The parts of a body that were not looked at yet, with as much around them as a tag may take up."""
+    spans: list[tuple[int, int]] = []
+    begin = searched = 0
+    for part in clean:
+        if len(part) <= 2 * LONGEST_TAG or (place := body.find(part, searched)) < 0:
+            continue
+        spans.append((begin, place + LONGEST_TAG))
+        searched = place + len(part)
+        begin = searched - LONGEST_TAG
+    return [*spans, (begin, len(body))]
+
+
+def _cleaned(value: str, spans: Sequence[tuple[int, int]]) -> str:
+    for _ in range(_ROUNDS):
+        changes = _changes(value, spans)
+        if not changes:
+            return value
+        value = _replaced(value, changes)
+        spans = [(0, len(value))]
+    value = value.translate(_INTRODUCERS)
+    return _replaced(value, _changes(value, [(0, len(value))]))
 
 
 def _replaced(value: str, changes: dict[tuple[int, int], str]) -> str:
@@ -69,20 +102,34 @@ def _replaced(value: str, changes: dict[tuple[int, int], str]) -> str:
     return "".join((*parts, value[done:]))
 
 
-def _changes(value: str) -> dict[tuple[int, int], str]:
-    """What has to become of which places, over all readings of the text."""
+def _changes(value: str, spans: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """The places that have to become something else, over all readings of the text."""
     changes: dict[tuple[int, int], str] = {}
-    for text, ways in _readings(value):
-        if text is None:
-            return changes | {(start, start + 1): " " for kind in KINDS for start in _escapes(kind, value)}
-        for place, mark in _brackets(fold(text)):
-            changes[_origin(ways, place)] = mark
+    for begin, end in spans:
+        # A window begins before the last one ends: a tag is whole in one of them.
+        for start in range(begin, max(begin + 1, end - LONGEST_TAG), _WINDOW):
+            window = value[start : min(end, start + _WINDOW + LONGEST_TAG)]
+            for text, way in _readings(window):
+                for place, mark in _brackets(fold(text)):
+                    first, last = (place, place + 1) if way is None else way.before(place)
+                    changes[start + first, start + last] = mark
     return changes
 
 
-def _escapes(kind: Kind, value: str) -> Iterator[int]:
-    undone = kind.undo(value)
-    return iter(()) if undone is None else (start for start, _ in undone[1].spans)
+def _readings(text: str) -> Iterator[tuple[str, WayBack | None]]:
+    """The text as it stands, and as those understand it who undo escapes."""
+    yield text, None
+    tagged = _TAG_CHARACTERS.search(text) is not None
+    for tags in (True, False) if tagged else (False,):
+        left = doubts = Doubt.NONE
+        for leave in _LEAVING:
+            if leave and not doubts & leave & ~left:
+                continue
+            reading = read(text, leave=leave, tags=tags)
+            if reading is None:
+                break
+            yield reading.text, reading.way
+            left, doubts = leave, doubts | reading.doubts
 
 
 def _brackets(folded: str) -> Iterator[tuple[int, str]]:
@@ -103,11 +150,11 @@ def _brackets(folded: str) -> Iterator[tuple[int, str]]:
 
 
 def _opening(folded: str, name: int) -> int | None:
-    """Where the tag begins whose name stands at `name`; None where no bracket is before it."""
+    """The beginning of the tag with the name at `name`; None if there is no bracket before it."""
     start = _back(folded, name, _NOISE)
     if (bracket := folded.find("<", start, name)) >= 0:
         return bracket
-    # The name's beginning: letters and what joins them, up to a bracket.
+    # The name's beginning: letters and joiners, up to a bracket.
     place, letters = name, 0
     while place and letters <= _NAME_START and (folded[place - 1] in f"-{INVISIBLE}" or _WORD.match(folded[place - 1])):
         letters += folded[place - 1] not in f"-{INVISIBLE}"
@@ -121,30 +168,3 @@ def _back(folded: str, place: int, over: str) -> int:
     while place and folded[place - 1] in over:
         place -= 1
     return place
-
-
-def _readings(value: str) -> Iterator[tuple[str | None, list[WayBack]]]:
-    """The text as it stands, and with escapes undone, kind by kind and layer by layer in any order: who reads it may
-    know one kind or all. None at the end where there are more than MAX_READINGS."""
-    todo: list[tuple[str, list[WayBack]]] = [(value, [])]
-    seen = {hash(value)}
-    while todo:
-        text, ways = todo.pop()
-        yield text, ways
-        for kind in KINDS:
-            undone = kind.undo(text)
-            if undone is None or hash(undone[0]) in seen:
-                continue
-            if len(seen) >= MAX_READINGS:
-                yield None, []
-                return
-            seen.add(hash(undone[0]))
-            todo.append((undone[0], [*ways, undone[1]]))
-
-
-def _origin(ways: Sequence[WayBack], place: int) -> tuple[int, int]:
-    """Where in the given text a character of a reading stood."""
-    start, end = place, place + 1
-    for way in reversed(ways):
-        start, end = way.before(start)[0], way.before(end - 1)[1]
-    return start, end

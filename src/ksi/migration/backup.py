@@ -1,4 +1,4 @@
-"""A backup: files copied beside a manifest with their sizes and SHA-256, whole or not there at all."""
+"""A backup: files copied next to a manifest with their sizes and SHA-256, either complete or absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from ksi.errors import MigrationError
-from ksi.platforms import sync, sync_folder
+from ksi.host.platforms import sync, sync_folder
+from ksi.host.private_files import make_folder
 
 MANIFEST = "manifest.json"
 FORMAT = "ksi-backup"
@@ -27,7 +28,7 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backup holds."""
+    """The contents of a backup."""
 
     format: str
     created_at: float
@@ -37,7 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bytes(self) -> int:
-        """Of all files together."""
+        """The total size of the files."""
         return sum(item.bytes for item in self.items)
 
 
@@ -49,7 +50,8 @@ def make(home: Path, files: Iterable[Path], folder: Path, created_at: float, ksi
     """
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(mode=0o700, parents=True)
+    make_folder(beside.parent)
+    beside.mkdir(mode=0o700)
     try:
         items = tuple(_copy(home, path, beside) for path in files)
         manifest = Manifest(format=FORMAT, created_at=created_at, ksi=ksi, items=items)
@@ -86,7 +88,7 @@ def read(folder: Path) -> Manifest:
 def restore(folder: Path, item: Item, home: Path) -> None:
     """Put one file back, byte for byte."""
     place = home / item.path
-    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(place.parent)
     source = folder / item.path
     write(place, source.read_bytes(), mode=source.stat().st_mode & 0o777)
 
@@ -120,7 +122,7 @@ def digest(path: Path) -> str:
 def _copy(home: Path, path: Path, folder: Path) -> Item:
     relative = path.relative_to(home)
     copy = folder / relative
-    copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(copy.parent)
     hasher, size = hashlib.sha256(), 0
     with path.open("rb") as source, copy.open("xb") as target:
         while piece := source.read(_PIECE):

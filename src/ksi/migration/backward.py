@@ -1,4 +1,4 @@
-"""Back to version 1: its files as they were, byte for byte, and behind them what version 2 added meanwhile."""
+"""Back to version 1: its original files, byte for byte, with the later turns of version 2 appended."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from ksi.clock import Clock
-from ksi.completion.response_log import log_name
+from ksi.completion.upkeep.response_log import log_name
 from ksi.direct.session_log import DamagedLine, read_line, write_line
 from ksi.errors import KsiError, MigrationError
+from ksi.host.private_files import make_folder
 from ksi.migration import backup, control, database
 from ksi.migration.forward import Forward, free_name, settings_mode
 from ksi.migration.house import House, Say
@@ -25,7 +26,7 @@ _PAGE = 1_000
 
 
 class _Meanwhile(msgspec.Struct):
-    """What version 2 made."""
+    """Turns that version 2 made."""
 
     lines: dict[str, list[tuple[float, bytes]]]
     """By the log file's name: end and line."""
@@ -61,7 +62,7 @@ class Backward:
             if journal is None or journal.stage == "rolled_back":
                 raise MigrationError("nothing to roll back: no migration of this home is known")
             if journal.stage == "migrating":
-                self._say("the migration was cut off: what it had begun is undone")
+                self._say("the migration was interrupted: its steps are undone")
                 if not dry_run:
                     Forward(self._house.home, self._clock, self._ksi, self._say).undo(journal)
                     self._say("done: everything is as it was before the migration")
@@ -76,7 +77,7 @@ class Backward:
             self._roll_back(journal, folder, manifest)
 
     def _roll_back(self, journal: Journal, folder: Path, manifest: backup.Manifest) -> None:
-        """Each step can be made again: what it needs is in the two backups and the database, which it leaves alone."""
+        """Each step can be repeated: its inputs are in the two backups and the database, which it does not change."""
         house, now = self._house, self._clock.now()
         if house.database is not None and house.database.is_file():
             database.settle_log(house, house.database, self._clock)
@@ -95,7 +96,7 @@ class Backward:
             self._file.write(msgspec.structs.replace(journal, stage="migrated", kept=None))
             if isinstance(error, KsiError | OSError | ValueError):
                 what = getattr(error, "message", error)
-                raise MigrationError(f"{what}; everything is as version 2 had it") from error
+                raise MigrationError(f"{what}; version 2's files are unchanged") from error
             raise
         self._file.write(msgspec.structs.replace(journal, stage="rolled_back"))
         home = house.home
@@ -130,7 +131,8 @@ class Backward:
     # -- the logs -------------------------------------------------------------------------------------------------
 
     def _restore_logs(self, folder: Path, manifest: backup.Manifest, kept: Path, meanwhile: _Meanwhile) -> None:
-        """V1's logs as they were; behind each what version 2 added. Files that V1 did not have get that alone."""
+        """V1's original logs; each is followed by the turns that version 2 added. Files that V1 did not have get that
+        alone."""
         house = self._house
         prefix = house.relative(house.logs) + "/"
         old = {item.path: item for item in manifest.items if item.path.startswith(prefix)}
@@ -152,7 +154,7 @@ class Backward:
     def _write_log(self, path: str, before: bytes, lines: list[tuple[float, bytes]]) -> None:
         gap = b"\n" if before and not before.endswith(b"\n") else b""
         place = self._house.home / path
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(place.parent)
         backup.write(place, before + gap + b"".join(line for _, line in sorted(lines, key=lambda one: one[0])))
 
     def _others(
@@ -178,7 +180,7 @@ class Backward:
                 yield item.path, lines
 
     def _meanwhile(self, journal: Journal) -> _Meanwhile:
-        """What the database has behind the migration's mark."""
+        """The database's turns after the migration's mark."""
         base = self._house.database
         found = _Meanwhile(defaultdict(list), set(), 0, 0)
         if base is not None and base.is_file():
@@ -217,7 +219,8 @@ class Backward:
             self._disable_again(kept)
 
     def _disable_again(self, kept: Path) -> None:
-        """The old service file was disabled, and ours stood in the control script's place: they stand beside it."""
+        """The old service file was disabled, and our control script replaced the old one: the originals are next to
+        them."""
         house = self._house
         journal = self._file.read()
         if journal is None:
@@ -229,6 +232,6 @@ class Backward:
 
 
 async def _body(store: Store, turn: int) -> RequestBody:
-    """What was asked in a turn."""
+    """The prompt of a turn."""
     (found, *_) = await store.history(turn, 0)
     return decode_body(found.body)

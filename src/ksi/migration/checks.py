@@ -1,4 +1,4 @@
-"""Whether version 2 is all there and works: its parts are imported, and a daemon of its own answers."""
+"""Checks that version 2 is complete and works: its parts are imported, and a daemon of its own answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from ksi.client import Client
 from ksi.clock import Chance, SystemClock
-from ksi.config import load
-from ksi.daemon import Daemon
+from ksi.config.reader import load
+from ksi.daemon.daemon import Daemon
 from ksi.errors import KsiError, MigrationError
 from ksi.request import State
 
@@ -25,9 +25,9 @@ PARTS: Mapping[str, str] = {
     "ksi.injection.injection_router": "",
     "ksi.injection.circuit_breakers": "",
     "ksi.conversation.conversation_lock": "ConversationLocks",
-    "ksi.store.sqlite": "SqliteStore",
+    "ksi.store.sqlite.store": "SqliteStore",
 }
-"""The modules that version 2 stands on, and what each must have."""
+"""The modules that version 2 depends on, and the names each must have."""
 
 PATIENCE = 30.0
 """Seconds that the test daemon gets for an answer."""
@@ -52,7 +52,7 @@ def self_test() -> None:
     """Let a daemon on a home of its own answer a completion, hold a lock, count its queue and find all again.
 
     Raises:
-        MigrationError: something of it does not work; the message says what.
+        MigrationError: a part of it does not work; the message names it.
     """
     with tempfile.TemporaryDirectory(prefix="ksi-migrate-") as folder:
         try:

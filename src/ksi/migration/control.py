@@ -1,4 +1,4 @@
-"""What starts the daemon in a migrated home: the checkout's control script, or one put into the old project's tree."""
+"""The starter of a migrated home's daemon: the checkout's control script, or one put into the old project's tree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARK = "KSI_HOME"
 
 _SCRIPT = """\
 #!/bin/sh
-# Starts KSI in this home; written by `ksi migrate`. What was here before is {name}.disabled.
+# Starts KSI in this home; written by `ksi migrate`. The former file is {name}.disabled.
 set -eu
 here=$(CDPATH='' cd -P -- "$(dirname -- "$0")" && pwd)
 KSI_HOME=$here
@@ -24,13 +24,13 @@ exec {command} "$@"
 
 
 def checkout() -> Path | None:
-    """The checkout that this code is part of; None where it is an installed package."""
+    """The checkout that this code belongs to; None for an installed package."""
     root = Path(ksi.__file__).resolve().parents[2]
     return root if (root / NAME).is_file() and (root / "ksi").is_file() else None
 
 
 def is_ours(script: Path) -> bool:
-    """Whether a control script starts KSI."""
+    """True if a control script starts KSI."""
     return script.is_file() and _MARK in script.read_text("utf-8", "replace")
 
 
@@ -42,7 +42,7 @@ def script() -> str:
 
 
 def start_command(home: Path) -> str:
-    """What to type to start the daemon of a home."""
+    """The command that starts the daemon of a home."""
     if is_ours(home / NAME):
         return f"{shlex.quote(str(home))}/{NAME} start"
     root = checkout()

@@ -1,4 +1,4 @@
-"""V1's turns into version 2's database: a new one is made beside it, checked, and put in its place."""
+"""Imports V1's turns into version 2's database: a new one is made next to it, checked, and put in its place."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from ksi.clock import MICROSECONDS, Clock, Moment, microseconds
-from ksi.completion.response_log import ResponseLog
+from ksi.completion.upkeep.response_log import ResponseLog
 from ksi.errors import MigrationError
+from ksi.host.platforms import sync_folder
 from ksi.migration.house import House
 from ksi.migration.records import Merge
 from ksi.migration.v1_data import V1Data
-from ksi.platforms import sync_folder
 from ksi.store.base import Store
-from ksi.store.checkpoint_file import CheckpointReader, CheckpointWriter
-from ksi.store.snapshot import Record
+from ksi.store.snapshot.file import CheckpointReader, CheckpointWriter
+from ksi.store.snapshot.records import Record
 from ksi.store.usage import UsageQuery
 
 CHECKPOINT = "store.ksi"
@@ -26,12 +26,12 @@ _SIDE_FILES = ("-wal", "-shm", ".lock")
 
 
 def beside(database: Path) -> Path:
-    """Where the new database is made."""
+    """The path of the new database."""
     return database.with_name(database.name + ".migrating")
 
 
 def remove(database: Path) -> None:
-    """Take a database away, with what stands beside it."""
+    """Remove a database with its side files."""
     for path in (database, *(database.with_name(database.name + end) for end in _SIDE_FILES)):
         path.unlink(missing_ok=True)
 
@@ -121,7 +121,7 @@ def make(house: House, merged: Merge, database: Path, clock: Clock, accounted: i
 
 
 def remove_side_files(database: Path) -> None:
-    """Take away what stands beside a closed database."""
+    """Remove the side files of a closed database."""
     for end in _SIDE_FILES:
         database.with_name(database.name + end).unlink(missing_ok=True)
 
@@ -137,7 +137,7 @@ async def _verify(store: Store, merged: Merge, accounted: int, now: Moment) -> N
     for name, turns in merged.expected().items():
         view = await store.session(name)
         if view is None or view.turns != turns or view.head is None:
-            raise MigrationError(f"conversation {name!r} did not come over whole")
+            raise MigrationError(f"conversation {name!r} was not imported completely")
         if not await store.history(view.head, 0):
             raise MigrationError(f"the last turn of conversation {name!r} cannot be read")
     found, wanted = await _accounted(store, now), accounted + merged.added
@@ -146,7 +146,7 @@ async def _verify(store: Store, merged: Merge, accounted: int, now: Moment) -> N
 
 
 async def _accounted(store: Store, now: Moment) -> int:
-    """All attempts that usage is told of, also those with a time to come."""
+    """All attempts in the account of usage, including those with a future time."""
     report = await store.usage(UsageQuery(since=0, until=now.wall + _FAR), lambda *_: ())
     return report.total.attempts
 

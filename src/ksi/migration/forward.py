@@ -14,6 +14,7 @@ import msgspec
 
 from ksi.clock import Clock
 from ksi.errors import KsiError, MigrationError
+from ksi.host.platforms import sync_folder
 from ksi.migration import backup, control, database
 from ksi.migration.checks import check_parts, self_test
 from ksi.migration.house import House, Say
@@ -21,7 +22,6 @@ from ksi.migration.journal import Journal, JournalFile
 from ksi.migration.records import Counts
 from ksi.migration.settings_file import Key, settings_in, with_settings
 from ksi.migration.v1_data import V1Data, look
-from ksi.platforms import sync_folder
 
 DAMAGED = "damaged.jsonl"
 """The damaged lines of the logs, in the backup."""
@@ -29,30 +29,30 @@ NAMED = 20
 """Damaged lines that are named one by one."""
 
 OLD_DEFAULT = "claude-cli/sonnet"
-"""The model that the old project asked where a request named none."""
+"""The old project's model for requests that named none."""
 
 Agree = Callable[[], bool]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done."""
+    """The steps to be done."""
 
     settings: Mapping[Key, str | int]
     """Keys of ksi.toml that are to be set."""
     disable: bool
     control: bool
-    """Whether our control script is to stand where the old project's stands."""
+    """True if our control script is to replace the old project's."""
     counts: Counts
     data: V1Data
 
     @property
     def bring(self) -> bool:
-        """Whether V1's logs have something new."""
+        """True if V1's logs have something new."""
         return self.counts.turns + self.counts.failed > 0
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if there is nothing to do."""
         return not (self.settings or self.disable or self.control or self.bring)
 
 
@@ -72,10 +72,10 @@ class Forward:
         self._file = JournalFile(home)
 
     def run(self, *, dry_run: bool, agree: Agree) -> bool:
-        """Migrate; False where it was not agreed to.
+        """Migrate; returns False if the user did not agree.
 
         Raises:
-            MigrationError: it cannot be made. What was begun is undone.
+            MigrationError: it cannot be made. The completed steps are undone.
         """
         with self._house.alone(look_only=dry_run):
             with _told("nothing was changed"):
@@ -89,7 +89,7 @@ class Forward:
         return True
 
     def _looked(self, *, dry_run: bool) -> Plan | None:
-        """What there is to do, told; None where there is nothing. A migration that was cut off is undone first."""
+        """The printed plan; None if there is nothing to do. A migration that was cut off is undone first."""
         journal = self._file.read()
         stage = journal.stage if journal is not None else None
         if stage == "rolling_back":
@@ -97,7 +97,7 @@ class Forward:
         if journal is not None and stage == "migrating":
             if dry_run:
                 raise MigrationError("a migration was cut off; run it again, or undo it: ksi migrate --rollback")
-            self._say("a migration was cut off: what it had begun is undone first")
+            self._say("a migration was interrupted: its steps are undone first")
             self.undo(journal)
             self._house = House(self._house.home)
         if stage == "migrated" and self._house.database is not None and not dry_run:
@@ -118,7 +118,7 @@ class Forward:
     # -- look -----------------------------------------------------------------------------------------------------
 
     def _plan(self) -> Plan:
-        """What there is to do, from a copy of the database: looking changes nothing."""
+        """The plan, made from a copy of the database: looking changes nothing."""
         house = self._house
         data = self._data()
         with tempfile.TemporaryDirectory(prefix="ksi-migrate-") as folder:
@@ -148,7 +148,7 @@ class Forward:
         )
 
     def _settings(self) -> dict[Key, str | int]:
-        """What ksi.toml needs to serve what version 1 served, to the clients that it had."""
+        """The settings that ksi.toml needs to serve version 1's models to its clients."""
         house = self._house
         first = house.config.service.version == 1
         if not first and not house.old_service.is_file():
@@ -163,7 +163,7 @@ class Forward:
 
     def _data(self) -> V1Data:
         house = self._house
-        # What version 2 wrote itself and has forgotten since is not brought back to it.
+        # Turns of version 2 itself that it has forgotten since are not restored.
         return look(house.home, house.logs, also_from_v2=house.config.service.version == 1)
 
     def _announce(self, plan: Plan) -> None:
@@ -272,9 +272,9 @@ class Forward:
         database.put(new, base)
         counts = merged.counts
         self._say(
-            f"brought in: {counts.turns} turns of {counts.conversations} conversations, with their usage"
+            f"imported: {counts.turns} turns of {counts.conversations} conversations, with their usage"
             + (f"; {counts.failed} answers that are errors, as usage" if counts.failed else "")
-            + (f"; {counts.without_prompt} have no prompt, for V1 kept none" if counts.without_prompt else "")
+            + (f"; {counts.without_prompt} have no prompt, because V1 stored none" if counts.without_prompt else "")
         )
 
     def _verify(self, manifest: backup.Manifest, plan: Plan) -> None:
@@ -290,13 +290,13 @@ class Forward:
         for item in manifest.items:
             path = house.home / item.path
             if item.path not in touched and (not path.is_file() or backup.digest(path) != item.sha256):
-                raise MigrationError(f"{item.path} was changed by somebody else meanwhile")
+                raise MigrationError(f"{item.path} was changed by another program meanwhile")
         backup.read(house.home / self._journal.backup)
 
     # -- undo -----------------------------------------------------------------------------------------------------
 
     def undo(self, journal: Journal) -> None:
-        """Take back what a migration began; again is harmless.
+        """Undo the steps of a migration; repeating this is harmless.
 
         Raises:
             MigrationError: something of it cannot be; the backup is left, and undoing can be tried again.
@@ -320,7 +320,7 @@ class Forward:
                 self._file.remove()
         except OSError as error:
             raise MigrationError(
-                f"what was begun cannot be undone ({error}); the backup is {folder}; mend that, then: "
+                f"the steps cannot be undone ({error}); the backup is {folder}; remove the cause, then: "
                 "ksi migrate --rollback"
             ) from None
 
@@ -378,7 +378,7 @@ def _restore_database(base: Path | None, *, had_store: bool) -> None:
 
 
 def settings_mode(path: Path) -> int:
-    """The permissions that a configuration has, or gets where it is new."""
+    """The permissions of a configuration, also for a new one."""
     return path.stat().st_mode & 0o777 if path.exists() else 0o644
 
 

@@ -1,4 +1,4 @@
-"""A home under migration: its files, its daemon's lock, and whether somebody is at home."""
+"""A home under migration: its files, its daemon's lock, and the check that no daemon runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ksi.clock import Chance
-from ksi.config import CONFIG_FILE, Config, load
-from ksi.daemon import store_rules
+from ksi.config.reader import load
+from ksi.config.schema import CONFIG_FILE, Config
+from ksi.daemon.parts import store_rules
 from ksi.errors import MigrationError, StoreInUse
+from ksi.host.pid_file import PidFile
+from ksi.host.platforms import find_socket
+from ksi.host.private_files import make_folder
 from ksi.migration import control
-from ksi.pid_file import PidFile
-from ksi.platforms import find_socket
-from ksi.store.sqlite import SqliteStore
+from ksi.store.sqlite.store import SqliteStore
 
 OLD_SERVICES = (
     "ksi_daemon/plugins/completion/completion_service.py",
     "ksi_daemon/completion/completion_service.py",
 )
-"""Where the old project had its completion service, at first and later."""
+"""The places of the old project's completion service, early and late ones."""
 DISABLED = ".disabled"
 VARIABLE = "KSI_SERVICE__VERSION"
 
@@ -29,7 +31,7 @@ Say = Callable[[str], None]
 
 
 class House:
-    """Where everything is."""
+    """The paths of all files."""
 
     def __init__(self, home: Path) -> None:
         """Read the home's configuration.
@@ -49,11 +51,11 @@ class House:
         self.disabled = _disabled(self.old_service)
         self.control = home / control.NAME
         self.old_control = _disabled(self.control)
-        """The old project's own control script, once ours stands in its place."""
+        """The old project's own control script, after ours has replaced it."""
 
     @property
     def old_project(self) -> bool:
-        """Whether this is a tree of the old project."""
+        """True if this is a tree of the old project."""
         return self.old_service.is_file() or self.disabled.is_file()
 
     @property
@@ -73,7 +75,7 @@ class House:
         return [path for path in others if path.is_file()] + logs
 
     def relative(self, path: Path) -> str:
-        """A path as it is told."""
+        """A path for messages."""
         return str(path.relative_to(self.home)) if path.is_relative_to(self.home) else str(path)
 
     @contextmanager
@@ -91,7 +93,7 @@ class House:
         if look_only and not folder.is_dir():
             yield
             return
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         pid_file = PidFile(self.config.pid_path)
         try:
             pid_file.take()
@@ -108,7 +110,7 @@ def _disabled(path: Path) -> Path:
 
 
 def _old_service(home: Path) -> Path:
-    """The old project's completion service where it stands, enabled or not; else where it would stand."""
+    """The path of the old project's completion service, enabled or not; if there is none, the path it would have."""
     places = [home / place for place in OLD_SERVICES]
     return next((path for path in places if path.is_file() or _disabled(path).is_file()), places[0])
 

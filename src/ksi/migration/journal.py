@@ -1,4 +1,4 @@
-"""What a migration has begun and done, on disk before it is done: a kill at any moment finds it there."""
+"""The journal of a migration's steps, written before each step, so that it is complete after a kill at any moment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ksi.errors import MigrationError
+from ksi.host.private_files import make_folder
 from ksi.migration.backup import write
 
 Stage = Literal["migrating", "migrated", "rolling_back", "rolled_back"]
@@ -23,17 +24,17 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: tuple[str, ...] = ()
     """Begun, in order."""
     had_store: bool = False
-    """Whether there was a database before."""
+    """True if there was a database before."""
     mark: int = 0
-    """The last attempt that was brought in: what version 2 made itself is behind it."""
+    """The last imported attempt: later ones were made by version 2 itself."""
     kept: str | None = None
     """Version 2's files, as a rollback found them."""
     before: Journal | None = None
-    """What stood here when it began, and stands here again when it is undone."""
+    """The original files here, which are restored when the migration is undone."""
 
 
 class JournalFile:
-    """Where it is kept: `var/backups/migration.json`."""
+    """Its path: `var/backups/migration.json`."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / "var" / "backups" / "migration.json"
@@ -49,11 +50,11 @@ class JournalFile:
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as error:
-            raise MigrationError(f"{self.path} is damaged ({error}); the backups beside it are whole") from None
+            raise MigrationError(f"{self.path} is damaged ({error}); the backups next to it are complete") from None
 
     def write(self, journal: Journal) -> None:
         """Remember, on disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.path.parent)
         write(self.path, msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n")
 
     def remove(self) -> None:

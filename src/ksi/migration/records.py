@@ -1,7 +1,8 @@
 """V1's turns as a store's records, put among those that a store has already.
 
-Turns that the store has are left out, so bringing the same logs in again adds nothing. Attempts are numbered anew in
-the order of their ends: reports on usage go by that order. A conversation that both know goes on in the order of time.
+Turns that the store has are left out, so bringing the same logs in again adds nothing. Attempts are renumbered in the
+order of their ends: reports on usage depend on that order. A conversation that both know continues in the order of
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ksi.clock import Moment
 from ksi.direct.session_log import V1Turn
 from ksi.migration.v1_data import Entry, Identity, V1Data, digest
 from ksi.request import Attempt, Outcome, Priority, RequestBody, State, encode_body
-from ksi.store.snapshot import (
+from ksi.store.snapshot.records import (
     Figures,
     Record,
     SavedAttempt,
@@ -28,7 +29,7 @@ from ksi.store.snapshot import (
 )
 
 NOT_KEPT = "(this prompt was not kept: the log of version 1 had answers only)"
-"""Stands for a prompt in a turn's history, where V1 wrote none."""
+"""Replaces the prompt in a turn's history if V1 stored none."""
 
 Records = Callable[[], Iterable[Record]]
 """A store's records, from the beginning at each call; none for a store that is not there."""
@@ -44,7 +45,7 @@ class _Turn(msgspec.Struct):
 
 
 class _Known:
-    """What the store has, as far as new turns depend on it."""
+    """The part of the store that new turns depend on."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.figures = Figures(ended={}, fence=0, logged=0, routes=())
@@ -101,7 +102,7 @@ class _Known:
 
 
 _CLAUDE = "claude-cli/sonnet"
-"""What version 1 asked Claude Code for where a request named no model."""
+"""Version 1's model of Claude Code for requests that named none."""
 
 
 class _Placed(msgspec.Struct, frozen=True):
@@ -113,7 +114,7 @@ class _Placed(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct):
-    """What there is to bring in. `conversations` counts those that get turns."""
+    """The records to import. `conversations` counts those that get turns."""
 
     turns: int = 0
     failed: int = 0
@@ -149,7 +150,7 @@ class Merge:
     # -- decide ---------------------------------------------------------------------------------------------------
 
     def _place(self) -> list[_Placed]:
-        """Whose turn each new line is. A provider's session means the conversation in which it first came up (L7)."""
+        """The conversation of each new line. A provider's session means the conversation in which it first came up."""
         known = self._known
         self._owners = dict(known.owners)
         names = set(known.conversations)
@@ -191,7 +192,7 @@ class Merge:
                 self._ids[which] = self._last_id
 
     def _link(self) -> None:
-        """Which turn each one comes after, and where conversations that get turns stand."""
+        """The predecessor of each turn, and the heads of the conversations that get turns."""
         self._previous = {
             self._ids[turn.identity]: None if turn.previous is None else self._ids.get(turn.previous)
             for turn in self._known.turns.values()
@@ -220,7 +221,7 @@ class Merge:
 
     @property
     def mark(self) -> int:
-        """The last id that is given: what the store gets afterwards is behind it."""
+        """The last assigned id: later ids of the store are above it."""
         return self._last_id
 
     def expected(self) -> dict[str, int]:
@@ -270,7 +271,7 @@ class Merge:
         return msgspec.structs.replace(figures, ended=dict(ended), logged=self._last_id)
 
     def _agents(self) -> dict[str, tuple[str, ...]]:
-        """Who came to the conversations that get turns, those known before first."""
+        """The agents of the conversations that get turns, known ones first."""
         found: dict[str, dict[str, None]] = {}
         for placed, turn in self._turns():
             if turn.agent_id is not None:
@@ -326,7 +327,7 @@ class Merge:
         return msgspec.structs.replace(saved, id=identity, previous=self._previous.get(identity))
 
     def _new_members(self, spares: list[SavedSpare]) -> Iterator[SavedRequest]:
-        """New turns as requests that can be asked for, where their time is not over; the others go to `spares`."""
+        """New turns as requests that can be asked for, if their retention has not passed; the others go to `spares`."""
         taken = set(self._known.request_ids)
         for key, (number, placed, turn) in enumerate(self._numbered_turns(), self._known.last_key + 1):
             identity = self._new_ids[number]

@@ -1,4 +1,4 @@
-"""What V1 left: the turns in its session logs, where each stands, and the lines that are damaged."""
+"""V1's data: the turns in its session logs, the place of each, and the damaged lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 
 from ksi.direct.session_log import DamagedLine, V1Turn, read_line
-from ksi.store.snapshot import Packed, pack
+from ksi.store.snapshot.records import Packed, pack
 
 Digest = bytes
 Identity = tuple[str, int, Digest]
-"""Conversation, end, and the answer's digest: what makes two turns the same one."""
+"""Conversation, end, and the answer's digest: the identity of a turn."""
 
 
 class Damaged(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Damaged(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a turn stands, and what its place among the others depends on."""
+    """The place of a turn, and the facts that order it among others."""
 
     file: int
     offset: int

@@ -1,1 +1,1 @@
-"""Who answers: one protocol (`base`), one small file per provider."""
+"""The providers: one protocol (`base`), one small file for each."""

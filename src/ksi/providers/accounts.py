@@ -1,12 +1,12 @@
-"""Whose account each provider uses: of which login or key, and where the key comes from. Keys are never shown."""
+"""The account that each provider uses: its login or key, and the key's origin. Keys are never shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from ksi.config import ProviderConfig
-from ksi.found_providers import KEYS
+from ksi.config.found_providers import KEYS
+from ksi.config.schema import ProviderConfig
 
 Environ = Mapping[str, str]
 

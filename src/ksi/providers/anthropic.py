@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ksi.clock import Clock
+from ksi.content.anthropic import write_request
+from ksi.content.blocks import Block, as_blocks
+from ksi.content.native import FEATURES
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.answers import Answer, as_object, completed, model_of, read_object, stop_reason
-from ksi.providers.anthropic_blocks import streamed_blocks
-from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting, StopReason
+from ksi.providers.base import (
+    Call,
+    Chunk,
+    Completion,
+    Frame,
+    Piece,
+    Setting,
+    StopReason,
+    Thought,
+    ToolPiece,
+)
 from ksi.providers.faults import ReportedError, is_error, read_report
-from ksi.providers.http import Continuation, Endpoint, Streaming
-from ksi.providers.http_checks import Credential, Timeouts
-from ksi.providers.http_checks import base_url as checked_base_url
-from ksi.providers.http_environment import access
-from ksi.providers.http_provider import HttpProvider, path_at
-from ksi.providers.json_text import TextJoiner, encode_clean
-from ksi.providers.sse import DONE, HEARTBEATS, SseEvent
-from ksi.providers.usage_counts import later_message_report, message_usage
+from ksi.providers.http.access import Timeouts
+from ksi.providers.http.answers import Answer, as_object, completed, model_of, read_object, stop_reason
+from ksi.providers.http.endpoint import Continuation
+from ksi.providers.http.provider import HttpOptions, HttpProvider, headers_of
+from ksi.providers.http.sse import DONE, HEARTBEATS, SseEvent
+from ksi.providers.http.usage import later_message_report, message_usage
+from ksi.providers.json_text import TextJoiner, decode_json, encode_clean
 
-OWN_PATH = "v1/messages"
 MOST_PAUSES = 10
 """How often an answer that the API pauses is continued."""
 
 _ANY = msgspec.json.Decoder()
+_APPENDED = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
+"""Pieces whose text is put behind the text of a block's field."""
+_FEATURES = frozenset(FEATURES) - {"seed", "json_object", "service_tiers"}
+"""This API has no seed, no answers that are JSON of any shape, and two tiers."""
 
 
-class MessagesSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an endpoint's owner decides about its calls."""
+class Options(HttpOptions, frozen=True, kw_only=True):
+    """The configuration keys of kind `anthropic`, in addition to the common ones."""
 
-    streaming: Streaming = Streaming.ASKED
+    base_url: str = "https://api.anthropic.com"
+    """With or without `/v1` or `/v1/messages` at its end."""
+    api_key_env: str | None = "ANTHROPIC_API_KEY"
+    """The variable that holds the key."""
+    context_tokens: int = 200_000
+    """The model's context; history is cut to it."""
     max_tokens: int = 8_192
-    """The answer's limit where the request sets none: this API wants one in each call."""
+    """The maximum length of the answer if the request sets none: this API requires a limit."""
     version: str = "2023-06-01"
     """The `anthropic-version` header."""
-    extra_body: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """Fields for every request, as `provider_options` are for one."""
 
 
-def messages_body(call: Call, settings: MessagesSettings) -> dict[str, Any]:
+def messages_body(call: Call, options: Options) -> dict[str, Any]:
     """The request's body. Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields.
 
-    So options can add anything and fill in what the request left open, but not change the model, the messages, whether
-    the answer is streamed, or a limit that the request set. Blank messages are left out, since the API refuses a whole
-    call for one; it joins the neighbours that then have the same role.
+    So options can add fields and set those that the request left open, but not change the model, the messages, whether
+    the answer is streamed, or a limit that the request set. A native request is not changed: only the model, the
+    streaming flag, and the fields of the configuration and the options are set.
     """
-    body: dict[str, Any] = {"max_tokens": settings.max_tokens, **settings.extra_body, **call.options}
+    if call.native is not None:
+        body: dict[str, Any] = {**call.native.body, **options.extra_body, **call.options}
+        if call.max_tokens is not None:
+            body["max_tokens"] = min(call.max_tokens, body.get("max_tokens") or call.max_tokens)
+    else:
+        body = {"max_tokens": options.max_tokens, **options.extra_body, **call.options}
+        body.update(write_request(call.messages, call.system, call.features))
+        if call.max_tokens is not None:
+            body["max_tokens"] = call.max_tokens
+        elif body.get("thinking", {}).get("type") == "enabled":
+            # The limit counts thinking too, and must be over its budget.
+            body["max_tokens"] += body["thinking"]["budget_tokens"]
+        if call.temperature is not None:
+            body["temperature"] = call.temperature
+        if call.stop:
+            body["stop_sequences"] = list(call.stop)
     body["model"] = call.model
-    body["messages"] = [message for message in call.messages if message.content.strip()]
-    body["stream"] = settings.streaming.wanted(call.stream)
-    if call.system:
-        body["system"] = call.system
-    if call.max_tokens is not None:
-        body["max_tokens"] = call.max_tokens
-    if call.temperature is not None:
-        body["temperature"] = call.temperature
-    if call.stop:
-        body["stop_sequences"] = list(call.stop)
+    body["stream"] = options.streaming.wanted(call.stream)
     return body
 
 
@@ -82,7 +102,7 @@ class _Paused:
         if len(self._rounds) > MOST_PAUSES:
             raise ProviderError(
                 FailureClass.PROVIDER_ERROR,
-                f"the answer was paused {len(self._rounds)} times (pause_turn) and is not whole; ask for less at once",
+                f"the answer was paused {len(self._rounds)} times (pause_turn) and is incomplete; ask for less at once",
             )
         self._content += content
         body = {**self._body, "messages": [*self._body["messages"], {"role": "assistant", "content": self._content}]}
@@ -101,6 +121,7 @@ class _Paused:
         return msgspec.structs.replace(
             last,
             text="".join(part.text for part in (*self._rounds, last)),
+            content=_content([block for part in (*self._rounds, last) for block in blocks_of(part)]),
             usage=usage,
             cache_write_hour_tokens=hour_tokens,
             reasoned=any(part.reasoned for part in (*self._rounds, last)),
@@ -109,10 +130,11 @@ class _Paused:
 
 
 class _Messages:
-    """The dialect of one call. Only what an answer needs is looked at; all else in it may be anything."""
+    """The dialect of one call. Only the fields that an answer needs are checked; the others may be anything."""
 
-    def __init__(self, asked: str, body: Mapping[str, Any]) -> None:
+    def __init__(self, asked: str, body: Mapping[str, Any], *, native: bool) -> None:
         self.asked = asked
+        self.native = native
         self._paused = _Paused(body)
 
     def whole(self, data: bytes) -> Completion | Continuation:
@@ -135,7 +157,8 @@ class _Messages:
             usage=counted.usage,
             cache_write_hour_tokens=counted.hour_tokens,
             stop_reason=stop_reason(message.get("stop_reason")),
-            tools=_tools(blocks),
+            content=_content(blocks),
+            native=self.native,
             reasoned=_reasons(blocks),
             raw=data,
         )
@@ -144,8 +167,8 @@ class _Messages:
     def ended(
         self, answer: Answer, content: Callable[[], list[Any]], told: Mapping[str, Any]
     ) -> Completion | Continuation:
-        """The end of one call's part of the answer. `told` is where the API says more about it."""
-        if answer.stop_reason == StopReason.PAUSE_TURN:
+        """The end of one call's part of the answer. `told` is the API's object with details."""
+        if answer.stop_reason == StopReason.PAUSE_TURN and not self.native:
             return self._paused.go_on(answer, content(), told.get("container"))
         answer = self._paused.joined(answer)
         if answer.stop_reason == StopReason.REFUSAL and not answer.text.strip():
@@ -172,13 +195,14 @@ class _MessagesReply:
         self._joiner = TextJoiner()
         self._texts: list[str] = []
         self._blocks: list[bytes] = []
-        self._tools: list[str] = []
+        self._calls: dict[Any, ToolPiece] = {}
+        self._plain = True
         self._reasoned = False
         self._usage: Any = None
         self._last: dict[str, Any] = {}
         self._odd = ""
 
-    def feed(self, event: SseEvent) -> str | None:
+    def feed(self, event: SseEvent) -> Sequence[Piece] | None:
         """See Reply."""
         data = event.data.strip()
         if data == DONE:
@@ -192,10 +216,10 @@ class _MessagesReply:
         said, _ = read_object(event.data, "message")
         match said.get("type", event.event):
             case "content_block_start":
-                return self._block(event.data, as_object(said.get("content_block")))
+                return self._block(event.data, said.get("index"), as_object(said.get("content_block")))
             case "content_block_delta":
                 self._blocks.append(event.data)
-                return self._piece(_text(as_object(said.get("delta")), "text_delta"))
+                return self._delta(said.get("index"), as_object(said.get("delta")))
             case "message_start":
                 message = as_object(said.get("message"))
                 self._model = model_of(message, self._model)
@@ -213,24 +237,40 @@ class _MessagesReply:
                 if event.event == "error" or is_error(said):
                     raise ReportedError(event.data)
                 return None
-        return ""
+        return ()
 
-    def _block(self, data: bytes, block: dict[str, Any]) -> str:
+    def _block(self, data: bytes, index: Any, block: dict[str, Any]) -> Sequence[Piece]:
         self._blocks.append(data)
-        self._tools += _tools([block])
+        self._plain = self._plain and is_plain(block)
         self._reasoned = self._reasoned or _reasons([block])
+        if block.get("type") == "tool_use":
+            self._calls[index] = ToolPiece(str(block.get("id")), str(block.get("name")))
+            return (self._calls[index],)
+        if block.get("type") == "thinking":
+            return _thought(block.get("thinking"))
         return self._piece(_text(block))
 
-    def _piece(self, text: str) -> str:
+    def _delta(self, index: Any, delta: dict[str, Any]) -> Sequence[Piece]:
+        match delta.get("type"):
+            case "input_json_delta" if index in self._calls:
+                added = delta.get("partial_json")
+                return (msgspec.structs.replace(self._calls[index], json=added),) if isinstance(added, str) else ()
+            case "thinking_delta":
+                return _thought(delta.get("thinking"))
+            case "citations_delta":
+                self._plain = False
+        return self._piece(_text(delta, "text_delta"))
+
+    def _piece(self, text: str) -> Sequence[Piece]:
         text = self._joiner.add(text)
         self._texts.append(text)
-        return text
+        return (Chunk(text),)
 
-    def rest(self) -> str:
+    def rest(self) -> Sequence[Piece]:
         """See Reply."""
         text = self._joiner.rest()
         self._texts.append(text)
-        return text
+        return (Chunk(text),) if text else ()
 
     def finish(self) -> Completion | Continuation:
         """See Reply."""
@@ -246,10 +286,11 @@ class _MessagesReply:
             usage=counted.usage,
             cache_write_hour_tokens=counted.hour_tokens,
             stop_reason=reason,
-            tools=tuple(self._tools),
+            content=() if self._plain else _content(streamed_blocks(self._blocks)),
+            native=self._dialect.native,
             reasoned=self._reasoned,
         )
-        return self._dialect.ended(answer, lambda: streamed_blocks(self._blocks), self._last)
+        return self._dialect.ended(answer, lambda: streamed_blocks(self._blocks, whole=True), self._last)
 
 
 def _text(block: Any, kind: str = "text") -> str:
@@ -257,9 +298,25 @@ def _text(block: Any, kind: str = "text") -> str:
     return text if isinstance(text, str) else ""
 
 
-def _tools(blocks: list[Any]) -> tuple[str, ...]:
-    """The tools of the caller that the answer calls; the endpoint's own have run already."""
-    return tuple(str(as_object(block).get("name")) for block in blocks if as_object(block).get("type") == "tool_use")
+def is_plain(block: Any) -> bool:
+    """True if a block is text and nothing else."""
+    return isinstance(block, dict) and block.get("type") == "text" and not block.get("citations")
+
+
+def _content(blocks: Sequence[Any]) -> tuple[Block, ...]:
+    """An answer's blocks, if they are more than its text."""
+    if all(is_plain(block) for block in blocks):
+        return ()
+    return tuple(block for block in blocks if isinstance(block, dict))
+
+
+def blocks_of(answer: Answer) -> Sequence[Block]:
+    """An answer's blocks, also if they are nothing but its text."""
+    return answer.content or as_blocks(answer.text)
+
+
+def _thought(text: Any) -> Sequence[Piece]:
+    return (Thought(text),) if isinstance(text, str) and text else ()
 
 
 def _reasons(blocks: list[Any]) -> bool:
@@ -267,10 +324,61 @@ def _reasons(blocks: list[Any]) -> bool:
 
 
 def _explanation(told: Mapping[str, Any]) -> str:
-    """Why the model declined, where the API says it beside an empty answer."""
+    """The model's reason to decline, if the API gives one with an empty answer."""
     details = as_object(told.get("stop_details"))
     words = (details.get("explanation"), details.get("category"))
     return ": ".join(word for word in reversed(words) if isinstance(word, str) and word)
+
+
+def streamed_blocks(events: Sequence[bytes], *, whole: bool = False) -> list[dict[str, Any]]:
+    """The blocks that the data of `content_block_start` and `content_block_delta` events make, in order.
+
+    Args:
+        whole: they go back to the API, so nothing may be missing from them.
+
+    Raises:
+        ProviderError: a piece of a `whole` answer is of a kind that cannot be put together.
+    """
+    blocks: dict[Any, dict[str, Any]] = {}
+    inputs: dict[Any, str] = {}
+    for data in events:
+        event, _ = decode_json(data, _ANY)
+        index = event.get("index")
+        if event["type"] == "content_block_start":
+            blocks[index] = dict(event.get("content_block") or {})
+            continue
+        delta, block = event.get("delta") or {}, blocks.setdefault(index, {"type": "text", "text": ""})
+        kind = delta.get("type")
+        if kind in _APPENDED:
+            field = _APPENDED[kind]
+            block[field] = (block.get(field) or "") + (delta.get(field) or "")
+        elif kind == "input_json_delta":
+            inputs[index] = inputs.get(index, "") + (delta.get("partial_json") or "")
+        elif kind == "citations_delta":
+            block["citations"] = [*(block.get("citations") or ()), delta.get("citation")]
+        elif whole:
+            raise ProviderError(
+                FailureClass.PROVIDER_ERROR,
+                f"the answer was paused (pause_turn) and cannot go on: it holds a piece of an unknown kind, {kind}",
+            )
+    for index, text in inputs.items():
+        if text:
+            blocks[index]["input"] = _input(text, whole=whole)
+    cleaned: list[dict[str, Any]] = _ANY.decode(encode_clean(list(blocks.values())))
+    return cleaned
+
+
+def _input(text: str, *, whole: bool) -> Any:
+    """A tool's input. An answer that was cut may end within it: then its text is all that there is."""
+    try:
+        return _ANY.decode(text)
+    except msgspec.DecodeError as fault:
+        if not whole:
+            return {"partial_json": text}
+        raise ProviderError(
+            FailureClass.PROVIDER_ERROR,
+            f"the answer was paused (pause_turn) and cannot go on: the input of a tool is no JSON: {fault}",
+        ) from None
 
 
 class AnthropicProvider(HttpProvider):
@@ -278,86 +386,41 @@ class AnthropicProvider(HttpProvider):
 
     `input_tokens` are those that were neither read from nor written to the cache, as this API counts and as all
     providers of KSI report. Thinking is a part of `output_tokens`. An answer that the API pauses (`pause_turn`) is
-    continued here.
+    continued here. The base URL may end with `/v1`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        clock: Clock,
-        base_url: str = "https://api.anthropic.com",
-        api_key: str | None = None,
-        api_key_env: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeouts: Timeouts | None = None,
-        context_tokens: int = 200_000,
-        settings: MessagesSettings | None = None,
-        proxy: str | None = None,
-        ca_file: Path | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        """`base_url` with or without `/v1` at its end. `api_key_env` names the variable that `api_key` was read from;
-        with the name and no key, calls are refused before they leave. `headers` are added to each call and win over
-        those made here. `proxy`, `ca_file` and `environ` are those of `ksi.providers.http_environment.access`.
+    own_path = "v1/messages"
 
-        Raises:
-            ConfigError: `base_url`, `proxy`, `ca_file` or a header cannot be used.
-        """
-        self._settings = settings or MessagesSettings()
-        credential = Credential.read(api_key, api_key_env)
-        key = {"x-api-key": credential.key} if credential.key else {}
-        base = checked_base_url(name, base_url, OWN_PATH)
-        endpoint = Endpoint(
-            name,
-            base,
-            clock=clock,
-            credential=credential,
-            own_headers={"anthropic-version": self._settings.version, **key},
-            headers=headers,
-            timeouts=timeouts,
-            access=access(name, base, proxy=proxy, ca_file=ca_file, environ=environ),
-        )
-        version = "" if endpoint.path.endswith("/v1") else "v1/"
-        super().__init__(name, endpoint, login_path=f"{version}models")
-        self._url = endpoint.url(f"{version}messages")
-        streams = self._settings.streaming is not Streaming.NEVER
-        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=str(base))
+    def __init__(self, setting: Setting, options: Options, timeouts: Timeouts | None = None) -> None:
+        """See HttpProvider."""
+        self._options = options
+        super().__init__(setting, options, timeouts)
+        self.capabilities = msgspec.structs.replace(self.capabilities, dialect="anthropic", features=_FEATURES)
+        self._version = "" if self._endpoint.path.endswith("/v1") else "v1/"
 
-    def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
+    def own_headers(self, key: str | None) -> dict[str, str]:
+        """See HttpProvider."""
+        return {"anthropic-version": self._options.version, **({"x-api-key": key} if key else {})}
+
+    @property
+    def login_path(self) -> str:
+        """See HttpProvider."""
+        return f"{self._version}models"
+
+    def complete(self, call: Call) -> AsyncGenerator[Piece | Frame | Completion, None]:
         """See the protocol."""
-        body = messages_body(call, self._settings)
-        return self._endpoint.complete(self._url, body, _Messages(call.model, body), pieces=call.stream)
-
-
-class Options(MessagesSettings, frozen=True, kw_only=True):
-    """The configuration keys of kind `anthropic`, beside what every provider has."""
-
-    base_url: str = "https://api.anthropic.com"
-    api_key_env: str = "ANTHROPIC_API_KEY"
-    """The variable that holds the key."""
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    connect_timeout: float = 10.0
-    context_tokens: int = 200_000
-    proxy: str | None = None
-    """A proxy's URL; without it the one that the environment names. Empty: none."""
-    ca_file: str | None = None
-    """Certificates in PEM form that are trusted for this endpoint, in place of the system's."""
+        body = messages_body(call, self._options)
+        native = call.native is not None
+        return self._endpoint.complete(
+            self._endpoint.url(f"{self._version}messages"),
+            body,
+            _Messages(call.model, body, native=native),
+            pieces=call.stream,
+            frames=native and call.stream,
+            headers=headers_of(call),
+        )
 
 
 def build(setting: Setting, options: Options) -> AnthropicProvider:
     """The provider for a configuration."""
-    return AnthropicProvider(
-        setting.name,
-        clock=setting.clock,
-        base_url=options.base_url,
-        api_key=setting.environ.get(options.api_key_env),
-        api_key_env=options.api_key_env,
-        headers=options.headers,
-        timeouts=Timeouts(total=setting.timeout, idle=setting.idle_timeout, connect=options.connect_timeout),
-        context_tokens=options.context_tokens,
-        settings=options,
-        proxy=options.proxy,
-        ca_file=path_at(setting.home, options.ca_file),
-        environ=setting.environ,
-    )
+    return AnthropicProvider(setting, options)

@@ -18,13 +18,14 @@ _T = TypeVar("_T")
 _ANY = msgspec.json.Decoder()
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _STRAY_BYTES = re.compile("[\udc80-\udcff]+")
 """Bytes that are no UTF-8, as the error handler `surrogateescape` writes them."""
-_LAST_BYTES = re.compile("[\udc80-\udcff]+\\Z")
+_EVERY_STRAY_BYTE = "".join(map(chr, range(0xDC80, 0xDD00)))
 
 
 def decode_json(data: bytes, decoder: msgspec.json.Decoder[_T]) -> tuple[_T, bool]:
-    """The value of a JSON text, and whether the text was clean.
+    """The value of a JSON text, and True if the text was clean.
 
     A text that was not clean is read all the same; its strings can then hold lone surrogates, which stand for stray
     bytes and halves of characters (see `TextJoiner`).
@@ -37,14 +38,14 @@ def decode_json(data: bytes, decoder: msgspec.json.Decoder[_T]) -> tuple[_T, boo
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         try:
             text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
-            value = json.loads(text, strict=False)
+            value = json.loads(text.strip(), strict=False)
         except (ValueError, RecursionError):
             raise msgspec.DecodeError(str(fault)) from None
         return msgspec.convert(value, decoder.type, strict=False), False
 
 
 def is_json(data: bytes) -> bool:
-    """Whether the bytes are one whole JSON value."""
+    """Return True if the bytes are one whole JSON value."""
     try:
         decode_json(data, _ANY)
     except msgspec.DecodeError:
@@ -64,7 +65,7 @@ def repaired(text: str) -> str:
 
 def _paired(text: str) -> str:
     """Two halves of UTF-16 that stand side by side as the character that they are."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return _PAIR.sub(lambda pair: pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le"), text)
 
 
 def _without_halves(text: str) -> str:
@@ -80,11 +81,11 @@ def _unfinished(text: str) -> int:
     """How many characters at the end of a text are the beginning of one that is not whole."""
     if text and "\ud800" <= text[-1] <= "\udbff":
         return 1
-    run = _LAST_BYTES.search(text)
-    if run is None:
+    run = text[len(text.rstrip(_EVERY_STRAY_BYTE)) :]
+    if not run:
         return 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(_bytes(run[0]))
+    decoder.decode(_bytes(run))
     return len(decoder.getstate()[0])
 
 
@@ -104,6 +105,6 @@ class TextJoiner:
         return _without_halves(text[:whole])
 
     def rest(self) -> str:
-        """What is left at the end: U+FFFD in the place of a character that was never finished."""
+        """Return the rest at the end: U+FFFD in the place of a character that was never finished."""
         held, self._held = self._held, ""
         return repaired(held)

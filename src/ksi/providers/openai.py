@@ -2,82 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from ksi.clock import Clock
+from ksi.content.blocks import Block, as_blocks
+from ksi.content.chat import write_features, write_messages
+from ksi.content.features import Json
+from ksi.content.native import FEATURES
 from ksi.errors import FailureClass, ProviderError
-from ksi.providers.answers import Answer, as_object, completed, model_of, read_object, stop_reason
-from ksi.providers.base import Call, Capabilities, Chunk, Completion, Message, Setting, StopReason
+from ksi.providers.base import (
+    Call,
+    Chunk,
+    Completion,
+    Frame,
+    Piece,
+    Setting,
+    StopReason,
+    Thought,
+    ToolPiece,
+)
 from ksi.providers.faults import ReportedError, is_error, read_report
-from ksi.providers.http import Endpoint, Streaming
-from ksi.providers.http_checks import Credential, Timeouts
-from ksi.providers.http_checks import base_url as checked_base_url
-from ksi.providers.http_environment import access
-from ksi.providers.http_provider import HttpProvider, path_at
+from ksi.providers.http.access import Timeouts
+from ksi.providers.http.answers import Answer, as_object, completed, model_of, read_object, stop_reason
+from ksi.providers.http.provider import HttpOptions, HttpProvider, headers_of
+from ksi.providers.http.sse import DONE, HEARTBEATS, SseEvent
+from ksi.providers.http.usage import chat_usage, later_report
 from ksi.providers.json_text import TextJoiner, encode_clean, repaired
-from ksi.providers.sse import DONE, HEARTBEATS, SseEvent
-from ksi.providers.usage_counts import chat_usage, later_report
 
-OWN_PATH = "chat/completions"
+OPENAI_HOST = "api.openai.com"
+OPENAI = f"https://{OPENAI_HOST}/v1"
+"""The base URL of OpenAI itself."""
 
+_ANY = msgspec.json.Decoder()
+_FEATURES = frozenset(FEATURES) - {"document_urls", "files", "citations"}
+"""Documents go along in this API; it fetches none, has files under ids of its own, and quotes none."""
 _NO_INDEX = object()
 _LOGIN_PATHS = {"openrouter.ai": "key"}
-"""Where an endpoint shows its models to everybody, so that another path has to tell whether a key is good."""
+"""Endpoints that show their models without a key, so that another path has to test the key."""
 
 
-class ChatSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What differs between endpoints of this kind."""
+class Options(HttpOptions, frozen=True, kw_only=True):
+    """The configuration keys of kind `openai`, in addition to the common ones."""
 
-    streaming: Streaming = Streaming.ASKED
+    base_url: str = OPENAI
+    """The address up to the version; `/chat/completions` is appended if it is missing."""
+    api_key_env: str | None = None
+    """The variable that holds the key. OpenAI's own endpoint reads `OPENAI_API_KEY` without it; others need none
+    without it."""
+    context_tokens: int = 128_000
+    """The model's context; history is cut to it."""
     stream_usage: bool = True
-    """Ask for usage at a stream's end (`stream_options`). Off for endpoints that reject the field; where they then
-    report none, a streamed call's usage is unknown (T1)."""
+    """Ask for usage at a stream's end (`stream_options`). Off for endpoints that reject the field: a streamed call's
+    usage is unknown if they then report none."""
     max_tokens_field: str | None = None
-    """The name of the answer's limit. None: `max_completion_tokens` at api.openai.com, whose newer models know no
-    other, and `max_tokens` elsewhere."""
-    extra_body: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """Fields for every request, as `provider_options` are for one."""
+    """The name of the answer's limit; without it `max_completion_tokens` at OpenAI and `max_tokens` elsewhere."""
 
 
-def chat(
-    endpoint: Endpoint, call: Call, settings: ChatSettings | None = None
-) -> AsyncGenerator[Chunk | Completion, None]:
-    """One chat completion at `endpoint`, which must be started; its base URL ends before `/chat/completions`.
-
-    Raises:
-        ProviderError: with its class, from the iterator.
-    """
-    settings = settings or ChatSettings()
-    body = chat_body(call, settings, openai=endpoint.host == "api.openai.com")
-    return endpoint.complete(endpoint.url(OWN_PATH), body, _Chat(call.model), pieces=call.stream)
-
-
-def chat_body(call: Call, settings: ChatSettings, *, openai: bool = False) -> dict[str, Any]:
+def chat_body(call: Call, options: Options, *, openai: bool = False) -> dict[str, Any]:
     """The request's body; `openai`: for OpenAI's own endpoint.
 
-    Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields.
-    So options can add anything and fill in what the request left open, but not change the model, the messages, whether
-    the answer is streamed, or a limit that the request set.
+    Later wins: `extra_body`, then the call's `provider_options`, then the call's own fields. So options can add fields
+    and set those that the request left open, but not change the model, the messages, whether the answer is streamed, or
+    a limit that the request set. A native request is not changed: only the model, the streaming flag, and the fields of
+    the configuration and the options are set.
     """
-    body: dict[str, Any] = {**settings.extra_body, **call.options}
+    if call.native is not None:
+        body: dict[str, Any] = {**call.native.body, **options.extra_body, **call.options}
+        if call.max_tokens is not None:
+            name = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+            body[name] = min(call.max_tokens, body.get(name) or call.max_tokens)
+    else:
+        body = {**options.extra_body, **call.options, **write_features(call.features)}
+        body["messages"] = write_messages(call.messages, call.system)
+        if call.max_tokens is not None:
+            field = "max_completion_tokens" if openai else "max_tokens"
+            body[options.max_tokens_field or field] = call.max_tokens
+        if call.temperature is not None:
+            body["temperature"] = call.temperature
+        if call.stop:
+            body["stop"] = list(call.stop)
     body["model"] = call.model
-    system = [Message("system", call.system)] if call.system else []
-    body["messages"] = [*system, *call.messages]
-    if call.max_tokens is not None:
-        field = "max_completion_tokens" if openai else "max_tokens"
-        body[settings.max_tokens_field or field] = call.max_tokens
-    if call.temperature is not None:
-        body["temperature"] = call.temperature
-    if call.stop:
-        body["stop"] = list(call.stop)
-    body["stream"] = settings.streaming.wanted(call.stream)
-    body.pop("stream_options", None)
-    if body["stream"] and settings.stream_usage:
-        body["stream_options"] = {"include_usage": True}
+    body["stream"] = options.streaming.wanted(call.stream)
+    asked = body.pop("stream_options", None)
+    if body["stream"] and options.stream_usage:
+        body["stream_options"] = {**(asked if isinstance(asked, dict) else {}), "include_usage": True}
     return body
 
 
@@ -86,7 +96,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _text(content: Any, kind: str = "text") -> str:
-    """The text of a message's content; with `kind` refusal, what of it declines."""
+    """The text of a message's content; with `kind` refusal, its words that decline."""
     if isinstance(content, str):
         return content if kind == "text" else ""
     parts = (part.get(kind) for part in _objects(content) if part.get("type", "text") in (kind, f"output_{kind}"))
@@ -99,26 +109,90 @@ def _refusal(said: dict[str, Any]) -> str:
 
 
 def _reasons(said: dict[str, Any]) -> bool:
-    """Whether a message or a piece of one holds reasoning, under any of the names for it."""
+    """Return True if a message or a piece of one holds reasoning, under any of the names for it."""
     return any(said.get(name) for name in ("reasoning_content", "reasoning", "reasoning_details", "thinking")) or any(
         part.get("type") in ("thinking", "reasoning") for part in _objects(said.get("content"))
     )
 
 
-def _tools(said: dict[str, Any]) -> dict[Any, str]:
-    """The names of the tools that a message or a piece of one calls, by their index."""
-    named: dict[Any, str] = {}
-    for place, call in enumerate(_objects(said.get("tool_calls"))):
-        name = (as_object(call.get("function")) or as_object(call.get("custom"))).get("name") or call.get("name")
-        if name:
-            named[str(call.get("index", place))] = str(name)
-    if name := as_object(said.get("function_call")).get("name"):
-        named["function_call"] = str(name)
-    return named
+def _thinking(said: dict[str, Any]) -> str:
+    """The words of the reasoning in a message or a piece of one."""
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(said.get(name), str):
+            return str(said[name])
+    return ""
+
+
+class _Calls:
+    """The calls of tools in an answer, put together from a whole message or from pieces."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, ToolPiece] = {}
+        self._last: Any = None
+
+    def add(self, said: dict[str, Any]) -> Sequence[ToolPiece]:
+        """Take a message or a piece of one in; gives the pieces of calls that it brought."""
+        pieces = [self._add(place, call) for place, call in enumerate(_objects(said.get("tool_calls")))]
+        if function := as_object(said.get("function_call")):
+            pieces.append(self._add("function_call", {"function": function}))
+        return pieces
+
+    def _add(self, place: Any, call: dict[str, Any]) -> ToolPiece:
+        """Some endpoints give no index with the later pieces of a call; one with another id is another call."""
+        function = as_object(call.get("function")) or as_object(call.get("custom")) or call
+        index = call.get("index", place)
+        known = self._calls.get(index)
+        call_id, name = call.get("id"), function.get("name")
+        if known is not None and call_id and known.id and call_id != known.id:
+            index = (index, call_id)
+            known = self._calls.get(index)
+        elif known is not None and name and not call_id and _is_whole(known.json):
+            index, known = (index, len(self._calls)), None
+        elif known is not None and not call_id and self._last in self._calls and isinstance(self._last, tuple):
+            index, known = self._last, self._calls[self._last]
+        self._last = index
+        added = function.get("arguments", function.get("input"))
+        text = added if isinstance(added, str) else "" if added is None else msgspec.json.encode(added).decode()
+        if known is None:
+            known = ToolPiece(str(call_id or f"call_{len(self._calls)}"), str(name or ""))
+        self._calls[index] = ToolPiece(known.id, known.name or str(name or ""), known.json + text)
+        return ToolPiece(known.id, self._calls[index].name, text)
+
+    def blocks(self) -> list[Block]:
+        """The calls as blocks, in order."""
+        return [
+            {"type": "tool_use", "id": c.id, "name": c.name, "input": _arguments(c.json)} for c in self._calls.values()
+        ]
+
+
+def _is_whole(text: str) -> bool:
+    """True if a call's input is complete, so that a name after it begins another call."""
+    try:
+        return isinstance(_ANY.decode(text), dict)
+    except msgspec.DecodeError:
+        return False
+
+
+def _arguments(text: str) -> Json:
+    """A call's input. A model may write invalid JSON: then only its text is kept."""
+    try:
+        value = _ANY.decode(text) if text.strip() else {}
+    except msgspec.DecodeError:
+        return {"partial_json": text}
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def _content(text: str, thinking: str, calls: _Calls) -> tuple[Block, ...]:
+    """An answer's blocks, if they are more than its text."""
+    blocks = calls.blocks()
+    if not blocks and not thinking:
+        return ()
+    thought: list[Block] = [{"type": "thinking", "thinking": thinking, "signature": ""}] if thinking else []
+    return (*thought, *as_blocks(text), *blocks)
 
 
 def _stop_reason(choice: dict[str, Any]) -> str | None:
-    """Why a choice ended. A gateway can hide a refusal behind a plain end, and name it beside that."""
+    """Why a choice ended. A gateway can hide a refusal behind a plain end, and name it in another field."""
     native = stop_reason(choice.get("native_finish_reason"))
     if native in (StopReason.REFUSAL, StopReason.CONTENT_FILTER):
         return native
@@ -132,10 +206,11 @@ def _check(choice: dict[str, Any]) -> None:
 
 
 class _Chat:
-    """The dialect of one call. Only what an answer needs is looked at; all else in it may be anything."""
+    """The dialect of one call. Only the fields that an answer needs are checked; the others may be anything."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, native: bool) -> None:
         self._asked = model
+        self._native = native
 
     def whole(self, data: bytes) -> Completion:
         """See Dialect."""
@@ -150,14 +225,18 @@ class _Chat:
             words = read_report(data).message or "it has no message"
             raise ProviderError(FailureClass.PROVIDER_ERROR, f"the answer is no chat completion: {words}")
         said = as_object(choice.get("message"))
+        calls = _Calls()
+        calls.add(said)
+        text = repaired(_text(said.get("content")))
         return completed(
             Answer(
-                text=repaired(_text(said.get("content"))),
+                text=text,
                 model=model_of(value, self._asked),
                 usage=chat_usage(value.get("usage"), value.get("service_tier")),
                 stop_reason=_stop_reason(choice),
                 refusal=repaired(_refusal(said)),
-                tools=tuple(_tools(said).values()),
+                content=_content(text, repaired(_thinking(said)), calls),
+                native=self._native,
                 reasoned=_reasons(said),
                 raw=data if clean else encode_clean(value),
             )
@@ -165,25 +244,27 @@ class _Chat:
 
     def reply(self) -> _ChatReply:
         """See Dialect."""
-        return _ChatReply(self._asked)
+        return _ChatReply(self._asked, native=self._native)
 
 
 class _ChatReply:
     """A streamed answer. It is whole when `[DONE]` came, or some time after a finish reason, or when the body ended in
     order behind one.
 
-    Some endpoints give a finish reason with every piece: where text comes behind one, it is no end.
+    Some endpoints give a finish reason with every piece: if text follows one, it is no end.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, native: bool) -> None:
         self.done = False
         self.ended = False
         self._model = model
+        self._native = native
         self._index: Any = _NO_INDEX
         self._joiner = TextJoiner()
         self._texts: list[str] = []
         self._refusals: list[str] = []
-        self._tools: dict[Any, str] = {}
+        self._thoughts: list[str] = []
+        self._calls = _Calls()
         self._reasoned = False
         self._in_deltas = False
         self._ends_often = False
@@ -192,7 +273,7 @@ class _ChatReply:
         self._tier: Any = None
         self._odd = ""
 
-    def feed(self, event: SseEvent) -> str | None:
+    def feed(self, event: SseEvent) -> Sequence[Piece] | None:
         """See Reply."""
         data = event.data.strip()
         if data == DONE:
@@ -210,39 +291,44 @@ class _ChatReply:
         self._model = model_of(value, self._model)
         self._tier = value.get("service_tier") or self._tier
         self._usage = later_report(self._usage, value.get("usage"))
-        text = "".join(self._choice(choice) for choice in choices if self._is_ours(choice))
-        if text and self.ended:
+        pieces = [piece for choice in choices if self._is_ours(choice) for piece in self._choice(choice)]
+        if self.ended and any(isinstance(piece, Chunk) for piece in pieces):
             self._ends_often = True
         self.ended = self._stop_reason is not None and not self._ends_often
-        text = self._joiner.add(text)
-        self._texts.append(text)
-        return text if choices or value.get("usage") else None
+        return pieces if choices or value.get("usage") else None
 
     def _is_ours(self, choice: dict[str, Any]) -> bool:
-        """Of several choices the first that comes is taken."""
+        """If there are several choices, the first to arrive is used."""
         index = choice.get("index")
         if self._index is _NO_INDEX:
             self._index = index
         return index is None or self._index in (None, index)
 
-    def _choice(self, choice: dict[str, Any]) -> str:
-        """Take a piece of the answer in, and give its text. Some endpoints call it a message, and some send the whole
-        message once more at the end."""
+    def _choice(self, choice: dict[str, Any]) -> Iterator[Piece]:
+        """Process a piece of the answer, and return its contents. Some endpoints call it a message, and some send the
+        whole message once more at the end."""
         _check(choice)
         delta = choice.get("delta")
         self._in_deltas = self._in_deltas or bool(delta)
         said = as_object(delta) if self._in_deltas else as_object(choice.get("message"))
         self._stop_reason = _stop_reason(choice) or self._stop_reason
         self._refusals.append(_refusal(said))
-        self._tools.update(_tools(said))
         self._reasoned = self._reasoned or _reasons(said)
-        return _text(said.get("content"))
+        if thought := _thinking(said):
+            self._thoughts.append(thought)
+            yield Thought(repaired(thought))
+        if text := _text(said.get("content")):
+            yield self._said(self._joiner.add(text))
+        yield from self._calls.add(said)
 
-    def rest(self) -> str:
+    def _said(self, text: str) -> Chunk:
+        self._texts.append(text)
+        return Chunk(text)
+
+    def rest(self) -> Sequence[Piece]:
         """See Reply."""
         text = self._joiner.rest()
-        self._texts.append(text)
-        return text
+        return (self._said(text),) if text else ()
 
     def finish(self) -> Completion:
         """See Reply."""
@@ -250,14 +336,16 @@ class _ChatReply:
             if self._index is _NO_INDEX and self._odd:
                 raise ProviderError(FailureClass.PROVIDER_ERROR, f"the stream holds no chat completion: {self._odd}")
             raise ProviderError(FailureClass.NETWORK_ERROR, "the stream ended in the middle of the answer")
+        text = "".join(self._texts)
         return completed(
             Answer(
-                text="".join(self._texts),
+                text=text,
                 model=self._model,
                 usage=chat_usage(self._usage, self._tier),
                 stop_reason=self._stop_reason,
                 refusal=repaired("".join(self._refusals)),
-                tools=tuple(self._tools.values()),
+                content=_content(text, repaired("".join(self._thoughts)), self._calls),
+                native=self._native,
                 reasoned=self._reasoned,
             )
         )
@@ -267,87 +355,43 @@ class OpenAIProvider(HttpProvider):
     """Chat completions at any compatible endpoint: OpenAI, vLLM, llama.cpp, Ollama, OpenRouter and others.
 
     This API counts cached tokens within `prompt_tokens`; here `input_tokens` leaves them out, as all providers of KSI
-    do, so that input and cache can be added. `reasoning_tokens` are a part of `output_tokens`. Of an answer with
-    several choices the first is taken.
+    do, so that input and cache can be added. `reasoning_tokens` are a part of `output_tokens`. If there are several
+    choices, the first is used.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        clock: Clock,
-        base_url: str = "https://api.openai.com/v1",
-        api_key: str | None = None,
-        api_key_env: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeouts: Timeouts | None = None,
-        context_tokens: int = 128_000,
-        settings: ChatSettings | None = None,
-        proxy: str | None = None,
-        ca_file: Path | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        """`api_key_env` names the variable that `api_key` was read from; with the name and no key, calls are refused
-        before they leave. `headers` are added to each call and win over those made here. `proxy`, `ca_file` and
-        `environ` are those of `ksi.providers.http_environment.access`.
+    own_path = "chat/completions"
 
-        Raises:
-            ConfigError: `base_url`, `proxy`, `ca_file` or a header cannot be used.
-        """
-        self._settings = settings or ChatSettings()
-        credential = Credential.read(api_key, api_key_env)
-        base = checked_base_url(name, base_url, OWN_PATH)
-        endpoint = Endpoint(
-            name,
-            base,
-            clock=clock,
-            credential=credential,
-            own_headers={"Authorization": f"Bearer {credential.key}"} if credential.key else {},
-            headers=headers,
-            timeouts=timeouts,
-            access=access(name, base, proxy=proxy, ca_file=ca_file, environ=environ),
-        )
-        super().__init__(name, endpoint, login_path=_LOGIN_PATHS.get(base.host or "", "models"))
-        streams = self._settings.streaming is not Streaming.NEVER
-        self.capabilities = Capabilities(stream=streams, context_tokens=context_tokens, price_list=str(base))
+    def __init__(self, setting: Setting, options: Options, timeouts: Timeouts | None = None) -> None:
+        """OpenAI's own endpoint reads OPENAI_API_KEY unless `api_key_env` names another variable."""
+        if options.api_key_env is None and options.base_url == OPENAI:
+            options = msgspec.structs.replace(options, api_key_env="OPENAI_API_KEY")
+        super().__init__(setting, options, timeouts)
+        self._options = options
+        features = _FEATURES - {"top_k"} if self._endpoint.host == OPENAI_HOST else _FEATURES
+        self.capabilities = msgspec.structs.replace(self.capabilities, dialect="chat", features=features)
 
-    def complete(self, call: Call) -> AsyncGenerator[Chunk | Completion, None]:
+    def own_headers(self, key: str | None) -> dict[str, str]:
+        """See HttpProvider."""
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    @property
+    def login_path(self) -> str:
+        """See HttpProvider."""
+        return _LOGIN_PATHS.get(self._endpoint.host or "", "models")
+
+    def complete(self, call: Call) -> AsyncGenerator[Piece | Frame | Completion, None]:
         """See the protocol."""
-        return chat(self._endpoint, call, self._settings)
-
-
-class Options(ChatSettings, frozen=True, kw_only=True):
-    """The configuration keys of kind `openai`, beside what every provider has."""
-
-    base_url: str = "https://api.openai.com/v1"
-    """Up to and with the version; `/chat/completions` is added."""
-    api_key_env: str | None = None
-    """The variable that holds the key. OpenAI's own endpoint reads OPENAI_API_KEY without it."""
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    connect_timeout: float = 10.0
-    context_tokens: int = 128_000
-    proxy: str | None = None
-    """A proxy's URL; without it the one that the environment names. Empty: none."""
-    ca_file: str | None = None
-    """Certificates in PEM form that are trusted for this endpoint, in place of the system's."""
+        native = call.native is not None
+        return self._endpoint.complete(
+            self._endpoint.url(self.own_path),
+            chat_body(call, self._options, openai=self._endpoint.host == OPENAI_HOST),
+            _Chat(call.model, native=native),
+            pieces=call.stream,
+            frames=native and call.stream,
+            headers=headers_of(call),
+        )
 
 
 def build(setting: Setting, options: Options) -> OpenAIProvider:
     """The provider for a configuration."""
-    variable = options.api_key_env
-    if variable is None and options.base_url == Options().base_url:
-        variable = "OPENAI_API_KEY"
-    return OpenAIProvider(
-        setting.name,
-        clock=setting.clock,
-        base_url=options.base_url,
-        api_key=setting.environ.get(variable) if variable else None,
-        api_key_env=variable,
-        headers=options.headers,
-        timeouts=Timeouts(total=setting.timeout, idle=setting.idle_timeout, connect=options.connect_timeout),
-        context_tokens=options.context_tokens,
-        settings=options,
-        proxy=options.proxy,
-        ca_file=path_at(setting.home, options.ca_file),
-        environ=setting.environ,
-    )
+    return OpenAIProvider(setting, options)

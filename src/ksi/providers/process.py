@@ -1,4 +1,4 @@
-"""Processes of providers: each in a group of its own, gone with the daemon, and none left behind (F7)."""
+"""Processes of providers. Each has a group of its own and ends with the daemon; none is left behind."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import msgspec
 import psutil
 
 from ksi.clock import Clock
+from ksi.host.private_files import make_folder
+from ksi.providers.masking import masked
 
 LAUNCHER = Path(__file__).with_name("process_launcher.py")
 MARK = "KSI_PROCESS"
-"""The variable that all that a process starts inherits: the path of its file in the registry."""
+"""The variable that a process's descendants inherit: the path of its file in the registry."""
 STDERR_KEPT = 8 * 1024
 """Bytes of stderr that are kept for messages: the last."""
+_SHOWN_STDERR = 500
+"""Characters of it that a message repeats."""
 _AHEAD = 4 * 1024 * 1024
-"""Bytes that are read before somebody takes them."""
+"""Bytes that are read ahead of the reader."""
 _STDIN, _STDOUT = 0, 1
 _LAST_WORDS = 0.5
-"""Seconds for what a process that has ended wrote to stderr."""
+"""Seconds in which the last output of an ended process must come."""
 _NOTHING = 0
-"""The signal that only asks whether there is somebody."""
+"""The signal that only asks if a process is there."""
 _PAUSE = 0.02
 _START_SLACK = 5.0
 """Seconds between a process's start and its entry in the registry, at most."""
@@ -39,7 +44,7 @@ class ProcessStartError(Exception):
     """A process could not be started; the message says why."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class RegistryEntry(msgspec.Struct, frozen=True):
     """A process as the registry has it."""
 
     pid: int
@@ -51,8 +56,8 @@ class Entry(msgspec.Struct, frozen=True):
 class ProcessRegistry:
     """A folder with a file for each process, written by the process itself before it becomes the program.
 
-    The file's path is also in the process's environment, and so in that of all that it starts: what it leaves behind
-    is known by it, whichever group or session it moved to.
+    The file's path is also in the process's environment, which its own children inherit. They are known by it,
+    whichever group or session they moved to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,14 +65,14 @@ class ProcessRegistry:
         self._numbers = itertools.count(1)
 
     def new_path(self) -> Path:
-        """Where the next process is to register."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """The path at which the next process is to register."""
+        make_folder(self._folder)
         return self._folder / f"{os.getpid()}-{next(self._numbers)}"
 
-    async def reap(self, clock: Clock) -> list[Entry]:
-        """Kill what an earlier daemon left running, and wait until it is gone; the entries of which there was any.
+    async def reap(self, clock: Clock) -> list[RegistryEntry]:
+        """Kill the processes that an earlier daemon left running, and wait until they are gone; returns their entries.
 
-        A pid that another process has by now is left alone: its start time differs.
+        A pid that another process has by now is not touched: its start time differs.
         """
         entries = dict(self._entries())
         found = [entry for path, entry in entries.items() if _kill(_left(path, entry))]
@@ -79,23 +84,27 @@ class ProcessRegistry:
             path.unlink(missing_ok=True)
         return found
 
-    def _entries(self) -> Iterator[tuple[Path, Entry]]:
+    def _entries(self) -> Iterator[tuple[Path, RegistryEntry]]:
         for path in sorted(self._folder.glob("*-*")) if self._folder.is_dir() else ():
             try:
-                yield path, msgspec.json.decode(path.read_bytes(), type=Entry)
+                yield path, msgspec.json.decode(path.read_bytes(), type=RegistryEntry)
             except msgspec.DecodeError:
                 path.unlink(missing_ok=True)  # killed while it registered: it never became the program
 
 
 class _Pipes(asyncio.SubprocessProtocol):
-    """What comes from a process, and whether it reads. What it started may hold its pipes when it has ended."""
+    """A process's output, and its readiness to read. Its children may hold its pipes after its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_stderr: bool) -> None:
         self.exited = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
         self.stderr = bytearray()
+        self.stderr_cut = False
+        """True if only the end of it is kept."""
         self.stderr_ended = asyncio.Event()
+        if not keeps_stderr:
+            self.stderr_ended.set()
         self._transport: asyncio.SubprocessTransport | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -103,7 +112,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._news = asyncio.Event()
 
     async def read(self) -> bytes:
-        """What came on stdout, as much as there is; empty at the end."""
+        """Read the present output of stdout; empty at the end."""
         while not self._pieces and not self._ended:
             self._news.clear()
             try:
@@ -132,6 +141,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         """It wrote."""
         if fd != _STDOUT:
             self.stderr += data
+            self.stderr_cut = self.stderr_cut or len(self.stderr) > STDERR_KEPT
             del self.stderr[:-STDERR_KEPT]
             return
         self._pieces.append(data)
@@ -168,13 +178,16 @@ class _Pipes(asyncio.SubprocessProtocol):
 class ChildProcess:
     """A running program: pipes to it, its end, and the end of its group."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, pipes: _Pipes, entry_path: Path) -> None:
+    def __init__(
+        self, transport: asyncio.SubprocessTransport, pipes: _Pipes, entry_path: Path, secrets: Sequence[str] = ()
+    ) -> None:
         self._transport = transport
         self._pipes = pipes
         self._entry_path = entry_path
+        self._secrets = secrets
         self._closing: asyncio.Task[None] | None = None
         self.pid: int = transport.get_pid() or 0
-        """Of the process, which leads a group and a session of the same number."""
+        """The pid of the process, which leads a group and a session of the same number."""
 
     @classmethod
     async def start(
@@ -184,9 +197,14 @@ class ChildProcess:
         *,
         name: str,
         environment: Mapping[str, str],
-        folder: Path,
+        folder: Path | None = None,
+        stderr: IO[bytes] | None = None,
+        secrets: Sequence[str] = (),
     ) -> ChildProcess:
-        """Start a program in a session of its own; `name` is what the registry calls it.
+        """Start a program in a session of its own; the registry calls it `name`.
+
+        It runs in `folder` (None: in the daemon's). Its stderr goes to the file `stderr`; without one the end of it is
+        kept for `ending`, without `secrets` (longest first).
 
         Raises:
             ProcessStartError: the system said no. That the program cannot be run comes by its exit code and stderr.
@@ -194,15 +212,16 @@ class ChildProcess:
         entry_path = registry.new_path()
         command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(entry_path), name, *program]
         launch = asyncio.get_running_loop().subprocess_exec(
-            _Pipes,
+            partial(_Pipes, keeps_stderr=stderr is None),
             *command,
+            stderr=asyncio.subprocess.PIPE if stderr is None else stderr,
             env={**environment, MARK: str(entry_path)},
             cwd=folder,
             start_new_session=True,
         )
         launching = asyncio.ensure_future(launch)
         try:
-            return cls(*await asyncio.shield(launching), entry_path)
+            return cls(*await asyncio.shield(launching), entry_path, secrets)
         except (OSError, ValueError) as error:
             raise ProcessStartError(str(error)) from None
         except asyncio.CancelledError:
@@ -212,33 +231,37 @@ class ChildProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it is known to have ended."""
+        """True once its end is known."""
         return self._pipes.exited.is_set()
 
     @property
     def ending(self) -> str:
-        """How it ended, in words, with the end of what it wrote to stderr."""
+        """How it ended, in words, with the end of its stderr."""
         code = self._transport.get_returncode()
         if code is None:
             return "still running"
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-        said = self._pipes.stderr.decode("utf-8", "replace").strip()
-        return f"{how}: {said[-500:]}" if said else how
+        said = self._pipes.stderr.decode("utf-8", "replace")
+        if self._pipes.stderr_cut:
+            # The beginning may be half of a secret.
+            said = said[max(map(len, self._secrets), default=0) :]
+        said = masked(said, self._secrets).strip()
+        return f"{how}: {said[-_SHOWN_STDERR:]}" if said else how
 
     async def write(self, data: bytes) -> None:
-        """Send to its stdin; a process that does not read makes this wait, one that has ended takes it and is found
-        out by `read`."""
+        """Send to its stdin. A process that does not read makes this wait. If it has ended, the data is lost and
+        `read` shows the end."""
         stdin = cast(asyncio.WriteTransport | None, self._transport.get_pipe_transport(_STDIN))
         if stdin is not None and not stdin.is_closing():
             stdin.write(data)
             await self._pipes.writable.wait()
 
     async def read(self) -> bytes:
-        """What came on its stdout, as much as there is; empty at the end."""
+        """Read the present output of its stdout; empty at the end."""
         return await self._pipes.read()
 
     async def ends_within(self, seconds: float) -> bool:
-        """Wait for its end and its last words, at most so long; whether it ended."""
+        """Wait for its end and its last output, at most so long; True if it ended."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._pipes.exited.wait()
@@ -246,7 +269,7 @@ class ChildProcess:
         return self.ended
 
     async def finish(self, grace: float) -> None:
-        """Let it end by the end of its stdin; after `grace` seconds kill what is left of it."""
+        """Close its stdin so that it ends; after `grace` seconds kill it and its group."""
         stdin = self._transport.get_pipe_transport(_STDIN)
         if stdin is not None:
             stdin.close()
@@ -254,7 +277,7 @@ class ChildProcess:
         await self.kill()
 
     async def stop(self, grace: float) -> None:
-        """Kill it at once, give what it started `grace` seconds to end in order, and kill what is left of that."""
+        """Kill it at once, give its children `grace` seconds to end in order, and kill those that are left."""
         self._signal(signal.SIGKILL, group=False)
         self._signal(signal.SIGTERM)
         waited = 0.0
@@ -284,14 +307,15 @@ class ChildProcess:
         self._entry_path.unlink(missing_ok=True)
 
     async def _sweep(self) -> None:
-        """Kill what it started in other groups and sessions, and wait until that is gone."""
+        """Kill its descendants in other groups and sessions, and wait until they are gone."""
         waited = 0.0
         while _kill(await asyncio.to_thread(_left, self._entry_path)) and waited < _REAP_PATIENCE:
             await asyncio.sleep(_PAUSE)
             waited += _PAUSE
 
     def _signal(self, number: int, *, group: bool = True) -> bool:
-        """To the whole group: the leader may have ended before what it started. Whether there is anybody."""
+        """Send a signal to the whole group, because the leader may end before its children; True if the group
+        exists."""
         if self._closing is not None:
             return False
         try:
@@ -310,18 +334,18 @@ def memory_of(pid: int) -> int | None:
 
 
 def _kill(pids: Sequence[int]) -> bool:
-    """Kill processes; whether there was any."""
+    """Kill processes; True if there was any."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     return bool(pids)
 
 
-def _left(entry_path: Path, entry: Entry | None = None) -> list[int]:
-    """The pids that live of a registered process: itself, its session, and all that has inherited its mark.
+def _left(entry_path: Path, entry: RegistryEntry | None = None) -> list[int]:
+    """The living pids of a registered process: its own, those of its session, and those that inherited its mark.
 
-    The session counts only while its leader lives and is ours, for its number may become another's later. It finds what
-    macOS hides: there, many programs do not show their environment.
+    The session counts only while its leader lives and is ours, as its number may become another's later. It is needed
+    on macOS, because many programs there do not show their environment.
     """
     found = [process for process in _processes() if _has_mark(process, str(entry_path))]
     if entry is not None and (leader := _registered(entry)) is not None:
@@ -331,14 +355,14 @@ def _left(entry_path: Path, entry: Entry | None = None) -> list[int]:
 
 
 def _processes() -> Iterator[psutil.Process]:
-    """All processes of the system but this one, each looked at anew."""
+    """All processes of the system but this one, each freshly read."""
     for pid in psutil.pids():
         with suppress(psutil.Error):
             if pid != os.getpid():
                 yield psutil.Process(pid)
 
 
-def _registered(entry: Entry) -> psutil.Process | None:
+def _registered(entry: RegistryEntry) -> psutil.Process | None:
     """The process of an entry, unless its pid is another's by now."""
     try:
         process = psutil.Process(entry.pid)

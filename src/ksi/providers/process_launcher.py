@@ -1,8 +1,8 @@
-"""The first thing in a provider's process: it ties the process to the daemon, registers it, and becomes the program.
+"""The first program of a provider's process: it ties the process to the daemon, registers it, and becomes the program.
 
-Run as a script by `ksi.providers.process`, never imported by the daemon: it needs nothing of KSI and little of Python,
-so that it costs a few milliseconds. Arguments: the daemon's pid, the file to register in, the process's name, and then
-the program with its arguments.
+`ksi.providers.process` runs this file as a script; the daemon never imports it. It needs nothing of KSI and little of
+Python, so that it costs a few milliseconds. Arguments: the daemon's pid, the file to register in, the process's name,
+and then the program with its arguments.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import time
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 125
-"""Exit code where the daemon was gone before the process was tied to it."""
+"""The exit code if the daemon was gone before the process was tied to it."""
 NOT_STARTED = 126
-"""Exit code where the program cannot be run."""
+"""The exit code if the program cannot be run."""
 
 
 def tie_to(parent: int) -> None:
-    """Have Linux kill this process with the one that started it (F7). Elsewhere the end of stdin must do."""
+    """Have Linux kill this process when the one that started it dies. Elsewhere the end of stdin must do."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""A scripted provider, for tests, examples and benchmarks: it answers, waits and fails as it is told."""
+"""A scripted provider, for tests, examples and benchmarks: it answers, waits and fails on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from ksi.content.blocks import text_of
+from ksi.content.native import FEATURES
 from ksi.errors import FailureClass, ProviderError
+from ksi.host.private_files import make_folder
 from ksi.providers.base import Call, Capabilities, Chunk, Completion, Setting
 from ksi.request import Usage
 
@@ -18,42 +21,45 @@ Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one call does. A request's `provider_options` win over the configuration."""
+    """The script of one call. A request's `provider_options` win over the configuration."""
 
     delay: Seconds = 0.0
-    """Before the first piece, in seconds."""
+    """Before the first piece."""
     text: str | None = None
-    """The answer; without it, an echo of the prompt."""
+    """The answer; without it an echo of the prompt."""
     pieces: Annotated[int, Meta(ge=1)] = 1
-    """How many chunks a streamed answer has."""
+    """How many pieces a streamed answer has."""
     piece_delay: Seconds = 0.0
-    """Between chunks, in seconds."""
+    """Between pieces."""
     fail: FailureClass | None = None
-    """Fail with this class after the delay."""
+    """Fail with this [class](errors.md#failure-classes)."""
     fail_attempts: int | None = None
-    """Fail only in the first so many attempts; always, where it is not given."""
+    """Only in the first so many attempts; without it in all."""
     retry_after: float | None = None
+    """The failure's retry-after."""
     usage: bool | Usage = True
-    """Whether usage is reported, a token for each word; or the report itself."""
+    """True reports usage, a token for each word; a report is passed on as it is."""
 
 
 class Options(Script, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration: a script for all calls, and a file that records them."""
 
     record: str | None = None
-    """A file, relative to the home, that gets a line at each call's begin and end: word, pid, conversation, request,
-    attempt."""
+    """A file below the home that gets a line at each call's begin and end."""
     context_tokens: int = 8_192
+    """The model's context."""
     mcp: bool = False
-    """Whether it says that it takes MCP servers."""
+    """True declares that it takes MCP servers."""
 
 
 class StubProvider:
-    """Does what it is told."""
+    """Follows its script."""
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.name = setting.name
-        self.capabilities = Capabilities(context_tokens=options.context_tokens, mcp=options.mcp, free=True)
+        self.capabilities = Capabilities(
+            context_tokens=options.context_tokens, mcp=options.mcp, features=frozenset(FEATURES), free=True
+        )
         self._options = options
         self._script = Script(**{name: getattr(options, name) for name in Script.__struct_fields__})
         self._record_path = setting.home / options.record if options.record else None
@@ -62,7 +68,7 @@ class StubProvider:
     async def start(self) -> None:
         """Open the record."""
         if self._record_path is not None:
-            self._record_path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._record_path.parent)
             self._record = os.open(self._record_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     async def stop(self) -> None:
@@ -86,7 +92,7 @@ class StubProvider:
                 raise ProviderError(
                     script.fail, f"scripted {script.fail.value}", retry_after=script.retry_after, provider=self.name
                 )
-            prompt = call.messages[-1].content
+            prompt = text_of(call.messages[-1].content)
             text = script.text if script.text is not None else f"echo: {prompt}"
             if call.stream:
                 for piece in _cut(text, script.pieces):

@@ -1,4 +1,4 @@
-"""What every store decides alike about chains: who comes in, who runs, and why a delivery is a dead letter."""
+"""Decisions about chains that all stores share: admission, starts, and the reasons for dead letters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ksi.store.chains import Block, ChainLimits, FollowUp, Grant, InjectionState
 
 
 class Routing(IntEnum):
-    """Whether a member's end has to be routed to other conversations (C1)."""
+    """The outbox state of a member's end."""
 
     NONE = 0
     AT_END = 1
@@ -20,14 +20,14 @@ class Routing(IntEnum):
     ROUTED = 3
 
     def ended(self, routed: bool) -> Routing:
-        """What the member's end makes of it; `routed`: its aftermath came with it."""
+        """The state after the member's end; `routed`: its aftermath was written in the same step."""
         if self is not Routing.AT_END:
             return self
         return Routing.ROUTED if routed else Routing.UNROUTED
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a request stands in its chain, or will."""
+    """The present or future position of a request in its chain."""
 
     spending: Spending
     limits: ChainLimits
@@ -51,7 +51,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
 def may_enter(
     standing: Standing, guard_cap: int, now: int, *, block: Block | None, guard: bool, estimate: int
 ) -> Block | None:
-    """What stands against a newcomer (C5). `block` was found before; `now` is wall time, `estimate` in tokens."""
+    """The reason against a newcomer; None if there is none. `block` was found before; `now` is wall time, `estimate` in
+    tokens."""
     if block is not None:
         return block
     if not guard:
@@ -64,7 +65,7 @@ def may_enter(
 def may_run(
     standing: Standing, now: int, *, estimate: int, output_cap: int | None, guard: bool
 ) -> Block | Grant | None:
-    """Whether a member may run now (C5, C6); None: without anything set aside for it.
+    """The decision if a member may run now; None: it runs without a reservation.
 
     `output_cap` is None for a request that was in no chain when it came in.
     """
@@ -76,7 +77,7 @@ def may_run(
 
 
 def fate(follow_up: FollowUp, parent: Standing, guard_cap: int, now: int) -> DeadLetter | None:
-    """Why a follow-up cannot even be sent; None where it can."""
+    """The reason why a follow-up cannot even be sent; None if it can."""
     membership = None if follow_up.child is None else follow_up.child.membership
     block = follow_up.block if follow_up.block is not None or membership is None else membership.block
     if block is None and follow_up.child is not None and follow_up.child.error is not None:
@@ -88,12 +89,12 @@ def fate(follow_up: FollowUp, parent: Standing, guard_cap: int, now: int) -> Dea
 
 
 def is_guard(follow_up: FollowUp) -> bool:
-    """Whether limits do not bind it."""
+    """True if limits do not apply to it."""
     return follow_up.guard or (follow_up.child is not None and follow_up.child.membership.guard)
 
 
 def trip_of(follow_up: FollowUp) -> Block | None:
-    """What a follow-up's own check found against the whole chain (C7)."""
+    """The finding of a follow-up's own check against the whole chain."""
     if follow_up.child is None or not follow_up.child.membership.trips:
         return None
     return follow_up.child.membership.block
@@ -102,7 +103,7 @@ def trip_of(follow_up: FollowUp) -> Block | None:
 def unanswered(
     request_id: str, state: State, error: str | None, message: str | None, block: Block | None
 ) -> DeadLetter:
-    """What a delivery is whose request ended without an answer."""
+    """The dead letter of a delivery whose request ended without an answer."""
     if block is not None:
         return DeadLetter(InjectionState.BLOCKED, block)
     reason = Block(code=error or state.value, message=message or f"request {request_id!r} ended {state.value}")

@@ -8,15 +8,15 @@ Rules that hold for every implementation; the conformance suite checks each:
 
 A conversation has at most one *holder* and, behind it, a *line* ordered by (rank, key). Keys grow with arrival.
 
-- The holder is a running request, one that keeps its place (retrying, parked, or queued again after it ran; L8), or an
+- The holder is a running request, one that keeps its place (retrying, parked, or queued again after it ran), or an
   external lock.
-- The line is what waits in state `queued`, external waiters included. Scheduled requests are in no line until due.
+- The wait queue contains requests in state `queued`, and external waiters. Scheduled requests are in no line until due.
 - The head of a line is *ready* when the conversation has no holder. A request that keeps its place is ready when it is
-  queued again. An external waiter is never ready: it is granted the lock the moment it is head and nobody holds it.
+  queued again. An external waiter is never ready: it is granted the lock the moment it is head and the lock is free.
 - A claim takes, among the ready requests of the offered routes whose provider has a free slot, the lowest (rank, key).
 
 A conversation whose head has a provider session on a machine (`Attempt.node`) is bound to it: of its requests whose
-route has the head's provider, only that machine's stores start any, at once or by a claim, while it is not lost (D4). A
+route has the head's provider, only that machine's stores start any, at once or by a claim, while it is not lost. A
 store that one daemon has for itself keeps no machines.
 
 Fences come from one counter of the store that only grows: each new holder gets the next number and a random token.
@@ -27,19 +27,29 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from ksi.budgets.rules import NO_CAPS, Caps, Spent
 from ksi.clock import Moment
-from ksi.request import Attempt, Turn
+from ksi.request import Attempt, Priority, Turn
 from ksi.store.chains import Aftermath, ChainView, ClosedChain, Delivered, FollowUp, InjectionView, MemberRow, Trail
 from ksi.store.provider_records import KeptRecords, PutRecord
-from ksi.store.snapshot import Loaded, Record
+from ksi.store.questions import Question
+from ksi.store.rules.fairness import Flow
+from ksi.store.rules.terms import Phrase
+from ksi.store.snapshot.records import Loaded, Record
 from ksi.store.usage import Pricing, UsageQuery, UsageReport
 from ksi.store.values import (
+    NO_PAUSE,
     Acquired,
+    Answered,
+    BudgetUse,
+    BudgetWait,
     Cancelled,
     Claimed,
     Claims,
+    Deleted,
     Enqueued,
     Expiry,
+    Finish,
     Fork,
     Listing,
     LockGrant,
@@ -51,24 +61,27 @@ from ksi.store.values import (
     Offer,
     Page,
     Passing,
+    Paused,
     Pruned,
     Recovery,
     RequestRow,
     RequestView,
+    SearchPage,
     SessionView,
     Settled,
+    StoreCondition,
     Totals,
     Verdict,
 )
 
 
 class Store(Protocol):
-    """The verbs. Implementations: `memory`, `sqlite`."""
+    """The verbs. Implementations: `sqlite.store.SqliteStore`, `redis.store.RedisStore`."""
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
-        """Take the store. Runs that a dead daemon left are queued again, keeping their place, or ended (Q3): cancelled
-        where a cancel had been asked for, failed with `daemon_restart` after the last allowed interruption. Each gets
-        an attempt with outcome `interrupted`. External locks begin their time anew: their holders could not renew.
+        """Take the store. Runs of a dead daemon are requeued, keeping their place, or ended: cancelled if a cancel had
+        been requested, failed with `daemon_restart` after the last allowed interruption. Each gets an attempt with
+        outcome `interrupted`. External locks get a full expiry: their holders could not renew.
 
         `on_work` is called, from the event loop, whenever something may have become ready or a slot free.
 
@@ -80,29 +93,48 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let it go; what was acknowledged is on disk."""
+        """Close it; acknowledged changes are on disk."""
+        ...
+
+    def condition(self) -> StoreCondition:
+        """How the store is now, as far as this process knows. It asks no other process and never fails.
+
+        A store with files looks whether they are still the ones that it opened.
+        """
         ...
 
     async def enqueue(
-        self, new: NewRequest, offers: Sequence[Offer], now: Moment, *, awaited: bool = False
+        self,
+        new: NewRequest,
+        offers: Sequence[Offer],
+        now: Moment,
+        *,
+        awaited: bool = False,
+        paused: Paused = NO_PAUSE,
+        caps: Caps = NO_CAPS,
     ) -> Enqueued:
         """Take a request into the queue, or straight into running.
 
         It runs at once when it is not delayed, its conversation has no holder and no line, and the offer of its route
         has a free slot while no ready request of a route offered to the same provider stands before it by (rank, key).
         With `on_busy: interrupt` the new one takes the head of the line; a holder that is a request of the same or a
-        lower priority is stopped. An interrupted holder's view names the new one in `interrupted_by`.
+        lower priority is stopped. An interrupted holder's view names the new one in `interrupted_by`. One that is
+        paused waits, whatever is free. One with a question is scheduled, outside the queue and without a time, until
+        `answer`.
 
-        `awaited`: who sent it hears of it at its end, not before. Then one that runs at once outlives this process as
-        any other, but a loss of power may take it until something else is acknowledged: nobody was promised it (Q3).
+        `awaited`: its sender is notified at its end, not before. Then one that runs at once outlives this process as
+        any other, but a loss of power may lose it until another change is acknowledged: it was not promised to any
+        client.
 
-        A member of a chain is checked (`ksi.store.chains.check`; `admit` where it runs at once); where its chain has no
-        place for it, it is kept in state `blocked`, which is no error. A request whose parent is in no chain yet begins
-        one with the parent as root.
+        A member of a chain is checked (`ksi.store.chains.check`; `admit` if it runs at once); if its chain does not
+        admit it, it is kept in state `blocked`, which is no error. A request whose parent is in no chain yet begins one
+        with the parent as root.
 
         Raises:
             UnknownParent: its parent is not known.
             RequestIdConflict: the id names other content, or a lock.
+            BudgetExceeded: one of `caps` has no room for it at any provider, and does not let it wait, or never will
+                have room. Of its facts, `since` and `resets_at` are in microseconds.
             QueueFull: it would wait, and the queue is full (never for a request that runs at once).
             ConversationBusy: on_busy is `reject` and the conversation has a holder or a line; or it is `interrupt` and
                 the holder is external or of higher priority. Facts: conversation_id, holder, since (age in seconds is
@@ -111,59 +143,108 @@ class Store(Protocol):
         """
         ...
 
-    async def claim(self, offers: Sequence[Offer], limit: int, now: Moment) -> Claims:
-        """Start up to `limit` ready requests, the lowest (rank, key) first over all offered routes (Q2, Q6).
+    async def claim(
+        self, offers: Sequence[Offer], limit: int, now: Moment, paused: Paused = NO_PAUSE, caps: Caps = NO_CAPS
+    ) -> Claims:
+        """Start up to `limit` ready requests, the lowest (rank, key) first over all offered routes.
 
         A slot is free while fewer requests run at the provider than its offer's limit, counted from the rows.
-        Requests whose `expires` has passed are not claimed; `expire` ends them.
+        Requests whose `expires` has passed are not claimed; `expire` ends them. It may start fewer once their bodies
+        have more than CLAIM_BYTES together: then there may be more to claim.
 
-        A member of a chain is admitted first (`ksi.store.chains.admit`): what it may use is set aside in its chain, or
-        it ends as blocked. Reminders that wait for its conversation are taken with it (C2).
+        A member of a chain is admitted first (`ksi.store.chains.admit`): its reservation is made in its chain, or it
+        ends as blocked. Reminders that wait for its conversation are taken with it.
+
+        A ready request that is paused is not started. It is set aside, at most CLAIM_ASIDE of them in one claim: it
+        stays queued and keeps its place, and no claim looks at it again until `bring_back`.
+
+        A request's reservation is made in all of `caps` that bind it. One that does not fit is set aside in the same
+        way, until a window ends (`expire`), a call returns enough of its reservation (`settle`), or `reconsider`; if
+        its budget refuses, or can never have room, it ends as blocked.
+        """
+        ...
+
+    async def bring_back(self, paused: Paused, now: Moment, after: str | None = None, limit: int = 500) -> str | None:
+        """Let requests that were set aside and are not paused any more be claimed again, in their places.
+
+        It scans at most `limit` of the requests set aside, from the beginning or after `after`. The answer is `after`
+        for the next step; None at the end.
         """
         ...
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """Renew this daemon's lease over all its runs; returns the keys of runs that are lost to it.
 
-        It is a sign of life of this daemon's machine. Those that gave none for `StoreRules.node_timeout` are lost, and
-        what waits for them may be started anywhere, whether or not they come back (D4). Where a store has one daemon
-        nothing is lost.
+        It is a sign of life of this daemon's machine. Those that sent none for `StoreRules.node_timeout` are lost, and
+        requests that wait for them may be started anywhere, whether or not they come back. If a store has one daemon,
+        none is lost.
         """
         ...
 
     async def settle(
-        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+        self,
+        claim: Claimed,
+        attempt: Attempt,
+        verdict: Verdict,
+        now: Moment,
+        aftermath: Aftermath | None = None,
+        spent: Spent | None = None,
+        caps: Caps = NO_CAPS,
     ) -> Settled:
-        """End an attempt: state, answer, usage, head and the lock's release in one step (section 2, step 6).
+        """End an attempt: state, answer, usage, head and the lock's release in one step.
 
         A completed one becomes the conversation's head turn. A marked cancel wins over Retry and GiveBack: the request
-        ends cancelled. Retry with the request's `hold_on_retry` keeps the place (L8), without it the lock passes on.
+        ends cancelled. Retry with the request's `hold_on_retry` keeps the place, without it the lock passes on.
         A claim whose fence or token does not match changes nothing but its own attempt's trail, as `fenced`.
 
-        A completed attempt's provider session becomes another name of the conversation (L7): a request that names it
+        A completed attempt's provider session becomes another name of the conversation: a request that names it
         means this conversation. One that already names another conversation is never merged: the turn is kept without
         session and last message, so that the next one begins a new provider session from the history. A fork that the
         attempt saw is recorded: `new_session` and `node_lost` from the session before to the one after, `foreign_turn`
         from the conversation to the session that holds the foreign messages.
 
-        Where it ends the request, `aftermath` is written in the same step: its follow-ups go into the queue, past its
-        limit (C3, Q5), or become dead letters where their chain has no place for them. What was set aside for the
-        attempt is given back to its chain, and what it used is charged (C6). Taken reminders are used up where it
-        completed and wait again otherwise; the delivery that it carried is delivered or a dead letter.
+        If it ends the request, `aftermath` is written in the same step (outbox): its follow-ups go into the queue, past
+        its limit, or become dead letters if their chain does not admit them. The attempt's reservation is returned to
+        its chain, and its usage is charged. Taken reminders are used up if it completed and wait again otherwise; the
+        delivery that it carried is delivered or a dead letter.
+
+        The reservations of budgets are returned, and `spent` counts in the windows in which the call began; None: it
+        used nothing. `caps` define the notices about that, and the requests that may continue.
         """
         ...
 
     async def cancel(self, request_id: str, now: Moment, by: str | None = None) -> Cancelled:
-        """Stop a request that is not final (F8); external holders and waiters are taken away.
+        """Stop a request that is not final; external holders and waiters are taken away.
 
         Raises:
             NotFound: no such id.
         """
         ...
 
+    async def answer(
+        self,
+        request_id: str,
+        asked: Question,
+        answered: Question,
+        now: Moment,
+        *,
+        end: Finish | None = None,
+        due: int | None = None,
+        expires: int | None = None,
+    ) -> Answered:
+        """Answer the question of a waiting request. If `asked` is not its open question any more, nothing happens.
+
+        With `end` it ends so. Else it is due now, or at `due`, and `expires` takes the place of its own; one that had
+        run keeps its place and runs again.
+
+        Raises:
+            NotFound: no request has this id.
+        """
+        ...
+
     async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
-        """Take a conversation's lock for an outside holder, or join its line (L5). Who holds it already renews it; who
-        waits already is told the present position.
+        """Take a conversation's lock for an outside holder, or join its line. If this id already holds the lock, renew
+        it; if it is already queued, return its position.
 
         Raises:
             RequestIdConflict: the id names a completion, or holds or awaits another conversation's lock.
@@ -172,7 +253,7 @@ class Store(Protocol):
         ...
 
     async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
-        """Begin an external lock's time anew.
+        """Reset an external lock's expiry.
 
         Raises:
             NotLockHolder: the id holds no external lock (any more), or `fence` is not the lock's.
@@ -185,26 +266,49 @@ class Store(Protocol):
         ...
 
     async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
-        """Take an external waiter out of its line: the connection that waited is gone (L5). A holder stays, and for any
-        other id nothing happens. Returns a Passing where the line's closing up granted a lock."""
+        """Take an external waiter out of its line: the connection that waited is gone. A holder stays, and for any
+        other id nothing happens. Returns a Passing if this granted a lock to the next in the queue."""
         ...
 
     async def expire(self, now: Moment, limit: int = 500) -> Expiry:
-        """Do what time asks for: queue what is due, end what was not started in time, and locks and waits for them."""
+        """Do the work that is due: queue due requests, end those not started in time, and expire locks and waits for
+        them."""
         ...
 
     async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
-        """Let parked requests of a route be due now: its provider is back before it said so (F5).
+        """Let parked requests of a route be due now: its provider is back before it said so. Those that wait for an
+        answer are not among them.
 
         At most `limit`, the soonest first; how many there were. `expire` queues them.
         """
+        ...
+
+    # -- budgets --------------------------------------------------------------------------------------------------
+
+    async def reconsider(self, budget: str | None, now: Moment, limit: int = 500) -> bool:
+        """Let requests that wait for a budget, or for any, be claimed again in their places: its limit changed.
+
+        At most `limit` in one step; returns True if there may be more.
+        """
+        ...
+
+    async def next_flows(self, limit: int = 3) -> Sequence[Flow]:
+        """Whose turn is next in each priority: at most `limit` flows of each, in order."""
+        ...
+
+    async def budget_uses(self, budget: str, since: int) -> Sequence[BudgetUse]:
+        """A budget's figures in all windows that began at `since` or later, by subject and time."""
+        ...
+
+    async def budget_waits(self, limit: int = 1_000) -> Sequence[BudgetWait]:
+        """The requests that wait for budgets."""
         ...
 
     # -- chains ---------------------------------------------------------------------------------------------------
 
     async def unrouted(self, limit: int = 100) -> tuple[str, ...]:
         """Requests with an injection that ended outside a settle that brought its aftermath (cancelled while waiting,
-        expired, blocked, failed at recovery, cancelled by a mark), oldest first: `deliver` is to be called (C3)."""
+        expired, blocked, failed at recovery, cancelled by a mark), oldest first: `deliver` is to be called."""
         ...
 
     async def deliver(self, request_id: str, aftermath: Aftermath, now: Moment) -> Delivered:
@@ -221,16 +325,16 @@ class Store(Protocol):
         ...
 
     async def injection(self, injection_id: str) -> InjectionView | None:
-        """One delivery, with its text, and its child where it is a dead letter."""
+        """One delivery, with its text, and its child if it is a dead letter."""
         ...
 
     async def injections(self, limit: int, cursor: str | None = None, state: str | None = None) -> Page[InjectionView]:
-        """Deliveries without text and child, the newest first; those in one state where given."""
+        """Deliveries without text and child, the newest first; those in one state if given."""
         ...
 
     async def trail(self, request_id: str, limit: int) -> Trail | None:
-        """A request's chain and the way from it back to the root, at most `limit` hops; None where it is unknown or in
-        no chain."""
+        """A request's chain and the way from it back to the root, at most `limit` hops; None if it is unknown or in no
+        chain."""
         ...
 
     async def chain(self, name: str) -> ChainView | None:
@@ -246,7 +350,7 @@ class Store(Protocol):
         ...
 
     async def close_chain(self, name: str, now: Moment, limit: int = 200) -> ClosedChain:
-        """Close a chain to new members (F8); `name` as in `chain`. The caller cancels what is unfinished.
+        """Close a chain to new members; `name` as in `chain`. The caller cancels unfinished members.
 
         Raises:
             NotFound: no such chain.
@@ -254,18 +358,18 @@ class Store(Protocol):
         ...
 
     async def reset_chain(self, name: str, now: Moment) -> ChainView:
-        """Begin a chain's budget and time anew, forget what tripped it, open it again; marks before it no longer count
-        (C8): trails end at the reset. `name` as in `chain`.
+        """Restart a chain's budget and time, forget the findings against it, open it again; marks before it no longer
+        count : trails end at the reset. `name` as in `chain`.
 
-        Raises:
-            NotFound: no such chain.
+         Raises:
+             NotFound: no such chain.
         """
         ...
 
     # -- providers ------------------------------------------------------------------------------------------------
 
     async def provider_records(self, now: Moment) -> KeptRecords:
-        """What the daemons of this store know of their providers together; it outlives them."""
+        """The daemons' shared knowledge of their providers; it outlives them."""
         ...
 
     async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
@@ -275,31 +379,78 @@ class Store(Protocol):
         """
         ...
 
+    # -- conversations --------------------------------------------------------------------------------------------
+
+    async def rename(self, conversation: str, name: str, now: Moment) -> str:
+        """Give a conversation another name of its own; returns the one that it had.
+
+        The old name stays an alias of it, as a provider session is. Its usage is reported under the new name.
+
+        Raises:
+            NotFound: no such conversation.
+            NameTaken: the name means another conversation.
+        """
+        ...
+
+    async def delete(self, conversation: str, now: Moment) -> Deleted:
+        """Take a conversation away for good: its requests, prompts and answers, their attempts' texts, marks of chains,
+        deliveries of its results and to it, its names. It may be slow, and delays no other call.
+
+        Its tokens and cost stay in the account, without a conversation. Deliveries that are still on their way to
+        another conversation continue.
+
+        Raises:
+            NotFound: no such conversation.
+            ConversationBusy: something of it has not ended: a request, an external lock or waiter, or the routing of a
+                result.
+            HasForks: others were forked from it and are kept; they have its turns in common.
+        """
+        ...
+
+    async def search(self, terms: Sequence[Phrase], limit: int, cursor: str | None = None) -> SearchPage:
+        """Turns with all of these terms in prompt and answer, the newest first.
+
+        A store may keep an index that is brought up to date by searches alone, a piece at each.
+
+        Raises:
+            Unsupported: this store has no full text.
+            InvalidData: the cursor is not one of this list's.
+        """
+        ...
+
     # -- upkeep ---------------------------------------------------------------------------------------------------
 
     async def prune(self, now: Moment, limit: int = 500) -> Pruned:
-        """Take away one step's worth of finished requests and conversations past their retention (R7).
+        """Take away one step's worth of finished requests and conversations past their retention.
 
         A completed request's turn stays as long as its conversation; a conversation with living forks stays.
         """
         ...
 
     def export(self, now: Moment) -> AsyncGenerator[Sequence[Record], None]:
-        """Everything that the store holds at one moment, in pieces, the figures first (R5). Nobody waits for it.
+        """Everything that the store holds at one moment, in pieces, the figures first. It delays no other call.
 
-        What runs is given as queued and interrupted, what is being cancelled as cancelled.
+        Running requests are exported as queued and interrupted, those being cancelled as cancelled.
+        """
+        ...
+
+    async def give_back(self, limit: int = 32) -> int:
+        """Give room that nothing in the store uses any more back to the disk, in one small step of up to `limit` pages.
+
+        Returns how many that were; 0 if there are none, or if the store has no file of its own. Some space stays for
+        later writes.
         """
         ...
 
     async def load(self, records: Iterable[Record], now: Moment) -> Loaded:
-        """Take in what an `export` gave, in one step: all of it or nothing (R5). `records` may be read in a thread.
+        """Load an `export`, in one atomic step. `records` may be read in a thread.
 
-        Interrupted requests run again, or fail where the rules say so. External locks begin their time anew. Fences go
-        on far behind the saved ones, so that none comes twice.
+        Interrupted requests run again, or fail if the rules say so. External locks get a full expiry. Fencing tokens
+        continue far above the saved ones, so that none is used twice.
 
         Raises:
             StoreNotEmpty: the store holds something.
-            CheckpointInvalid: the records do not fit together. What `records` raises comes through.
+            CheckpointInvalid: the records do not fit together. Errors of `records` propagate.
         """
         ...
 
@@ -308,7 +459,7 @@ class Store(Protocol):
         ...
 
     async def find(self, kind: Named, beginning: str, limit: int) -> tuple[str, ...]:
-        """Names that begin so, in order: of requests and external locks, or of conversations.
+        """Names with this prefix, in order: of requests and external locks, or of conversations.
 
         If there are more than `limit`, any `limit` of them. A store without an order of names looks through all.
         """
@@ -324,7 +475,7 @@ class Store(Protocol):
         ...
 
     async def sessions(self, limit: int, cursor: str | None = None, agent_id: str | None = None) -> Page[SessionView]:
-        """Conversations, the newest first; of one agent where given."""
+        """Conversations, the newest first; of one agent if given."""
         ...
 
     async def lock(self, conversation: str, line_limit: int) -> LockView | None:
@@ -336,7 +487,7 @@ class Store(Protocol):
         ...
 
     async def forks(self, limit: int, cursor: str | None = None, conversation: str | None = None) -> Page[Fork]:
-        """Forks in the order they happened; those of one conversation's whole tree where given."""
+        """Forks in the order they happened; those of one conversation's whole tree if given."""
         ...
 
     async def requests(self, listing: Listing, limit: int, cursor: str | None = None) -> Page[RequestRow]:
@@ -355,8 +506,13 @@ class Store(Protocol):
         """Ready requests of every route that was ever enqueued, exact up to `StoreRules.position_limit`."""
         ...
 
+    async def waiting_by_priority(self) -> Mapping[Priority, int] | None:
+        """Requests that wait (scheduled, queued, retrying, parked), by priority. It may be slow, and delays no other
+        call. None if the store would have to count them one by one."""
+        ...
+
     async def usage(self, query: UsageQuery, pricing: Pricing) -> UsageReport:
-        """What ended attempts used and cost; see `ksi.store.usage`. It may take its time, and holds nobody up.
+        """Tokens and cost of ended attempts; see `ksi.store.usage`. It may be slow, and delays no other call.
 
         Attempts that ended within `StoreRules.keep_sessions` are all in it, older ones may have been pruned.
         """
@@ -370,9 +526,9 @@ class Store(Protocol):
         ...
 
     async def log_watermark(self) -> int:
-        """Up to where the response log is written; 0 at first."""
+        """The position up to which the response log is written; 0 at first."""
         ...
 
     async def set_log_watermark(self, watermark: int) -> None:
-        """Remember up to where the response log is written."""
+        """Store the position up to which the response log is written."""
         ...

@@ -1,4 +1,4 @@
-"""Which machine a conversation's next turn belongs on: the one that its provider session lives on (D4)."""
+"""Which machine a conversation's next turn belongs on: the one that its provider session lives on."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Binding(msgspec.Struct, frozen=True):
     provider: str
 
     def binds(self, route: str) -> bool:
-        """Whether requests of a route are to go on in it: the provider that keeps it serves them."""
+        """True if requests of a route continue in it: its provider serves them."""
         return serves(route, self.provider)
 
 
 def binding_of(head: Turn | None) -> Binding | None:
-    """The binding of a conversation that stands at this turn; None where any machine may go on."""
+    """The binding of a conversation whose head is this turn; None if any machine may continue it."""
     return None if head is None or head.node is None else Binding(head.node, head.provider)
 
 
 def node_of(attempt: Attempt) -> str | None:
-    """The machine that an attempt's provider session lives on; without a session there is nothing to go on in."""
+    """The machine with an attempt's provider session; without a session there is nothing to continue."""
     return None if attempt.provider_session is None else attempt.node
 
 
 def serves(route: str, provider: str) -> bool:
-    """Whether a provider is a step of a route, whatever model it is asked for and whether it failed before."""
+    """True if a provider is a step of a route, for any model, and even if it failed before."""
     return any(word.removeprefix("~").partition("=")[0] == provider for word in route.split(","))

@@ -1,33 +1,32 @@
-"""Chains as the store keeps them: who belongs, what was spent, what stopped it; and the one check of their limits.
+"""Chains in the store: members, usage, the reason if one was stopped; and the one check of their limits. A chain is the
+tree of requests that descend from one request, and is named by that root's `request_id`. It is written when a request
+belongs to one for sure: it has a parent, limits of its own, or an injection that will make a second hop.
 
-A chain is the tree of requests born of one request, and is named by that root's `request_id`. It is written when a
-request belongs to one for sure: it has a parent, limits of its own, or an injection that will make a second hop.
-
-Times are microseconds of wall time. `check` is the rule that every store follows (C5); it knows no machine.
+Times are microseconds of wall time. `check` is the rule that every store follows; it knows no machine.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from ksi.budgets.rules import Demand
 from ksi.request import Attempt, State
-
-CHARS_PER_TOKEN = 4
-"""By which text is estimated where no report came (T1)."""
+from ksi.store.questions import Question
+from ksi.tokens import CHARACTERS_PER_TOKEN
 
 
 class ChainLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chain may do (C5)."""
+    """The limits of a chain."""
 
     max_depth: int
-    """The root has depth 0; what is deeper than this is blocked."""
+    """Maximum depth; a deeper request is blocked. The root has depth 0."""
     token_budget: int
     """Input and output tokens of all its requests together."""
     time_window: int
     """Age at which nothing of it begins any more, in microseconds."""
 
     def within(self, other: ChainLimits) -> ChainLimits:
-        """The minimum of both: who comes later can only ask for less."""
+        """The minimum of both: a descendant can only lower the limits."""
         return ChainLimits(
             max_depth=min(self.max_depth, other.max_depth),
             token_budget=min(self.token_budget, other.token_budget),
@@ -40,10 +39,10 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     """`max_depth`, `token_budget`, `time_window`, `chain_closed`; from the patterns `repetition`, `cycle`, `growth`,
-    `collapse`, `error_loop`."""
+    `collapse`, `error_loop`, `no_progress`."""
     message: str
     risk_score: float | None = None
-    """0..1, where patterns were the reason (C7)."""
+    """0..1, if patterns were the reason."""
     evidence: tuple[str, ...] = ()
 
 
@@ -55,15 +54,15 @@ class Spending(msgspec.Struct, frozen=True, kw_only=True):
     used: int = 0
     """Tokens charged since the last reset."""
     reserved: int = 0
-    """Tokens set aside for what runs now (C6)."""
+    """Tokens reserved for running requests."""
     closed: bool = False
-    """It was cancelled: it takes no new members (F8)."""
+    """It was cancelled: it takes no new members."""
     tripped: Block | None = None
-    """What the patterns found; it holds until an operator resets the chain (C7, C8)."""
+    """The finding of the patterns; it holds until an operator resets the chain."""
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A request may run: what is set aside for it."""
+    """A request may run: its reservation."""
 
     output_cap: int
     """The most output tokens that it may ask the provider for."""
@@ -71,9 +70,9 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 def check(spending: Spending, limits: ChainLimits, depth: int, now: int, *, estimate: int = 0) -> Block | None:
-    """Whether a member may come in (C5); None where it may. `now` is wall time.
+    """The reason against a new member; None if it may enter. `now` is wall time.
 
-    `estimate` is its input in tokens: one that leaves no token for an answer need not wait for what runs.
+    `estimate` is its input in tokens: one that leaves no token for an answer need not wait for running requests.
     """
     if spending.closed:
         return Block(code="chain_closed", message="the chain was cancelled and takes no new requests")
@@ -92,10 +91,10 @@ def check(spending: Spending, limits: ChainLimits, depth: int, now: int, *, esti
 def admit(
     spending: Spending, limits: ChainLimits, depth: int, now: int, *, estimate: int, output_cap: int
 ) -> Block | Grant:
-    """Whether a member may run now, and with how much (C6).
+    """Decide if a member may run now, and with how many tokens.
 
-    `estimate` is its input and `output_cap` the most output it wants, both in tokens. The output is cut to what the
-    budget leaves; where not even one token is left beside the input, it is blocked.
+    `estimate` is its input and `output_cap` the most output it wants, both in tokens. The output is cut to the
+    remaining budget; if not even one token is left after the input, it is blocked.
     """
     block = check(spending, limits, depth, now, estimate=estimate)
     if block is not None:
@@ -115,10 +114,10 @@ def _spent(spending: Spending, limits: ChainLimits, estimate: int) -> Block:
 
 
 def charge(attempt: Attempt, estimate: int) -> tuple[int, bool]:
-    """What an ended attempt costs its chain in tokens, and whether that is an estimate (T1)."""
+    """The cost of an ended attempt for its chain in tokens, and True if it is an estimate."""
     if attempt.usage is not None:
         return attempt.usage.input_tokens + attempt.usage.output_tokens, False
-    return estimate + len(attempt.text or "") // CHARS_PER_TOKEN, True
+    return estimate + len(attempt.text or "") // CHARACTERS_PER_TOKEN, True
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,24 +126,26 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     limits: ChainLimits
     """Its own wish within the daemon's maxima; the store takes the minimum with its parent's."""
     parent: str | None = None
-    """The request it was born of; None for a root."""
+    """The parent request; None for a root."""
     injects: bool = False
-    """Its end has to be routed to other conversations (C1)."""
+    """Its end has to be routed to other conversations."""
     estimate: int = 0
     """Input tokens, estimated."""
     output_cap: int = 0
     """The most output tokens that it wants."""
     block: Block | None = None
-    """What was found against it before: it is kept as blocked, and the chain is tripped where `trips`."""
+    """An earlier finding against it: it is kept as blocked, and the chain is tripped if `trips`."""
     trips: bool = False
     guard: bool = False
     """It tells of a block: limits and trips do not bind it, and there are at most `StoreRules.guard_messages`."""
     mark: bytes | None = None
-    """What it leaves for the pattern checks of later hops; the store does not read it."""
+    """Its mark for the pattern checks of later hops; the store does not read it."""
+    risk_score: float = 0.0
+    """The risk score of the pattern checks, 0 to 1; the store does not read it."""
 
 
 class MemberGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running member knows of its chain."""
+    """The chain's facts for a running member."""
 
     chain: str
     depth: int
@@ -155,25 +156,25 @@ class MemberGrant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reminder(msgspec.Struct, frozen=True, kw_only=True):
-    """A waiting result that goes before a conversation's next prompt (C2, mode `next`)."""
+    """A waiting result that goes before a conversation's next prompt (mode `next`)."""
 
     injection_id: str
     text: str
 
 
 class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
-    """One delivery of a finished request's result (C3). Its id is `<parent>/<number>`."""
+    """One delivery of a finished request's result. Its id is `<parent>/<number>`."""
 
     injection_id: str
     target: str
-    """The conversation's name; it is made where it does not exist."""
+    """The conversation's name; it is created if it does not exist."""
     trigger: str
     text: str
     """The wrapped result."""
     child: ChildRequest | None = None
     """Mode `direct`: the request that carries it. None: mode `next`."""
     block: Block | None = None
-    """What was found against it before it came here: it is a dead letter at once."""
+    """An earlier finding against it: it is a dead letter at once."""
     guard: bool = False
 
 
@@ -187,18 +188,24 @@ class ChildRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     membership: Membership
     agent_id: str | None = None
+    demand: Demand = ()
+    """Its caps at each provider of its route; empty without budgets."""
     error: str | None = None
     """It cannot be asked for (its model is not served any more): a dead letter with this reason."""
+    question: Question | None = None
+    """The question that a person has to answer before it joins the queue."""
 
 
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request's end leaves: its follow-ups, and what it means for its chain."""
+    """The consequences of a request's end: its follow-ups, and its effect on the chain."""
 
     follow_ups: tuple[FollowUp, ...] = ()
     mark: bytes | None = None
-    """Its result's mark, beside the prompt's."""
+    """Its result's mark, in addition to the prompt's."""
     trip: Block | None = None
-    """The patterns are over the threshold: the chain takes no more members until it is reset (C7)."""
+    """The patterns are over the threshold: the chain takes no more members until it is reset."""
+    passage: str = ""
+    """The common text of its follow-ups, word for word: a store may keep it once."""
 
 
 class InjectionState(msgspec.Struct, frozen=True):
@@ -237,29 +244,29 @@ class InjectionView(msgspec.Struct, frozen=True, kw_only=True):
     reason: Block | None = None
     text: str = ""
     child: ChildRequest | None = None
-    """What a retry needs, of a dead letter in mode `direct`."""
+    """The facts that a retry needs, for a dead letter in mode `direct`."""
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of follow-ups when they were written, and of deliveries when their carrier ended."""
+    """The written follow-ups, and the deliveries whose carrier ended."""
 
     injections: tuple[InjectionView, ...] = ()
-    """Changed in this step, without text and child: to be told as events."""
+    """Changed in this step, without text and child: to be published as events."""
 
 
 class ChainView(msgspec.Struct, frozen=True, kw_only=True):
-    """A chain's figures (C8)."""
+    """A chain's figures."""
 
     chain: str
     created_at: int
     limits: ChainLimits
-    """The minimum over the asked request and its ancestors; of a chain as a whole, its root's."""
+    """The minimum over the given request and its ancestors; for a chain as a whole, its root's."""
     spending: Spending
     members: int
     depth: int
-    """Of the asked request; of a chain as a whole, the deepest member's."""
+    """The depth of the given request; for a chain as a whole, the deepest member's."""
     estimated: int
-    """Of `spending.used`, what is an estimate."""
+    """The estimated part of `spending.used`."""
     unfinished: int
     """Members that are not final."""
     guard_messages: int
@@ -276,7 +283,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     error: str | None
     mark: bytes | None
-    """Of its prompt."""
+    """The mark of its prompt."""
     result: bytes | None
     """The mark of its result, once it ended."""
 
@@ -303,11 +310,11 @@ class MemberRow(msgspec.Struct, frozen=True, kw_only=True):
     """Charged to the chain by it."""
     estimated: bool
     reason: Block | None
-    """What blocked it."""
+    """The reason why it was blocked."""
 
 
 class ClosedChain(msgspec.Struct, frozen=True, kw_only=True):
-    """A chain that takes no more members, and which of them are not final yet (F8)."""
+    """A chain that takes no more members, and which of them are not final yet."""
 
     chain: str
     unfinished: tuple[str, ...]

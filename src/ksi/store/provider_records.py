@@ -1,4 +1,4 @@
-"""Small records that daemons keep in their store, one for each provider, changed by compare and set (D1)."""
+"""Small records that daemons keep in their store, one for each provider, changed by compare and set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class KeptRecord(msgspec.Struct, frozen=True):
     """A record as it is kept."""
 
     version: int = 0
-    """0 where there is none; grows with each change."""
+    """0 if there is none; grows with each change."""
     value: bytes = b""
 
 
@@ -26,7 +26,7 @@ class KeptRecords(msgspec.Struct, frozen=True):
 
 
 class PutRecord(msgspec.Struct, frozen=True):
-    """What became of a change."""
+    """The result of a change."""
 
     at: int
     """The store's wall time in microseconds."""
@@ -36,23 +36,31 @@ class PutRecord(msgspec.Struct, frozen=True):
 
 
 class HeldRecords:
-    """Keeps records as long as the process lives, for a daemon without a store that lasts."""
+    """Records in memory."""
 
-    def __init__(self) -> None:
-        self._records: dict[str, KeptRecord] = {}
+    def __init__(self, kept: Mapping[str, KeptRecord] | None = None) -> None:
+        self._kept = dict(kept or {})
+
+    @property
+    def kept(self) -> Mapping[str, KeptRecord]:
+        """All records by name."""
+        return self._kept
+
+    def version(self, name: str) -> int:
+        """The version of the record that is kept now."""
+        return self._kept.get(name, KeptRecord()).version
+
+    def take(self, name: str, value: bytes) -> None:
+        """Keep a value whatever there was."""
+        self._kept[name] = KeptRecord(self.version(name) + 1, value)
 
     async def provider_records(self, now: Moment) -> KeptRecords:
         """See `ksi.store.base.Store`."""
-        return KeptRecords(now.wall, dict(self._records))
-
-    def version(self, name: str) -> int:
-        """Of the record that is kept now."""
-        return self._records.get(name, KeptRecord()).version
+        return KeptRecords(now.wall, dict(self._kept))
 
     async def put_provider_record(self, name: str, version: int, value: bytes, now: Moment, *, tell: bool) -> PutRecord:
         """See `ksi.store.base.Store`."""
-        kept = self._records.get(name, KeptRecord())
-        written = kept.version == version
+        written = self.version(name) == version
         if written:
-            kept = self._records[name] = KeptRecord(version + 1, value)
-        return PutRecord(now.wall, written, kept)
+            self.take(name, value)
+        return PutRecord(now.wall, written, self._kept.get(name, KeptRecord()))

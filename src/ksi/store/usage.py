@@ -1,9 +1,9 @@
-"""What a report on usage asks of a store, and what it gets (T1, T2). Times in microseconds of wall time.
+"""The queries for a report on usage, and their results. Times in microseconds of wall time.
 
 The sums are over attempts that have ended, each counted once: a failed one is paid too, and so is one whose lock had
 passed on. An interrupted attempt whose answer came late after all is one attempt, and its late report counts.
 
-Stores keep tokens, no prices: whoever asks says what a token cost, see `Pricing`.
+Stores keep tokens, not prices: the caller gives the price of a token, see `Pricing`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars for the call itself."""
 
     def cost(self, usage: Usage) -> float:
-        """What a call costs, in US dollars."""
+        """The price of a call, in US dollars."""
         tokens = (
             usage.input_tokens * self.input
             + (usage.output_tokens - usage.reasoning_tokens) * self.output
@@ -46,16 +46,18 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         return self.call + tokens / MILLION
 
     def saved(self, usage: Usage) -> float:
-        """What it would have cost more without what came from a cache."""
+        """The saving by input read from a cache."""
         return usage.cache_read_tokens * (self.input - self.cache_read) / MILLION
 
 
 Tariff = tuple[Rates, ...]
-"""Rates by the size of the input, the smallest first; empty where the price is unknown."""
+"""Rates by the size of the input, the smallest first; empty if the price is unknown."""
 
 
 def rates_for(tariff: Tariff, usage: Usage) -> Rates | None:
-    """The rates of a call; None where they are unknown."""
+    """The rates of a call; None if they are unknown."""
+    if len(tariff) == 1 and tariff[0].above < 0:
+        return tariff[0]
     return next((rates for rates in reversed(tariff) if usage.input_size > rates.above), None)
 
 
@@ -65,7 +67,7 @@ from another thread."""
 
 
 class UsageBy(StrEnum):
-    """What attempts can be told apart by."""
+    """The properties by which attempts can be grouped."""
 
     AGENT = "agent"
     MODEL = "model"
@@ -76,7 +78,7 @@ class UsageBy(StrEnum):
 
 
 class UsageMark(msgspec.Struct, frozen=True):
-    """Where a page of groups ended."""
+    """The end of a page of groups."""
 
     total_tokens: int
     key: str
@@ -100,7 +102,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 100
     """Rows of each group: those with the most tokens."""
     after: UsageMark | None = None
-    """Go on behind this row; with one group only."""
+    """Continue after this row; with one group only."""
     bucket: int | None = None
     """Length of the time buckets; they begin at multiples of it."""
 
@@ -114,7 +116,7 @@ class UsageSums(msgspec.Struct, frozen=True, kw_only=True):
     unknown_attempts: int = 0
     """Without a report: their tokens and cost are unknown and not in the sums."""
     fenced_attempts: int = 0
-    """Their answer came too late to be their request's (F10)."""
+    """Their answer came too late to be their request's."""
     unpriced_attempts: int = 0
     """With a report and without a price: their cost is not in the sum."""
     input_tokens: int = 0
@@ -123,9 +125,9 @@ class UsageSums(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     cost_usd: float | None = 0.0
-    """As the providers said, else by price; None where it is known of none."""
+    """As the providers reported it, otherwise by price; None if it is not known for any."""
     cache_saved_usd: float | None = 0.0
-    """What input that came from a cache cost less than other input, as far as prices are known."""
+    """The saving by input read from a cache, as far as prices are known."""
 
     @property
     def total_tokens(self) -> int:
@@ -141,7 +143,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mark(self) -> UsageMark:
-        """Where it stands among the groups."""
+        """Its sort key among the groups."""
         return UsageMark(self.sums.total_tokens, self.key or "")
 
 
@@ -153,7 +155,7 @@ class UsageGroups(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FirstTurns(msgspec.Struct, frozen=True, kw_only=True):
-    """Completed first turns of conversations at one model: what was sent in them, in the provider's own count."""
+    """Completed first turns of conversations at one model: their input, in the provider's own count."""
 
     provider: str
     model: str | None
@@ -183,7 +185,7 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     mcp_uses: tuple[McpUse, ...] = ()
     """The models with the most reports with MCP, as many as the query's limit."""
     first_turns: tuple[FirstTurns, ...] = ()
-    """Of the models that had attempts with MCP, with it and without."""
+    """The models that had attempts with MCP, with it and without."""
     groups: Mapping[UsageBy, UsageGroups] = {}
     buckets: Mapping[int, UsageSums] = {}
     """By the bucket's beginning; those without attempts are left away."""

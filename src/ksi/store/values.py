@@ -1,4 +1,4 @@
-"""What the store's verbs take and give: frozen values, times in microseconds."""
+"""Arguments and results of the store's verbs: frozen values, times in microseconds."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from ksi.budgets.rules import Demand, Notice, Use
 from ksi.request import Attempt, OnBusy, Priority, State, Usage
 from ksi.store.chains import Block, ChainLimits, ChainView, InjectionView, MemberGrant, Membership, Reminder
+from ksi.store.questions import Question
 
 
 class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the configuration tells a store; times in microseconds."""
+    """The configuration of a store; times in microseconds."""
 
     max_queued: int = 1_000_000
-    """Waiting requests (scheduled, queued, retrying, parked; no locks) at which one that would wait is refused (Q5)."""
+    """Waiting requests (scheduled, queued, retrying, parked; no locks) at which one that would wait is refused."""
     lock_expiry: int = 300_000_000
-    """How long an external lock lives unrenewed (L4)."""
+    """How long an external lock lives unrenewed."""
     max_interruptions: int = 3
-    """A request interrupted this often by a daemon's death fails with `daemon_restart` (Q3)."""
+    """A request interrupted this often by a daemon's death fails with `daemon_restart`."""
     fail_interrupted: bool = False
-    """Whether a request interrupted in mid-run fails at once instead of running again."""
+    """True if an interrupted request fails at once instead of running again."""
     keep_finished: int = 7 * 86_400_000_000
-    """How long a finished request can be asked for (Q4, R7)."""
+    """How long a finished request can be asked for."""
     keep_sessions: int = 90 * 86_400_000_000
     """How long a conversation is kept after its last activity."""
     position_limit: int = 1_000
-    """Positions are exact up to here (L2)."""
+    """Positions are exact up to here."""
     node_timeout: int = 60_000_000
-    """How long a machine may be silent before what is bound to it goes on elsewhere (D4)."""
+    """How long a machine may send no heartbeat before requests bound to it continue elsewhere."""
+    fair: bool = False
+    """Agents take turns within a priority, and each priority keeps a share of the places."""
+    weights: Mapping[str, float] = {}
+    """What agents weigh whose turns count more or less than one, by `agent:NAME` or `agent:BEGINNING*`."""
     guard_messages: int = 3
     """How many notices of a block a chain may send past its limits."""
     chain_limits: ChainLimits = ChainLimits(max_depth=20, token_budget=2_000_000, time_window=86_400_000_000)
@@ -38,21 +44,44 @@ class StoreRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What all who take the same slots may begin together; None is no limit. Stores that one daemon has for itself are
-    given none: it keeps them."""
+    """The common rate of all users of the same slots; None is no limit. Stores that one daemon has for itself are given
+    none: it keeps them."""
 
     probes: int | None = None
-    """Calls that run at once while the provider is tried again, beside those that hang from before (F3)."""
+    """Concurrent calls while the provider is probed, in addition to those that still hang from before."""
     requests: int | None = None
     """Calls that begin in a minute."""
     tokens: int | None = None
     """Tokens in a minute: guessed from the body when a call begins, put right when it settles."""
     known: int | None = None
-    """The version of the provider's record by which probes are sent; where another one is kept, none may begin."""
+    """The version of the provider's record under which probes are sent; if another one is stored, none may begin."""
 
+
+class Paused(msgspec.Struct, frozen=True):
+    """Requests that are not started now: those of an agent, a conversation or a priority that is named here."""
+
+    agents: frozenset[str] = frozenset()
+    conversations: frozenset[str] = frozenset()
+    priorities: frozenset[Priority] = frozenset()
+
+    def __bool__(self) -> bool:
+        """True if anything is named."""
+        return bool(self.agents or self.conversations or self.priorities)
+
+    def covers(self, other: Paused) -> bool:
+        """True if everything that the other one names is named here."""
+        mine, its = (self.agents, self.conversations), (other.agents, other.conversations)
+        return self.priorities >= other.priorities and all(one >= two for one, two in zip(mine, its, strict=True))
+
+    def stops(self, agent_id: str | None, conversation: str, priority: int) -> bool:
+        """True if such a request is not started."""
+        return conversation in self.conversations or priority in self.priorities or agent_id in self.agents
+
+
+NO_PAUSE = Paused()
 
 Named = Literal["request", "conversation"]
-"""What a name can be looked for among: requests with external locks, or conversations."""
+"""The kinds of names to look up: requests with external locks, or conversations."""
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -62,18 +91,18 @@ class Offer(msgspec.Struct, frozen=True):
     provider: str
     limit: int
     by_node: bool = False
-    """Only what runs there on this machine counts; else what runs there at all daemons (D4)."""
+    """Only runs on this machine count; otherwise those of all daemons."""
     terms: Terms | None = None
 
 
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What `enqueue` is given; all decisions that need no state are already made."""
+    """The argument of `enqueue`; all decisions that need no state are already made."""
 
     request_id: str
     conversation: str
     """The conversation's name: the client's, or a made one."""
     body: bytes
-    """Canonical JSON of the request; equal bytes under an equal id mean the same request (Q4)."""
+    """Canonical JSON of the request; equal bytes under an equal id mean the same request."""
     route: str
     """Names of the providers that can serve it, in order, joined by commas."""
     rank: int
@@ -88,10 +117,16 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: OnBusy = OnBusy.ENQUEUE
     hold_on_retry: bool = True
     fork_of: str | None = None
-    """Begin `conversation` as a child of this one, where it stands now."""
+    """Begin `conversation` as a child of this one, from its present head."""
     requeued_from: str | None = None
     chain: Membership | None = None
     """None: it has no parent, no limits of its own and no injection."""
+    flow: str = ""
+    """Who stands for its agent where it has none: a connection; empty: its conversation."""
+    demand: Demand = ()
+    """Its caps at each provider of its route; empty without budgets."""
+    question: Question | None = None
+    """The question that a person has to answer before it joins the queue; `due` does not count until then."""
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,29 +151,37 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     agent_id: str | None = None
     requeued_from: str | None = None
     chain: MemberGrant | None = None
+    output_cap: int | None = None
+    """The maximum output that its budgets leave; None if that is all that it wants."""
     reminders: tuple[Reminder, ...] = ()
-    """Results that waited for this conversation's next prompt, in order: taken, and used up when it completes (C2)."""
+    """Results that waited for this conversation's next prompt, in order: taken, and used up when it completes."""
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What `claim` took out of the queue."""
+    """A request that `claim` took out of the queue."""
 
     started: tuple[Claimed, ...] = ()
     blocked: tuple[Ended, ...] = ()
-    """Members whose chain had no place for them any more: they ended as blocked (C5)."""
+    """Members whose chain had no place for them any more: they ended as blocked."""
     waits: Mapping[str, int] = {}
     """Microseconds until the terms of a provider let a call begin, of those that let none now."""
+    notices: tuple[Notice, ...] = ()
+    """The notices of budgets."""
+    waiting: bool = False
+    """Some wait for a budget since this claim: `expire` says when a window ends."""
+    more: bool = False
+    """As many paused requests were set aside as one claim does: there may be others behind them."""
 
 
 class Passing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a lock's release did: who had it, and who comes next."""
+    """The result of a lock's release: the former holder, and the next one."""
 
     conversation: str
     released_by: str
     next_request: str | None = None
     """The head of the line now, if there is one."""
     granted: LockGrant | None = None
-    """Set where that head is an external waiter: it holds the lock already."""
+    """Set if that head is an external waiter: it holds the lock already."""
 
 
 class LockGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +195,7 @@ class LockGrant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a new request."""
+    """The state of a new request."""
 
     request_id: str
     conversation: str
@@ -162,21 +205,22 @@ class Enqueued(msgspec.Struct, frozen=True, kw_only=True):
     position: int = 0
     """How many stand before it in its conversation's line."""
     holder: str | None = None
-    """Who holds the conversation, if it is another."""
+    """The holder of the conversation, if it is another."""
     claim: Claimed | None = None
-    """Set where it runs at once: free conversation, free slot, nobody ready before it at the same provider."""
+    """Set if it runs at once: the conversation and a slot were free, with no earlier ready request at the same
+    provider."""
     stopping: str | None = None
     """The running holder that must now be stopped (`on_busy: interrupt`)."""
     passing: Passing | None = None
-    """Set where a holder that was not running was cancelled by the interruption."""
+    """Set if a holder that was not running was cancelled by the interruption."""
     injections: tuple[InjectionView, ...] = ()
-    """What became of the deliveries that this holder carried."""
+    """The state of the deliveries that this holder carried."""
     existing: RequestView | None = None
-    """Set where the id and content were known: nothing was enqueued (Q4)."""
+    """Set if the id and content were known: nothing was enqueued."""
     block: Block | None = None
-    """Set where its chain has no place for it: it is kept as blocked (C5)."""
+    """Set if its chain does not admit it: it is kept as blocked."""
     chain: ChainView | None = None
-    """The chain's figures, where it was blocked."""
+    """The chain's figures, if it was blocked."""
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,42 +232,46 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """It waits until `at` (wall time) and runs again, at `route` where given; `parked`: for a quota (F5)."""
+    """It waits until `at` (wall time) and runs again, at `route` if given; `parked`: for a quota."""
 
     at: int
     route: str | None = None
     parked: bool = False
     error: str | None = None
     message: str | None = None
+    question: Question | None = None
+    """The question to a person meanwhile; an answered one is kept for the next run."""
 
 
 class GiveBack(msgspec.Struct, frozen=True):
-    """It goes back to the queue and keeps its place: the daemon is stopping (R6). Not counted as an interruption."""
+    """It goes back to the queue and keeps its place: the daemon is stopping. Not counted as an interruption."""
 
 
 Verdict = Finish | Retry | GiveBack
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
-    """What settling did."""
+    """The result of settling."""
 
     state: State
     """The request's state now."""
     fenced: bool = False
-    """Fence or token did not match: the attempt was kept as `fenced`, nothing else changed (F10)."""
+    """Fence or token did not match: the attempt was kept as `fenced`, nothing else changed."""
     turn: int | None = None
-    """The conversation's new head, where the request completed."""
+    """The conversation's new head, if the request completed."""
     finished_at: int | None = None
     passing: Passing | None = None
     due: int | None = None
     fork: Fork | None = None
-    """A fork that the provider saw, as it was recorded (L7)."""
+    """A fork that the provider saw, as it was recorded."""
     injections: tuple[InjectionView, ...] = ()
     """Deliveries that this step made or brought to an end."""
+    notices: tuple[Notice, ...] = ()
+    """The notices of budgets."""
 
 
 class CancelOutcome(StrEnum):
-    """What a cancel found."""
+    """The result of a cancel."""
 
     CANCELLED = "cancelled"
     """It was waiting and is final now (a lock or a waiter for one: it is gone)."""
@@ -244,8 +292,20 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     """Deliveries that it carried."""
 
 
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """The effect of an answer."""
+
+    taken: bool
+    """True if the question was open until now, and still the same."""
+    conversation: str
+    state: State
+    passing: Passing | None = None
+    injections: tuple[InjectionView, ...] = ()
+    """Deliveries that it carried, if it ended."""
+
+
 class NewLock(msgspec.Struct, frozen=True, kw_only=True):
-    """An external holder's wish (L5)."""
+    """An external holder's wish."""
 
     request_id: str
     conversation: str
@@ -267,7 +327,7 @@ class Acquired(msgspec.Struct, frozen=True, kw_only=True):
     """How many stand before it in the line."""
     holder: str | None = None
     renewed: bool = False
-    """It already held the lock: its time begins anew, the fence stays."""
+    """The caller already held it: the expiry is reset, the fencing token kept."""
 
 
 class Lapsed(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,14 +353,14 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expiry(msgspec.Struct, frozen=True, kw_only=True):
-    """What `expire` did, and when it has to be called again."""
+    """The result of `expire`, and the time of its next call."""
 
     woken: int = 0
     """Scheduled, retrying or parked requests that are due and queued now."""
     ended: tuple[Ended, ...] = ()
     lapsed: tuple[Lapsed, ...] = ()
     next_wall: int | None = None
-    """Wall time of the next due or ttl; None where nothing waits for one."""
+    """Wall time of the next due or ttl; None if no request waits for one."""
     next_mono: int | None = None
     """Monotonic time of the next external lock's or waiter's end."""
     more: bool = False
@@ -308,18 +368,35 @@ class Expiry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening the store found: runs that a dead daemon left (Q3)."""
+    """The runs of a dead daemon, found when the store was opened."""
 
     requeued: tuple[str, ...] = ()
     ended: tuple[Ended, ...] = ()
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step of cleaning took away (R7)."""
+    """The records removed by one step of cleaning."""
 
     requests: int = 0
     conversations: int = 0
     more: bool = False
+
+
+class StoreCondition(msgspec.Struct, frozen=True, kw_only=True):
+    """How a store is, for an operator."""
+
+    serving: bool = True
+    """True if it accepts changes."""
+    problems: tuple[str, ...] = ()
+    """Its problems, in sentences."""
+    database_bytes: int | None = None
+    """Its size on this machine's disk; None if it has no file here."""
+    log_bytes: int | None = None
+    """The size of its write-ahead log, likewise."""
+    commits: int | None = None
+    """Transactions, or calls of a server, since it was opened; None if they are not counted."""
+    commit_seconds: float = 0.0
+    """The time that they took."""
 
 
 class RequestView(msgspec.Struct, frozen=True, kw_only=True):
@@ -337,12 +414,12 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     due: int | None = None
     expires: int | None = None
     started_at: int | None = None
-    """Of the running or the last attempt."""
+    """The provider of the running or the last attempt."""
     finished_at: int | None = None
     attempts: tuple[Attempt, ...] = ()
     """Ended attempts, in order."""
     provider: str | None = None
-    """Where it runs, or who gave the answer."""
+    """The provider that runs it, or gave the answer."""
     error: str | None = None
     message: str | None = None
     interruptions: int = 0
@@ -352,26 +429,32 @@ class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     position: int | None = None
     """In its conversation's line, while it stands there."""
     holder: str | None = None
-    """Who holds its conversation, if another does."""
+    """The holder of its conversation, if it is another."""
     node: str | None = None
-    """The machine whose daemons alone may start it, while it could start now (D4)."""
+    """The machine whose daemons alone may start it, while it could start now."""
     chain: str | None = None
-    """Its chain's id, where it belongs to one."""
+    """Its chain's id, if it belongs to one."""
     parent: str | None = None
     depth: int | None = None
     block: Block | None = None
     """Why it was blocked."""
     injection: str | None = None
     """The delivery that it carries."""
+    budget: str | None = None
+    """The budget that it waits for, and whom that counts for, on two lines."""
+    question: Question | None = None
+    """The last question to a person, and the answer."""
 
     @property
     def answer(self) -> Attempt | None:
         """The attempt that completed it."""
+        if self.attempts and self.attempts[-1].outcome == "completed":
+            return self.attempts[-1]
         return next((a for a in reversed(self.attempts) if a.outcome == "completed"), None)
 
     @property
     def usage(self) -> Usage | None:
-        """The sum over its attempts; None while no attempt has a report (T1)."""
+        """The sum over its attempts; None while no attempt has a report."""
         total: Usage | None = None
         for attempt in self.attempts:
             if attempt.usage is not None:
@@ -385,11 +468,13 @@ class Listing(StrEnum):
     ACTIVE = "active"
     """Running, by arrival."""
     READY = "ready"
-    """What runs next, by route, in order."""
+    """The next to run, by route, in order."""
     WAITING = "waiting"
     """All lines, by conversation, in order; external waiters are not in it."""
     DELAYED = "delayed"
-    """Scheduled, retrying, parked: the soonest first."""
+    """Scheduled, retrying, parked: the soonest first. Requests that are held back without a time are not in it."""
+    ASKING = "asking"
+    """Requests that wait for a person's answer, by arrival."""
     FAILED = "failed"
     """The newest first."""
     FINISHED = "finished"
@@ -415,9 +500,16 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     provider: str | None = None
     error: str | None = None
     message: str | None = None
+    question: Question | None = None
 
 
 T = TypeVar("T")
+
+CLAIM_ASIDE = 500
+"""Paused requests that one claim sets aside."""
+
+CLAIM_BYTES = 1024 * 1024
+"""Bytes of bodies in one claim after which a store may start no more: the rest is claimed in another turn."""
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -428,7 +520,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
 
 class LineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for a conversation."""
+    """The waiters of a conversation."""
 
     request_id: str
     priority: Priority
@@ -437,7 +529,7 @@ class LineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LockView(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation's lock (L6)."""
+    """A conversation's lock."""
 
     conversation: str
     holder: str | None = None
@@ -452,13 +544,13 @@ class LockView(msgspec.Struct, frozen=True, kw_only=True):
     line: tuple[LineEntry, ...] = ()
     """The first of the line, as many as were asked for."""
     waiting: int = 0
-    """How many stand in the line, exact up to `StoreRules.position_limit`."""
+    """The length of the wait queue, exact up to `StoreRules.position_limit`."""
     node: str | None = None
-    """The machine that its provider session lives on, where it lives on one of several (D4)."""
+    """The machine with the provider session, if it is bound to one of several."""
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation that went on in another place (L7)."""
+    """A conversation that went on in another place."""
 
     parent: str
     child: str
@@ -468,7 +560,7 @@ class Fork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation and its life (L10)."""
+    """A conversation and its life."""
 
     conversation: str
     created_at: int
@@ -481,21 +573,57 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool = False
     forked_from: str | None = None
     node: str | None = None
-    """The machine that its provider session lives on, where it lives on one of several (D4)."""
+    """The machine with the provider session, if it is bound to one of several."""
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """A deleted conversation, and the counts of its deleted records."""
+
+    conversation: str
+    created_at: int
+    requests: int
+    """Requests that could still be asked for."""
+    turns: int
+    deliveries: int
+    """Deliveries of its results, and deliveries to it."""
+    aliases: tuple[str, ...] = ()
+    """Other names that meant it: sessions of its providers, and earlier names."""
+    reached: tuple[str, ...] = ()
+    """Conversations that hold results of it, as far as deliveries are kept."""
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that a search found."""
+
+    turn: int
+    conversation: str
+    body: bytes
+    text: str
+    provider: str
+    finished_at: int
+
+
+class SearchPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The found turns, the newest first."""
+
+    items: tuple[Found, ...] = ()
+    cursor: str | None = None
+    behind: int = 0
+    """About how many turns the index does not have yet. Repeating the search continues the indexing."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine whose daemons share a store (D4)."""
+    """A machine whose daemons share a store."""
 
     node: str
     heard_at: int
     """When one of its daemons was last heard of, by the store's clock."""
     lost: bool = False
-    """Silent for `StoreRules.node_timeout`: what is bound to it goes on elsewhere."""
+    """Without a heartbeat for `StoreRules.node_timeout`: requests bound to it continue elsewhere."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures that are kept with the rows they count, in the same transaction (Q8)."""
+    """Figures that are kept with the rows they count, in the same transaction."""
 
     scheduled: int = 0
     queued: int = 0
@@ -515,8 +643,26 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     conversations: int = 0
 
 
+class BudgetUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A subject's figures in one window of a budget."""
+
+    subject: str
+    start: int
+    use: Use
+
+
+class BudgetWait(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that wait for a budget."""
+
+    budget: str
+    """Its name, and whom it counts for, on two lines."""
+    requests: int
+    until: int
+    """The end of the window for which the first of them waits."""
+
+
 class LoggedTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """One ended attempt with an answer, for the response log (R3). `id` grows: it is the watermark."""
+    """One ended attempt with an answer, for the response log. `id` grows: it is the watermark."""
 
     id: int
     request_id: str

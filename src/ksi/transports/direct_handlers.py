@@ -9,9 +9,12 @@ import msgspec
 
 from ksi.direct.service import DirectService, without_effect
 from ksi.errors import InvalidData, NotAvailableInV1
-from ksi.event_bus import EventBus
-from ksi.event_types import CancelData, CompletionData, DiscoverData, Nothing, SubscribeData
-from ksi.events import SPECS, EventSpec
+from ksi.events.bus import EventBus
+from ksi.events.common import Nothing
+from ksi.events.completions import CancelData, CompletionData
+from ksi.events.reports import DirectStatusReply, DiscoverReply, PatternsReply
+from ksi.events.service import DiscoverData, SubscribeData
+from ksi.events.specs import SPECS, EventSpec
 from ksi.transports.dispatch import Exchange, Handler
 from ksi.transports.handlers import System, discover, patterns_of
 
@@ -32,16 +35,19 @@ AVAILABLE = frozenset(
         "monitor:unsubscribe",
     }
 )
-"""What a client may send in version 1."""
+"""Events that a client may send in version 1."""
 
 PUSHED = frozenset({"completion:result"})
-"""What it sends by itself."""
+"""Events that it sends by itself."""
 
 DIRECT_SPECS: Mapping[str, EventSpec] = {
     name: spec if name in AVAILABLE or not spec.incoming else msgspec.structs.replace(spec, request=Nothing)
-    for name, spec in SPECS.items()
+    for name, spec in {
+        **SPECS,
+        "completion:status": msgspec.structs.replace(SPECS["completion:status"], reply=DirectStatusReply),
+    }.items()
 }
-"""What is not available is told so, whatever its data."""
+"""An unavailable event is reported as such, whatever its data."""
 
 
 def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Mapping[str, Handler]:
@@ -63,20 +69,20 @@ def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Ma
         return await service.cancel(data.request_id)
 
     async def status(_data: Any, _: Exchange) -> Any:
-        return {**await service.status(), **system.identity()}
+        return DirectStatusReply(**await service.status(), **system.identity())
 
     async def health(_data: Any, _: Exchange) -> Any:
         return await system.health()
 
     async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.subscribe(exchange.connection, patterns_of(data) or ["*"])}
+        return PatternsReply(patterns=bus.subscribe(exchange.connection, patterns_of(data) or ["*"]))
 
     async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.unsubscribe(exchange.connection, patterns_of(data) or None)}
+        return PatternsReply(patterns=bus.unsubscribe(exchange.connection, patterns_of(data) or None))
 
-    async def known(data: DiscoverData, exchange: Exchange) -> dict[str, Any]:
-        found = await discover(data, exchange)
-        return {"events": [event for event in found["events"] if event["name"] in AVAILABLE | PUSHED]}
+    async def known(data: DiscoverData, exchange: Exchange) -> DiscoverReply:
+        found = await discover(data, exchange, DIRECT_SPECS)
+        return DiscoverReply(events=[event for event in found.events if event.name in AVAILABLE | PUSHED])
 
     return {
         **{name: _not_available(name) for name, spec in SPECS.items() if spec.incoming},

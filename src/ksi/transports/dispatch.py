@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from ksi.clock import Clock
-from ksi.errors import InternalError, InvalidDirection, InvalidEnvelope, KsiError, UnknownEvent
-from ksi.event_bus import Listener, Voice
-from ksi.events import SPECS, EventSpec
+from ksi.errors import LONGEST_QUOTE, InternalError, InvalidDirection, InvalidEnvelope, KsiError, UnknownEvent
+from ksi.events.bus import Listener, Voice
+from ksi.events.specs import SPECS, EventSpec
 from ksi.protocol import (
     Envelope,
     convert,
@@ -27,15 +27,15 @@ from ksi.protocol import (
 
 FormName = Literal["v1", "v2"]
 
-LATER: Any = object()
-"""What a handler returns when its answer is sent by `Exchange.answer` or `Exchange.refuse` afterwards."""
+LATER: Any = None
+"""Returned by a handler whose answer is sent by `Exchange.answer` or `Exchange.refuse` afterwards."""
 
 
 class Connection(Listener, Protocol):
-    """Where an exchange came from."""
+    """The origin of an exchange."""
 
-    def settle(self) -> None:
-        """An owed answer was sent."""
+    def answer(self, line: bytes) -> None:
+        """Take the answer that is owed to one of its lines."""
         ...
 
 
@@ -62,7 +62,7 @@ class Form(Protocol):
 
     @property
     def voice(self) -> Voice:
-        """How what is pushed to its clients is written and sent."""
+        """The form and the sending of pushes to its clients."""
         ...
 
     def error(self, event: str | None, error: KsiError, correlation_id: str | int | None, timestamp: float) -> bytes:
@@ -132,14 +132,13 @@ class Exchange:
         self._send(self._form.error(self._event, known, self._correlation_id, self._clock.unix()))
 
     def _send(self, line: bytes) -> None:
-        self.connection.push(line)
-        self.connection.settle()
+        self.connection.answer(line)
 
 
 Handler = Callable[[Any, Exchange], Awaitable[Any]]
 
 Speak = Callable[[Listener, Voice], None]
-"""Have what is pushed to a listener written in another form."""
+"""Switch the pushes to a listener to another form."""
 
 
 class Dispatcher:
@@ -156,9 +155,8 @@ class Dispatcher:
         speak: Speak | None = None,
     ) -> None:
         """Args:
-        v1: version 1's form, where it is served.
-        default: the form of lines that name none.
-        speak: hears which form a connection has asked for.
+        v1: version 1's form, if it is served. default: the form of lines that name none. speak: is called with the form
+        that a connection has asked for.
         """
         plain = PlainForm(handlers, specs)
         self._forms: Mapping[FormName, Form] = {"v2": plain} if v1 is None else {"v1": v1, "v2": plain}
@@ -177,8 +175,8 @@ class Dispatcher:
         try:
             envelope = decode_envelope(line)
             form = self._form_of(envelope, connection)
-            exchange = Exchange(connection, self._clock, form, envelope.event, envelope.correlation_id)
-            reply = await _call(form, envelope, exchange)
+            exchange = Exchange(connection, self._clock, form, envelope.event[:LONGEST_QUOTE], envelope.correlation_id)
+            reply = await call(form, envelope, exchange)
             if reply is not LATER:
                 exchange.answer(reply)
         except KsiError as error:
@@ -188,7 +186,7 @@ class Dispatcher:
             exchange.refuse(error)
 
     def _form_of(self, envelope: Envelope, connection: Connection) -> Form:
-        """The form that a line asks for. What is pushed to its connection comes in that form from then on."""
+        """The form that a line asks for. Later pushes to its connection come in that form."""
         if envelope.replies is None:
             return self._default
         form = self._forms.get(envelope.replies)
@@ -199,7 +197,12 @@ class Dispatcher:
         return form
 
 
-async def _call(form: Form, envelope: Envelope, exchange: Exchange) -> Any:
+async def call(form: Form, envelope: Envelope, exchange: Exchange) -> Any:
+    """Have an event's handler called; returns its reply, or LATER.
+
+    Raises:
+        KsiError: there is no such event, its data do not fit, or its service said no.
+    """
     envelope, ineffective = form.read(envelope)
     spec = form.specs.get(envelope.event)
     if spec is None:

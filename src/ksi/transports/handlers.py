@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from msgspec import UNSET
+
+from ksi.completion.approval.service import ApprovalService
+from ksi.completion.budget.service import BudgetService
 from ksi.completion.chain_service import ChainService
-from ksi.completion.checkpoint import Checkpoints
 from ksi.completion.completion_service import CompletionService
+from ksi.completion.conversations import Conversations
 from ksi.completion.lookups import Lookups
+from ksi.completion.pause.service import PauseService
+from ksi.completion.provider_manager import ProviderManager
+from ksi.completion.reports import Reports
 from ksi.completion.token_tracker import TokenTracker
+from ksi.completion.upkeep.checkpoint import Checkpoints
+from ksi.completion.upkeep.queue_trend import QueueTrend
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.errors import InvalidData, UnknownEvent
-from ksi.event_bus import EventBus
-from ksi.event_types import CompletionData, DiscoverData, SubscribeData, WaitData
-from ksi.events import SPECS, schema
-from ksi.lookup_types import ConfigReply
+from ksi.events.bus import EventBus
+from ksi.events.completions import CompletionData, WaitData
+from ksi.events.lookups import ConfigReply
+from ksi.events.reports import (
+    ContextReply,
+    DiscoverReply,
+    EventEntry,
+    HealthReply,
+    PatternsReply,
+    ProviderFacts,
+    ProviderStatusReply,
+    ReadyReply,
+    ShutdownReply,
+    StartupReply,
+    StatusReply,
+)
+from ksi.events.service import DiscoverData, SubscribeData
+from ksi.events.specs import SPECS, EventSpec, schema
+from ksi.events.tokens import OwnerTokenReply, TokenCreateData, TokenCreateReply, TokenNameData, TokensReply
 from ksi.protocol import nearest
-from ksi.transports.dispatch import LATER, Exchange, Handler
+from ksi.transports.dispatch import Exchange, Handler
 
 
 class System(Protocol):
-    """What the daemon says of itself, and how it is stopped."""
+    """Reports of the daemon about itself, and its stop."""
 
     def identity(self) -> dict[str, Any]:
         """Its version, and how long it runs."""
         ...
 
-    def startup(self) -> dict[str, Any]:
-        """When and with what it started."""
+    def startup(self) -> StartupReply:
+        """Its start time, version and process."""
         ...
 
-    def context(self) -> dict[str, Any]:
-        """Where it lives and what it serves with."""
+    def context(self) -> ContextReply:
+        """Its place, and the providers it serves with."""
         ...
 
-    def ready(self) -> dict[str, Any]:
-        """Whether it serves."""
+    def ready(self) -> ReadyReply:
+        """Its readiness."""
         ...
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> HealthReply:
         """How it is."""
         ...
 
@@ -48,45 +73,76 @@ class System(Protocol):
         """The configuration that it holds."""
         ...
 
-    def provider_facts(self) -> dict[str, dict[str, Any]]:
-        """Where each provider comes from, and whose account it uses."""
+    def provider_facts(self) -> dict[str, ProviderFacts]:
+        """The origin of each provider, and the account it uses."""
         ...
 
-    def ask_to_stop(self) -> dict[str, Any]:
+    def ask_to_stop(self) -> ShutdownReply:
         """Begin to stop in order."""
+        ...
+
+
+class TokenEvents(Protocol):
+    """The tokens for HTTP."""
+
+    async def create(self, data: TokenCreateData) -> TokenCreateReply:
+        """Make one."""
+        ...
+
+    async def list(self) -> TokensReply:
+        """All of them."""
+        ...
+
+    async def revoke(self, data: TokenNameData) -> TokensReply:
+        """End one."""
+        ...
+
+    async def renew(self) -> OwnerTokenReply:
+        """Replace the owner's."""
         ...
 
 
 def handlers(
     completions: CompletionService,
+    reports: Reports,
+    providers: ProviderManager,
     lookups: Lookups,
+    conversations: Conversations,
     chains: ChainService,
+    approvals: ApprovalService,
     tracker: TokenTracker,
     locks: ConversationLocks,
     checkpoints: Checkpoints,
+    pauses: PauseService,
+    trend: QueueTrend,
+    budgets: BudgetService,
+    tokens: TokenEvents,
     bus: EventBus,
     system: System,
 ) -> Mapping[str, Handler]:
     """Every incoming event's handler."""
 
-    async def request(data: CompletionData, exchange: Exchange) -> Any:
-        return await completions.request(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
+    def request(data: CompletionData, exchange: Exchange) -> Awaitable[Any]:
+        return completions.request(data, exchange.connection, exchange.answer, exchange.refuse)
 
-    async def wait(data: WaitData, exchange: Exchange) -> Any:
-        return await completions.wait(data, exchange.connection, exchange.answer, exchange.refuse) or LATER
+    def wait(data: WaitData, exchange: Exchange) -> Awaitable[Any]:
+        return completions.wait(data, exchange.connection, exchange.answer, exchange.refuse)
 
     async def status(_data: Any, _: Exchange) -> Any:
-        return {**await completions.status(), **system.identity()}
+        queue = await reports.status()
+        return StatusReply(**queue, paused=pauses.shown(), draining=pauses.draining, **system.identity())
 
     async def provider_status(_data: Any, _: Exchange) -> Any:
-        reports, facts = completions.provider_status()["providers"], system.provider_facts()
-        return {"providers": {name: {**report, **facts.get(name, {})} for name, report in reports.items()}}
+        found, facts = providers.report(), system.provider_facts()
+        for name in found.keys() & facts.keys():
+            found[name].source, found[name].account = facts[name].source, facts[name].account
+        return ProviderStatusReply(providers=found)
 
     async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.subscribe(exchange.connection, patterns_of(data) or ["*"])}
+        return PatternsReply(patterns=bus.subscribe(exchange.connection, patterns_of(data) or ["*"]))
 
     async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return {"patterns": bus.unsubscribe(exchange.connection, patterns_of(data) or None)}
+        return PatternsReply(patterns=bus.unsubscribe(exchange.connection, patterns_of(data) or None))
 
     return {
         "system:startup": _report(system.startup),
@@ -104,9 +160,9 @@ def handlers(
         "completion:wait": wait,
         "completion:cancel": _plain(completions.cancel),
         "completion:status": status,
-        "completion:queue_status": _plain(completions.queue_status),
-        "completion:session_status": _plain(completions.session_status),
-        "completion:retry_status": _plain(completions.retry_status),
+        "completion:queue_status": _plain(reports.queue_status),
+        "completion:session_status": _plain(reports.session_status),
+        "completion:retry_status": _plain(reports.retry_status),
         "completion:token_usage": _plain(tracker.report),
         "completion:failed": _plain(completions.failed),
         "injection:status": _plain(chains.injections),
@@ -114,38 +170,56 @@ def handlers(
         "circuit_breaker:status": _plain(chains.status),
         "circuit_breaker:reset": _plain(chains.reset),
         "completion:requeue": _plain(completions.requeue),
-        "provider:disable": _plain(completions.disable_provider),
-        "provider:enable": _plain(completions.enable_provider),
-        "provider:reset": _plain(completions.reset_provider),
+        "completion:approvals": _plain(approvals.list),
+        "completion:release": _plain(approvals.release),
+        "completion:approve": _plain(approvals.approve),
+        "completion:reject": _plain(approvals.reject),
+        "provider:disable": _plain(lambda data: providers.set_enabled(data.provider, False, by=data.by, why=data.why)),
+        "provider:enable": _plain(lambda data: providers.set_enabled(data.provider, True, by=data.by, why=data.why)),
+        "provider:reset": _plain(lambda data: providers.reset(data.provider)),
         "completion:provider_status": provider_status,
         "conversation:acquire_lock": lambda data, exchange: locks.acquire(data, exchange.connection),
         "conversation:release_lock": lambda data, exchange: locks.release(data, exchange.connection),
         "conversation:renew_lock": _plain(locks.renew),
         "conversation:lock_status": _plain(locks.status),
+        "conversation:rename": _plain(conversations.rename),
+        "conversation:search": _plain(conversations.search),
+        "conversation:delete": _plain(conversations.delete),
+        "queue:pause": _plain(pauses.pause),
+        "queue:resume": _plain(pauses.resume),
+        "queue:pauses": _plain(lambda _: pauses.status()),
+        "queue:trend": _plain(lambda _: trend.trend()),
+        "queue:drain": _plain(pauses.drain),
+        "queue:undrain": _plain(lambda _: pauses.undrain()),
+        "budget:status": _plain(budgets.status),
+        "budget:set": _plain(budgets.set),
+        "budget:drop": _plain(budgets.drop),
+        "budget:raise": _plain(budgets.raise_),
         "checkpoint:collect": _plain(checkpoints.collect),
         "checkpoint:restore": _plain(checkpoints.restore),
+        "token:create": _plain(tokens.create),
+        "token:list": _plain(lambda _: tokens.list()),
+        "token:revoke": _plain(tokens.revoke),
+        "token:renew": _plain(lambda _: tokens.renew()),
         "monitor:subscribe": subscribe,
         "monitor:unsubscribe": unsubscribe,
     }
 
 
-async def discover(data: DiscoverData, _: Exchange) -> dict[str, Any]:
+async def discover(data: DiscoverData, _: Exchange, specs: Mapping[str, EventSpec] = SPECS) -> DiscoverReply:
     """`system:discover`: every event, or one, with its schemas."""
-    if data.event is not None and data.event not in SPECS:
-        guess = nearest(data.event, SPECS)
+    if data.event is not None and data.event not in specs:
+        guess = nearest(data.event, specs)
         raise UnknownEvent(f"no event {data.event[:100]!r}" + (f"; did you mean {guess!r}?" if guess else ""))
-    chosen = SPECS.values() if data.event is None else [SPECS[data.event]]
-    return {
-        "events": [
-            {
-                "name": spec.name,
-                "direction": "in" if spec.incoming else "out",
-                "doc": spec.doc,
-                **({"schema": schema(spec)} if data.schemas else {}),
-            }
-            for spec in chosen
-        ]
-    }
+    chosen = specs.values() if data.event is None else [specs[data.event]]
+    events = []
+    for spec in chosen:
+        direction: Literal["in", "out"] = "in" if spec.incoming else "out"
+        shown = schema(spec) if data.schemas else UNSET
+        events.append(EventEntry(name=spec.name, direction=direction, doc=spec.doc, schema=shown))
+        # A schema takes some milliseconds when it is made, at its first use. Let others take their turn.
+        await asyncio.sleep(0)
+    return DiscoverReply(events=events)
 
 
 def _plain(call: Callable[[Any], Awaitable[Any]]) -> Handler:
@@ -168,7 +242,7 @@ def _report(call: Callable[[], Any]) -> Handler:
 
 
 def patterns_of(data: SubscribeData) -> list[str]:
-    """What a subscription names, checked."""
+    """The patterns of a subscription, checked."""
     patterns = [*(data.patterns or ()), *([data.pattern] if data.pattern is not None else ())]
     for pattern in patterns:
         if len(pattern) > 200:

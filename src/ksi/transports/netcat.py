@@ -15,7 +15,7 @@ NAMES = frozenset({"nc", "nc.openbsd", "netcat"})
 
 
 def is_piped_netcat(peer: socket.socket) -> bool:
-    """Whether the other end is a netcat whose input is no terminal. False where the system does not tell."""
+    """True if the other end is a netcat whose input is no terminal. False if the system does not tell."""
     if not hasattr(socket, "SO_PEERCRED"):
         return False
     pid, _, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
@@ -25,4 +25,4 @@ def is_piped_netcat(peer: socket.socket) -> bool:
             return False
         return not str((process / "fd" / "0").readlink()).startswith(("/dev/tty", "/dev/pts/"))
     except OSError:
-        return False  # it is gone, or lives where it cannot be seen
+        return False  # it has exited, or is in a place that cannot be seen

@@ -1,41 +1,47 @@
-"""The Unix socket: who may connect, lines in, lines out, and clients that are slow or gone (S1, S2, S4)."""
+"""The Unix socket: admits clients, reads and writes lines, and handles clients that are slow or gone."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import select
 import socket
 import stat
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
 import structlog
 
-from ksi.clock import Clock
-from ksi.config import Socket
-from ksi.errors import ConfigError, PayloadTooLarge, SlowConsumer, TooManyConnections
-from ksi.event_bus import News
-from ksi.platforms import SOCKET_PATH_LIMIT, peer_uid, private_folder, socket_place
+from ksi.clock import Clock, Stopwatch, SystemStopwatch
+from ksi.config.schema import Socket
+from ksi.errors import ConfigError, KsiError, PayloadTooLarge, SlowConsumer, TooManyConnections, TooMuchInput
+from ksi.events.bus import News
+from ksi.host.platforms import SOCKET_PATH_LIMIT, peer_uid, private_folder, socket_place
+from ksi.host.supervise import Periodic
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
+from ksi.transports.held_input import HeldInput
 from ksi.transports.netcat import is_piped_netcat
+from ksi.transports.outbox import Outbox
+from ksi.transports.rota import Budget, Rota
 
 IN_FLIGHT = 1_000
 """Lines of one connection that are served at a time; above it, reading waits."""
 
-BURST = 1024 * 1024
-"""Bytes that are collected in one turn of the loop before they are sent."""
+IN_TURN = 32
+"""Lines of one connection that begin in one turn of the loop: then others have their turn."""
 
-NEWS_BURST = 1_000
-"""News that are collected before they are made into lines."""
+TURN_TIME = 0.01
+"""Seconds that the lines of all connections may take in one turn of the loop until they are answered or wait."""
+
+LONG_LINE = 256 * 1024
+"""Bytes above which a line that waits counts as input that is held. All shorter ones came in one read."""
 
 HALF_CLOSED_LOOK = 1.0
 """Seconds between looks at clients that send no more, whether they are still there."""
-
-LAST_WORD = 5.0
-"""Seconds that a client which was let go has to read why."""
 
 
 class SocketConnection(asyncio.Protocol):
@@ -43,17 +49,23 @@ class SocketConnection(asyncio.Protocol):
 
     def __init__(self, server: UnixSocket) -> None:
         self._server = server
+        self.client = f"connection:{next(server.numbers)}"
+        """What stands for the agent of requests that name none."""
         self._reader = LineReader(server.config.max_line)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._serving: set[asyncio.Task[None]] = set()
+        self._lines: deque[bytes | PayloadTooLarge] = deque()
+        """Lines that came and are not begun; while there are any, no more is read."""
+        self._long_bytes = 0
+        """How much of them is long lines."""
+        self._put_back = 0
+        """How many of them, the first ones, were begun in vain in this turn."""
+        self._in_turn = IN_TURN
+        """How many begin in one turn of the loop."""
+        self._turn_due = False
         self._owed = 0
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._news: list[News] = []
-        self._flushing = False
-        self._news_due = False
-        self._paused = False
+        self._outbox = Outbox(server.config.max_backlog, server.rota, self._let_go_slow, self._sent)
         self._reading = True
         self._half_closed = False
         self._closing = False
@@ -63,25 +75,31 @@ class SocketConnection(asyncio.Protocol):
     # -- coming and going -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Check who it is (S2)."""
+        """Check which user connected."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods, not by its class
-        if not self._server.admit(self, self._transport):
+        if self._server.admit(self, self._transport):
+            self._outbox.open(self._transport)
+        else:
             self._closing = True
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone; what it asked for goes on (R1)."""
+        """The client is gone. Its requests continue, even those that have not begun."""
         self._closing = True
-        self._out.clear()
-        self._news.clear()
+        self._outbox.drop()
+        self._reader.skip()
         self._transport = None
         self._server.forget(self)
+        self._go_on()
 
     def eof_received(self) -> bool:
-        """The client sends no more, but reads: it still gets what it is owed (S1)."""
+        """The client closed its sending side but still reads: it gets all replies that are due."""
         rest = self._reader.finish()
         if rest is not None and rest.strip():
-            self._serve(rest)
+            self._lines.append(rest)
+            self._long_bytes += _counted(rest)
+            self._take_turn()
+        self._note_input()
         self._half_closed = True
         if self.is_gone():
             self._abort()
@@ -91,7 +109,7 @@ class SocketConnection(asyncio.Protocol):
         return True
 
     def is_gone(self) -> bool:
-        """Whether the client closed both ways. Its end of file alone does not tell: the kernel does."""
+        """True if the client closed both directions. Its end of file alone does not tell: the kernel does."""
         if self._transport is None:
             return True
         poll = select.poll()
@@ -101,8 +119,8 @@ class SocketConnection(asyncio.Protocol):
     def look_after(self) -> None:
         """After its end of file nothing is read any more, so a client that leaves then must be asked after.
 
-        What it waited for may also have ended without a word for it: then it is closed. So is a netcat that has asked,
-        was answered, and said nothing more until the next look.
+        The requests it waited for may also have ended without a line for it: then it is closed. So is a netcat that has
+        asked, was answered, and said nothing more until the next look.
         """
         if self.is_gone():
             self._abort()
@@ -129,136 +147,146 @@ class SocketConnection(asyncio.Protocol):
             self._transport.close()
 
     def _idle(self) -> bool:
-        """Whether nothing is owed to it or may still come for it; one that may yet ask is not idle."""
+        """True if it has no outstanding replies or pushes; a client that may still ask is not idle."""
         return (self._asked or self._half_closed) and not (
-            self._owed or self._out or self._news or self._server.awaits(self)
+            self._owed or self._lines or not self._outbox.empty or self._server.awaits(self)
         )
 
     # -- in -------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Serve each line as it is complete."""
+        if self._closing:
+            return
+        progress = False
         for line in self._reader.feed(data):
-            if isinstance(line, PayloadTooLarge):
-                self.push(encode_error(None, line, None, self._server.clock.unix()))
-            elif line.strip():
-                self._serve(line)
+            progress = True
+            if isinstance(line, PayloadTooLarge) or line.strip():
+                self._lines.append(line)
+                self._long_bytes += _counted(line)
+        if not self._turn_due:
+            self._take_turn()
+        self._note_input(progress=progress)
 
-    def _serve(self, line: bytes) -> None:
+    def _note_input(self, *, progress: bool = False) -> None:
+        self._server.note_input(self, self._reader.held + self._long_bytes, progress=progress)
+
+    def _take_turn(self) -> None:
+        """Begin some of the lines that came. While answers wait to be read, or too many are being made, none begins."""
+        self._turn_due = False
+        # What is begun in vain costs a task: begin as many as a turn has had time for lately.
+        self._in_turn = max(1, self._in_turn // 2) if self._put_back else min(IN_TURN, 2 * self._in_turn)
+        self._put_back = 0
+        for _ in range(self._in_turn):
+            if not self._lines or not self._has_room():
+                break
+            line = self._lines.popleft()
+            self._long_bytes -= _counted(line)
+            self._begin(line)
+        self._go_on()
+
+    def _has_room(self) -> bool:
+        return not self._outbox.paused and len(self._serving) < IN_FLIGHT
+
+    def _go_on(self) -> None:
+        """Have the next turn when it is time, and read on when nothing is left."""
+        if self._lines and self._has_room() and not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._take_turn)
+        reading = not self._lines and len(self._serving) < IN_FLIGHT
+        if reading is not self._reading and self._transport is not None and not self._closing:
+            self._reading = reading
+            if reading:
+                self._note_input()
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _begin(self, line: bytes | PayloadTooLarge) -> None:
+        if isinstance(line, PayloadTooLarge):
+            self._outbox.answer(encode_error(None, line, None, self._server.clock.unix()))
+            return
         self._asked = True
         self._looks_in_vain = 0
         self._owed += 1
-        task = self._loop.create_task(self._server.dispatcher.serve(line, self))
+        task = self._loop.create_task(self._serve(line))
         self._serving.add(task)
         task.add_done_callback(self._served)
-        if len(self._serving) >= IN_FLIGHT and self._reading and self._transport is not None:
-            self._reading = False
-            self._transport.pause_reading()
+
+    async def _serve(self, line: bytes) -> None:
+        """Serve a line. Put it back if this turn is over, or the answers to earlier lines wait by now."""
+        if self._put_back or self._outbox.paused or self._server.budget.spent(self):
+            self._owed -= 1
+            self._lines.insert(self._put_back, line)
+            self._long_bytes += _counted(line)
+            self._put_back += 1
+            self._note_input()
+        else:
+            await self._server.dispatcher.serve(line, self)
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._serving.discard(task)
-        if not self._reading and len(self._serving) < IN_FLIGHT // 2 and self._transport is not None:
-            self._reading = True
-            self._transport.resume_reading()
+        if self._lines or (not self._reading and len(self._serving) < IN_FLIGHT // 2):
+            self._go_on()
         if self._half_closed:
             self._close_if_done()
+        if self._transport is None and not self._serving and not self._lines:
+            # Its last request may have waited for something on its behalf.
+            self._server.leave(self)
 
     # -- out ------------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """An owed answer was sent."""
+    def answer(self, line: bytes) -> None:
+        """Send the answer that is owed to a line."""
         self._owed -= 1
+        self._server.catch_up(self)
+        self._outbox.answer(line)
 
     def push(self, line: bytes) -> None:
-        """Send a line with all others of this turn of the loop; a client that does not read is let go."""
-        if self._news:
-            self._take_news()
-        if self._take(line) and not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        """Send a line that was not asked for now."""
+        self._outbox.push(line)
 
     def news(self, news: News) -> None:
-        """Send what nobody waits for, in its place among the lines, a moment later."""
-        if self._closing:
-            return
-        self._news.append(news)
-        if self._paused or len(self._news) >= NEWS_BURST:
-            self._take_news()
-        if not self._news_due and (news.apart or not self._flushing):
-            self._news_due = True
-            self._loop.call_later(news.pause, self._flush_news)
-
-    def _take_news(self) -> None:
-        waiting, self._news = self._news, []
-        for news in waiting:
-            self._take(news.line())
-
-    def _take(self, line: bytes) -> bool:
-        """Keep a line; whether it must be sent by and by."""
-        if self._closing:
-            return False
-        self._out.append(line)
-        self._out_bytes += len(line)
-        if self._paused:
-            if self._out_bytes > self._server.config.max_backlog:
-                self._let_go()
-            return False
-        if self._out_bytes > BURST:
-            self._flush()
-            return False
-        return True
-
-    def _flush_news(self) -> None:
-        self._news_due = False
-        self._flush()
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if not self._news_due:
-            self._take_news()
-        if self._paused or self._transport is None or not self._out:
-            return
-        data = b"".join(self._out)
-        self._out.clear()
-        self._out_bytes = 0
-        self._transport.write(data)
-        if self._half_closed:
-            self._close_if_done()
+        """Send a line that no one waits for, in its place among the lines, a moment later."""
+        self._outbox.news(news)
 
     def pause_writing(self) -> None:
-        """The kernel takes no more: keep what comes, up to the bound."""
-        self._paused = True
+        """The client does not read: begin nothing more for it."""
+        self._outbox.pause()
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._paused = False
-        if self._out and not self._flushing:
-            self._flush()
+        self._outbox.resume()
+        self._go_on()
 
-    def _let_go(self) -> None:
-        """Say why, and close; what was not read stays fetchable (S4)."""
+    def _sent(self) -> None:
+        if self._half_closed:
+            self._close_if_done()
+
+    def _let_go_slow(self) -> None:
+        """Disconnect a client that does not read. It can fetch the results later."""
         limit = self._server.config.max_backlog
-        self._out.clear()
-        self._out_bytes = 0
-        self._news.clear()
+        self._let_go(SlowConsumer(f"more than {limit} bytes were not read; results can be fetched with completion:get"))
+
+    def let_go_with_input(self, error: KsiError) -> None:
+        """Disconnect it, and drop its input that has not begun."""
+        self._reader.skip()
+        self._lines.clear()
+        self._long_bytes = 0
+        self._let_go(error)
+
+    def _let_go(self, error: KsiError) -> None:
+        """Say why, and close."""
         self._closing = True
-        self._server.log.warning("slow client let go", limit=limit)
-        transport = self._transport
-        if transport is not None:
-            error = SlowConsumer(f"more than {limit} bytes were not read; results can be fetched with completion:get")
-            transport.write(encode_error(None, error, None, self._server.clock.unix()))
-            transport.close()
-            self._loop.call_later(LAST_WORD, transport.abort)
+        self._server.log.warning("client disconnected", code=error.code, reason=error.message)
+        self._outbox.close_instead(encode_error(None, error, None, self._server.clock.unix()))
 
     def close(self) -> None:
-        """The daemon stops: send what is there, then close."""
-        if self._transport is not None and not self._closing:
-            self._paused = False
-            self._take_news()
-            self._flush()
+        """The daemon stops: send the pending lines, then close."""
+        if not self._closing:
+            self._server.catch_up(self)
             self._closing = True
-            self._transport.close()
-            self._loop.call_later(LAST_WORD, self._transport.abort)
+            self._outbox.close()
 
 
 class UnixSocket:
@@ -273,76 +301,122 @@ class UnixSocket:
         *,
         awaits: Callable[[SocketConnection], bool],
         on_gone: Callable[[SocketConnection], Awaitable[None]],
+        catch_up: Callable[[SocketConnection], None] = lambda _: None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.config = config
         self.dispatcher = dispatcher
         self.clock = clock
         self.awaits = awaits
+        self.catch_up = catch_up
         self.log = structlog.get_logger("ksi.socket")
-        self._path = path
+        self.path = path
         self._place = path
         self._on_gone = on_gone
         self._connections: set[SocketConnection] = set()
+        self.rota = Rota(stopwatch)
+        self.numbers = itertools.count(1)
+        self.budget = Budget(stopwatch or SystemStopwatch(), TURN_TIME)
+        self._input: HeldInput[SocketConnection] = HeldInput(max(config.max_input, 2 * config.max_line))
         self._leaving: set[asyncio.Task[None]] = set()
         self.half_closed: set[SocketConnection] = set()
         """Clients that send no more, and netcats that may not: they are looked after."""
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Periodic("ksi-half-closed", self._look_after_half_closed, HALF_CLOSED_LOOK, clock)
+        self._bound: tuple[int, int] | None = None
+        """Device and inode of the socket that was bound."""
         self._listener: socket.socket | None = None
         self._server: asyncio.Server | None = None
 
     def bind(self) -> None:
-        """Take the path. The caller knows that no other daemon lives here: a socket that lies there is stale (R7).
+        """Bind the path. The caller knows that no other daemon runs here, so a socket at this path is stale.
 
         Raises:
             ConfigError: no place for the socket fits the kernel, or something else lies there.
         """
-        place = socket_place(self._path)
+        place = socket_place(self.path)
         if place is None:
             raise ConfigError(
-                f"{self._path} is too long for a socket ({SOCKET_PATH_LIMIT} bytes); set a shorter socket.path",
+                f"{self.path} is too long for a socket ({SOCKET_PATH_LIMIT} bytes); set a shorter socket.path",
                 place="socket.path",
             )
         self._place = place
         _clear(place)
-        if place != self._path:
-            _clear(self._path, link=True)
+        if place != self.path:
+            _clear(self.path, link=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
         try:
-            if place != self._path:
+            if place != self.path:
                 private_folder(place.parent)
             listener.bind(str(place))
-            if place != self._path:
-                self._path.symlink_to(place)
+            # No client can connect before it listens, so the mode given by the umask admits none.
+            place.chmod(0o600)
+            status = place.lstat()
+            if place != self.path:
+                self.path.symlink_to(place)
         except OSError as error:
             listener.close()
-            raise ConfigError(f"{self._path} cannot be used: {error.strerror}", place="socket.path") from None
-        finally:
-            os.umask(mask)
+            raise ConfigError(f"{self.path} cannot be used: {error.strerror}", place="socket.path") from None
         self._listener = listener
+        self._bound = (status.st_dev, status.st_ino)
 
     async def start(self) -> None:
         """Listen on the path that `bind` took; before this clients are refused."""
         if self._listener is None:
             self.bind()
-        loop = asyncio.get_running_loop()
-        self._watch = loop.create_task(self._watch_half_closed(), name="ksi-half-closed")
-        self._server = await loop.create_unix_server(lambda: SocketConnection(self), sock=self._listener, backlog=1024)
+        self._watch.start()
+        await self._listen()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: SocketConnection(self), sock=self._listener, backlog=1024
+        )
+
+    async def restore(self) -> bool:
+        """Bind the path again if its socket was removed or replaced; returns True if so. Clients stay connected.
+
+        Raises:
+            ConfigError: something else lies there, or the path cannot be used.
+        """
+        if self._is_bound():
+            return False
+        before = self._server
+        self.bind()
+        await self._listen()
+        if before is not None:
+            before.close()
+        return True
+
+    def is_served_by_another(self) -> bool:
+        """True if another process listens on the path."""
+        return not self._is_bound() and _answers(self._place)
+
+    def _is_bound(self) -> bool:
+        """True if the path leads to our socket. Its inode is not given to another file while our listener is open."""
+        try:
+            status = self._place.lstat()
+            leads_there = self._place == self.path or self.path.readlink() == self._place
+        except OSError:
+            return False
+        return leads_there and (status.st_dev, status.st_ino) == self._bound
 
     async def stop(self) -> None:
-        """Take no more connections; close those that are there once they have what was sent."""
+        """Accept no more connections; close the open ones once their lines are sent."""
+        if self._is_bound():
+            self.path.unlink(missing_ok=True)
+            self._place.unlink(missing_ok=True)
         if self._server is not None:
             self._server.close()
         elif self._listener is not None:
             self._listener.close()
-        if self._watch is not None:
-            self._watch.cancel()
-        self._path.unlink(missing_ok=True)
-        self._place.unlink(missing_ok=True)
+        await self._watch.stop()
         for connection in list(self._connections):
             connection.close()
         if self._leaving:
             await asyncio.wait(self._leaving)
+
+    def tasks(self) -> tuple[Periodic, ...]:
+        """The long-lived tasks."""
+        return (self._watch,)
 
     @property
     def connections(self) -> int:
@@ -350,7 +424,7 @@ class UnixSocket:
         return len(self._connections)
 
     def admit(self, connection: SocketConnection, transport: asyncio.Transport) -> bool:
-        """Whether a client may come in: this user's, or root's, and not too many (S2)."""
+        """Admit a client if it belongs to this user or to root, and if there are not too many."""
         peer = transport.get_extra_info("socket")
         try:
             uid = peer_uid(peer)
@@ -371,30 +445,71 @@ class UnixSocket:
             self.half_closed.add(connection)
         return True
 
-    async def _watch_half_closed(self) -> None:
+    async def _look_after_half_closed(self) -> None:
         """One look at all of them, so that none has a timer of its own."""
-        while True:
-            await self.clock.sleep(HALF_CLOSED_LOOK)
-            for connection in list(self.half_closed):
-                connection.look_after()
+        for connection in list(self.half_closed):
+            connection.look_after()
+
+    def note_input(self, connection: SocketConnection, size: int, *, progress: bool) -> None:
+        """A client holds so many bytes of lines that are not begun: some client may have to go for that."""
+        limit = self._input.bound
+        for loser in self._input.note(connection, size, progress=progress):
+            loser.let_go_with_input(
+                TooMuchInput(
+                    f"all clients together sent more than {limit} bytes of unfinished lines, or lines whose "
+                    "answers they do not read, and this one has held its own for the longest time; connect again, send "
+                    "each line at once, and read",
+                    limit=limit,
+                )
+            )
 
     def forget(self, connection: SocketConnection) -> None:
         """A client is gone."""
         self.half_closed.discard(connection)
+        self._input.forget(connection)
         if connection in self._connections:
             self._connections.discard(connection)
-            task = asyncio.ensure_future(self._on_gone(connection))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self.leave(connection)
+
+    def leave(self, connection: SocketConnection) -> None:
+        """Remove everything that waits on behalf of a disconnected client."""
+        self.budget.forget(connection)
+        task = asyncio.ensure_future(self._on_gone(connection))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+
+def _counted(line: bytes | PayloadTooLarge) -> int:
+    """Size of a waiting line in bytes, if it is a long one."""
+    return len(line) if isinstance(line, bytes) and len(line) > LONG_LINE else 0
 
 
 def _clear(path: Path, *, link: bool = False) -> None:
     """Take away a stale socket, or the link to one.
 
     Raises:
-        ConfigError: something else lies there.
+        ConfigError: another kind of file is there, or a process listens on it.
     """
-    if path.exists() or path.is_symlink():
-        if not (stat.S_ISSOCK(path.lstat().st_mode) or (link and path.is_symlink())):
-            raise ConfigError(f"{path} is no socket; move it away or set socket.path", place="socket.path")
+    if not path.exists() and not path.is_symlink():
+        return
+    if link and path.is_symlink():
         path.unlink()
+        return
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ConfigError(f"{path} is no socket; move it away or set socket.path", place="socket.path")
+    if _answers(path):
+        raise ConfigError(f"another process listens on {path}; stop it or set another socket.path", place="socket.path")
+    path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    """True if a process listens on a socket. Only a refusal proves that none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True

@@ -1,7 +1,7 @@
-"""The form of version 1: what its clients send is understood, and answers have the keys that they read.
+"""The form of version 1: its clients' events are understood, and replies have the keys that they read.
 
-Version 1 knew two kinds of lines. At first a reply was the bare data; later it stood in `data`, beside `event` and
-`count`. A reply here is both: the envelope, with the data's keys beside it. Clients of either kind find what they read.
+Version 1 knew two kinds of lines. At first a reply was the bare data; later the data were in `data`, next to `event`
+and `count`. A reply here is both: the envelope, with the data's keys added. Clients of either kind find their keys.
 """
 
 from __future__ import annotations
@@ -12,21 +12,11 @@ from typing import Any
 import msgspec
 
 from ksi.errors import KsiError, NotAvailableInV1, NotFound
-from ksi.event_bus import Voice
-from ksi.event_types import (
-    Data,
-    DiscoverData,
-    LockStatusData,
-    Name,
-    Nothing,
-    PageData,
-    Pattern,
-    QueueStatusData,
-    SessionStatusData,
-    SubscribeData,
-    TokenUsageData,
-)
-from ksi.events import EventSpec
+from ksi.events.bus import Voice
+from ksi.events.common import Data, Name, Nothing, PageData, Pattern
+from ksi.events.conversations import LockStatusData, SessionStatusData
+from ksi.events.service import DiscoverData, QueueStatusData, SubscribeData, TokenUsageData
+from ksi.events.specs import EventSpec
 from ksi.protocol import Envelope, encode
 from ksi.transports import v1_replies
 from ksi.transports.dispatch import Exchange, Handler
@@ -75,7 +65,9 @@ class _Subscribe(SubscribeData):
 
 
 _OWN = (
-    EventSpec(name="transport:connection", request=_Connection, doc="A client comes or goes. Changes nothing."),
+    EventSpec(
+        name="transport:connection", request=_Connection, doc="A client connects or disconnects. Changes nothing."
+    ),
     EventSpec(name="conversation:active", request=Nothing, doc="All conversations that are locked."),
     EventSpec(name="system:help", request=_Help, doc="One event and its fields."),
 )
@@ -86,7 +78,7 @@ _TYPES: Mapping[str, type[msgspec.Struct]] = {
     "system:discover": _Discover,
     "monitor:subscribe": _Subscribe,
 }
-"""What is sent in with other fields than today."""
+"""Requests with other fields than today."""
 
 
 def _push(event: str, data: Any, at: float) -> bytes:
@@ -98,14 +90,14 @@ def _push(event: str, data: Any, at: float) -> bytes:
 
 
 V1_VOICE = Voice(_push, apart=0.05)
-"""Version 1's clients that send one line read once, and take what they got for one answer."""
+"""Version 1's clients that send one line read once, and expect one answer."""
 
 
 class V1Form:
     """See `ksi.transports.dispatch.Form`."""
 
     def __init__(self, handlers: Mapping[str, Handler], specs: Mapping[str, EventSpec]) -> None:
-        """`handlers` are today's; what they answer is translated."""
+        """`handlers` are today's; their replies are translated."""
         self._today = handlers
         self.specs: Mapping[str, EventSpec] = {
             **{name: _with_type(spec) for name, spec in specs.items()},
@@ -150,7 +142,7 @@ class V1Form:
     # -- events that take other fields or several reports ---------------------------------------------------------
 
     async def _ask(self, event: str, data: Any, exchange: Exchange) -> Json:
-        """Today's answer; empty where this service does not have the event."""
+        """Today's reply; empty if this service does not have the event."""
         try:
             found = await self._today[event](data, exchange)
         except NotAvailableInV1:
@@ -162,7 +154,7 @@ class V1Form:
         return {"status": f"{data.action or 'connect'}ed", "client_id": data.client_id}
 
     async def _active(self, _: Any, exchange: Exchange) -> Json:
-        all_locks = await self._today["conversation:lock_status"](LockStatusData(limit=MOST), exchange)
+        all_locks = await self._ask("conversation:lock_status", LockStatusData(limit=MOST), exchange)
         return v1_replies.active_conversations(v1_replies.locks(all_locks, exchange.time()))
 
     async def _subscribe(self, data: _Subscribe, exchange: Exchange) -> Json:
@@ -182,7 +174,7 @@ class V1Form:
         return v1_replies.described({"name": spec.name, "doc": spec.doc}, self._parameters(spec.name))
 
     def _parameters(self, event: str) -> Json:
-        """An event's fields as version 1 told of them."""
+        """An event's fields as version 1 described them."""
         request = self.specs[event].request
         fields = msgspec.structs.fields(request) if request is not None else ()
         return {field.encode_name: {"type": "Any", "required": field.required} for field in fields}
@@ -247,7 +239,7 @@ def _with_type(spec: EventSpec) -> EventSpec:
 
 
 def _line(event: str | None, data: Any, correlation_id: str | int | None, timestamp: float) -> bytes:
-    """The envelope, with the data's keys beside it for clients that take the line for the data."""
+    """The envelope, with the data's keys added for clients that read the line as the data."""
     envelope: Json = {"event": event, "data": data, "count": 1, "timestamp": timestamp}
     if correlation_id is not None:
         envelope["correlation_id"] = correlation_id

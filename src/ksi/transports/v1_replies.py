@@ -1,4 +1,4 @@
-"""Replies and pushes as version 1's clients read them: today's data, with the keys and words of then beside it.
+"""Replies and pushes as version 1's clients read them: today's data, with the former keys and words added.
 
 Every function is pure. A key that means something else today is replaced; today's value stays under another name.
 """
@@ -43,7 +43,7 @@ def answered(data: Json, at: float) -> Json:
 
 
 def result(data: Json, at: float) -> Json:
-    """`completion:result`: `result` holds what is the whole answer of `completion:request`."""
+    """`completion:result`: `result` holds the data that are the whole reply of `completion:request`."""
     made = answered(data, at)
     return {**made, "result": {"ksi": made["ksi"], "response": made["response"]}}
 
@@ -61,7 +61,7 @@ def _ksi(data: Json, at: float) -> Json:
 
 
 def response(data: Json) -> Json:
-    """What the provider said, in the form of Claude Code's result."""
+    """The provider's reply, in the form of Claude Code's result."""
     session = data.get("provider_session_id") or data["session_id"]
     if "result" not in data:
         error = data.get("error") or {"message": data["status"], "code": data["status"]}
@@ -242,7 +242,7 @@ def queue_status(data: Json, all_locks: Json) -> Json:
 
 
 def session(name: str, data: Json | None, held: Json) -> Json:
-    """The reply to `completion:session_status` of one session; `data` is None where nobody has used it."""
+    """The reply to `completion:session_status` of one session; `data` is None if it is unused."""
     holder, queue = held.get("holder"), held.get("queue", [])
     running = holder is not None and held.get("holder_kind") == "request"
     completions = [
@@ -358,7 +358,7 @@ def retry_stats(data: Json) -> Json:
 
 
 def usage(data: Json, agent: str | None, model: str | None, hours: float | None) -> Json:
-    """The reply to `completion:token_usage`: of one agent, of one model, or of all."""
+    """The reply to `completion:token_usage` for one agent, one model, or all."""
     if agent is None and model is None:
         return {**data, **usage_summary(data)}
     asked = {"model": model} if agent is None else {"agent_id": agent, "time_window_hours": hours}
@@ -436,7 +436,7 @@ def discovered(data: Json, namespace: str | None, parameters: Callable[[str], Js
 
 
 def described(event: Json, parameters: Json) -> Json:
-    """One event, as version 1 told of it."""
+    """One event, as version 1 described it."""
     return {
         "event": event["name"],
         "namespace": event["name"].partition(":")[0],
@@ -495,7 +495,8 @@ REPLIES: Mapping[str, Callable[[Json, float], Json]] = {
     "system:health": health,
     "system:shutdown": stopping,
 }
-"""What is added to a reply, by event: its data and the time. Replies that take several reports are made by `V1Form`."""
+"""The additions to a reply, by event, from its data and the time. Replies that take several reports are made by
+`V1Form`."""
 
 PUSHES: Mapping[str, Callable[[Json, float], Json]] = {
     "completion:result": result,
@@ -506,11 +507,11 @@ PUSHES: Mapping[str, Callable[[Json, float], Json]] = {
     "conversation:lock_expired": _expired,
     "conversation:forked": _forked,
 }
-"""Likewise for what is pushed."""
+"""Likewise for pushes."""
 
 
 def refusal(event: str | None, error: KsiError) -> Json:
-    """What version 1 answered where today's answer is an error."""
+    """Version 1's answer in place of today's error."""
     data: Json = {
         "error": error.message,
         "status": "error",

@@ -1,4 +1,4 @@
-"""What version 1's clients send, as today's events have it: other names for fields, models and reasons."""
+"""Requests of version 1's clients in today's form: other names for fields, models and reasons."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _REASONS = {
     "rate_limit": FailureClass.RATE_LIMITED,
     "temporary_failure": FailureClass.PROVIDER_ERROR,
 }
-"""Version 1's words for why a completion failed, where they are not today's."""
+"""Version 1's names of failures, if they differ from today's."""
 
 _MESSAGES = (
     (("rate limit",), FailureClass.RATE_LIMITED),
     (("network", "connection"), FailureClass.NETWORK_ERROR),
 )
-"""Version 1 told these failures by words in their message."""
+"""Version 1 expressed these failures by words in their message."""
 
 _COMPLETIONS = frozenset({"completion:request", "completion:async"})
 
 
 def translate(envelope: Envelope) -> tuple[Envelope, list[str]]:
-    """A request of version 1 as today's, and warnings about what has no effect."""
+    """A request of version 1 in today's form, and warnings about fields without effect."""
     data = dict(envelope.data)
     warnings: list[str] = []
     if envelope.event in _COMPLETIONS:
@@ -62,7 +62,7 @@ def _completion(data: Json) -> tuple[Json, list[str]]:
     if isinstance(data.get("priority"), str) and data["priority"].lower() not in PRIORITY_WORDS:
         warnings.append(f"priority {data['priority'][:60]!r} is unknown: the request is normal")
         data["priority"] = "normal"
-    # Version 1 sent the messages where there were any, and the prompt otherwise.
+    # Version 1 sent the messages if there were any, otherwise the prompt.
     if "messages" in data and "prompt" in data:
         data.pop("prompt" if data["messages"] else "messages")
     _client(data)
@@ -74,7 +74,7 @@ def _completion(data: Json) -> tuple[Json, list[str]]:
 
 
 def _client(data: Json) -> None:
-    """The client's name is the agent's; beside one, it stays with the request as metadata."""
+    """The client's name becomes the agent's; if the request names an agent too, it becomes metadata."""
     client = data.pop("client_id", None)
     if not isinstance(client, str) or not client:
         return
@@ -85,7 +85,7 @@ def _client(data: Json) -> None:
 
 
 def _extra_body(data: Json) -> list[str]:
-    """Take what has a field of its own from `extra_body.ksi`; version 1's provider read the rest."""
+    """Take the fields that exist today from `extra_body.ksi`; version 1's provider read the rest."""
     extra = data.pop("extra_body", None)
     if not isinstance(extra, dict):
         return []

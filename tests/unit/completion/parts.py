@@ -10,29 +10,35 @@ from typing import Any
 
 import msgspec
 
+from ksi.budgets.rules import NO_CAPS, Caps, Spent
 from ksi.clock import Chance, Moment
-from ksi.completion.announcer import Announcer
+from ksi.completion.approval.gate import ApprovalGate
+from ksi.completion.approval.news import ApprovalNews
+from ksi.completion.budget.book import BudgetBook
 from ksi.completion.completion_runner import CompletionRunner
-from ksi.completion.injection_events import InjectionEvents
 from ksi.completion.injection_manager import InjectionManager
-from ksi.completion.prices import Prices
+from ksi.completion.notify.agent_loops import LoopTeller
+from ksi.completion.notify.announcer import Announcer
+from ksi.completion.notify.injection_events import InjectionEvents
+from ksi.completion.pause.service import PauseService
+from ksi.completion.pool.routes import Router
+from ksi.completion.pool.team import Place, Team
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_team import Place, Team
 from ksi.completion.queue_manager import QueueManager
-from ksi.completion.render import Teller
-from ksi.completion.routes import Router
+from ksi.completion.replies import Teller
 from ksi.completion.session_manager import SessionManager
-from ksi.config import Config, ProviderConfig
+from ksi.completion.usage.prices import Prices
+from ksi.completion.usage.tallies import Tallies
+from ksi.config.schema import Config, ProviderConfig
 from ksi.conversation.lock_events import LockEvents
-from ksi.event_bus import EventBus, News
-from ksi.event_types import RequestReply
+from ksi.events.bus import EventBus, News
+from ksi.events.completions import RequestReply
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
-from ksi.request import Attempt, HeadStarts, Priority, RequestBody, Usage, encode_body
+from ksi.request import Attempt, HeadStarts, Priority, RequestBody, Turn, Usage, encode_body
 from ksi.store.chains import Aftermath
-from ksi.store.memory import MemoryStore
 from ksi.store.values import (
     Claimed,
     Claims,
@@ -46,6 +52,7 @@ from ksi.store.values import (
     Verdict,
 )
 from ksi.testing import SimulatedClock, settle_down
+from tests.reference_store.store import MemoryStore
 
 Step = str | Completion | Exception | asyncio.Event | Callable[[], None]
 """A piece of text, the whole answer, a failure, something to wait for, or something to do."""
@@ -126,10 +133,17 @@ class FaultyStore(MemoryStore):
             raise waiting.pop(0)
 
     async def settle(
-        self, claim: Claimed, attempt: Attempt, verdict: Verdict, now: Moment, aftermath: Aftermath | None = None
+        self,
+        claim: Claimed,
+        attempt: Attempt,
+        verdict: Verdict,
+        now: Moment,
+        aftermath: Aftermath | None = None,
+        spent: Spent | None = None,
+        caps: Caps = NO_CAPS,
     ) -> Settled:
         self._maybe("settle")
-        return await super().settle(claim, attempt, verdict, now, aftermath)
+        return await super().settle(claim, attempt, verdict, now, aftermath, spent, caps)
 
     async def claim(self, *args: Any) -> Claims:
         self._maybe("claim")
@@ -142,6 +156,14 @@ class FaultyStore(MemoryStore):
     async def get(self, request_id: str) -> RequestView | None:
         self._maybe("get")
         return await super().get(request_id)
+
+    async def history(self, head: int, max_chars: int) -> list[Turn]:
+        self._maybe("history")
+        return await super().history(head, max_chars)
+
+    async def unpark(self, route: str, now: Moment, limit: int = 500) -> int:
+        self._maybe("unpark")
+        return await super().unpark(route, now, limit)
 
 
 class Ear:
@@ -204,9 +226,12 @@ class Parts:
         self.locks = LockEvents(self.bus)
         can = {name: player.capabilities for name, player in self.players.items()}
         prices = Prices({}, can)
+        self.budgets = BudgetBook(
+            [section.budget(name) for name, section in self.config.budgets.items()], prices, can, self.bus, self.clock
+        )
         self.injection_events = InjectionEvents(self.bus)
         self.announcer = Announcer(
-            self.store, Teller(prices), self.bus, self.locks, self.injection_events, lambda: None
+            self.store, Teller(prices), self.bus, self.locks, self.injection_events, lambda: None, self.clock
         )
         router = Router(configured, {})
         places = {name: Place(slots=configured[name].max_concurrency) for name in self.players}
@@ -217,13 +242,17 @@ class Parts:
         self.sessions = SessionManager(self.store, self.config.session, node)
         breaker = ChainBreaker(self.config.chain, self.config.patterns)
         templates = Templates()
+        self.approval_news = ApprovalNews(self.store, self.bus, self.time_came)
         self.injections = InjectionManager(
             self.store,
             self.providers,
             InjectionRouter(templates, breaker, HeadStarts(high=0, normal=0, low=0, background=0)),
             breaker,
             templates,
+            ApprovalGate(self.store, prices, [], self.config.chain, self.clock),
+            self.approval_news,
             self.injection_events,
+            self.budgets,
             self.config,
             self.clock,
         )
@@ -234,6 +263,11 @@ class Parts:
             self.injections,
             self.announcer,
             prices,
+            LoopTeller(self.config.loops, prices, self.bus),
+            self.budgets,
+            Tallies(prices),
+            None,
+            self.approval_news,
             self.config,
             self.clock,
             self.chance,
@@ -246,11 +280,18 @@ class Parts:
             self.announcer,
             self.locks,
             self.bus,
+            self.budgets,
             self.config,
             self.clock,
         )
+        self.pauses = PauseService(self.store, self.providers, self.queue, self.bus, self.clock, shared=shared)
+        self.team.on_records = self.pauses.hear
         self.route = self.providers.route("m/echo")
         self.count = 0
+
+    def time_came(self) -> None:
+        """Something has a time at which it ends."""
+        self.queue.on_due()
 
     @property
     def player(self) -> Player:

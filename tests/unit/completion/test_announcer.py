@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi.event_bus import CHUNK, RESULT
-from ksi.event_types import ChunkPush, RequestReply
+from ksi.events.bus import CHUNK, RESULT
+from ksi.events.completions import ChunkPush, RequestReply
+from ksi.providers.base import Chunk
 from ksi.request import Attempt, Outcome, State, Usage
 from ksi.store.values import Claimed, Ended, Finish, Passing, Retry, Settled, Verdict
 from tests.unit.completion.parts import Ear, Parts
@@ -43,7 +44,7 @@ async def settle(parts: Parts, claim: Claimed, verdict: Verdict = DONE, **fields
 
 
 @pytest.mark.promise("R1")
-async def test_everybody_who_waits_is_answered_once_at_the_end(parts: Parts) -> None:
+async def test_each_waiting_client_is_answered_once_at_the_end(parts: Parts) -> None:
     claim = await parts.claim()
     one, other, elsewhere = parts.wait_for("r1"), parts.wait_for("r1"), parts.wait_for("r2")
     await settle(parts, claim)
@@ -55,32 +56,32 @@ async def test_everybody_who_waits_is_answered_once_at_the_end(parts: Parts) -> 
 async def test_who_took_its_wait_back_is_not_answered_and_learns_whether_it_was_in_time(parts: Parts) -> None:
     claim = await parts.claim()
     replies: list[RequestReply] = []
-    take_back = parts.announcer.wait_for("r1", replies.append)
+    wait = parts.announcer.wait_for("r1", replies.append)
     others = parts.wait_for("r1")
-    assert take_back()
-    assert not take_back()
+    assert wait.take_back()
+    assert not wait.take_back()
     await settle(parts, claim)
     assert replies == []
     assert len(others) == 1
 
 
-async def test_a_wait_that_was_answered_can_not_be_taken_back_even_where_another_waits_again(parts: Parts) -> None:
+async def test_a_wait_that_was_answered_can_not_be_withdrawn_even_if_another_waits_again(parts: Parts) -> None:
     claim = await parts.claim()
     replies: list[RequestReply] = []
-    take_back = parts.announcer.wait_for("r1", replies.append)
+    wait = parts.announcer.wait_for("r1", replies.append)
     await settle(parts, claim)
     later = parts.wait_for("r1")
-    assert not take_back()
+    assert not wait.take_back()
     await parts.announcer.ended("r1")
     assert (len(replies), len(later)) == (1, 1)
 
 
-async def test_one_who_waits_twice_is_answered_twice_and_takes_back_once(parts: Parts) -> None:
+async def test_a_client_that_waits_twice_is_answered_twice_and_withdraws_once(parts: Parts) -> None:
     claim = await parts.claim()
     replies: list[RequestReply] = []
-    take_back = parts.announcer.wait_for("r1", replies.append)
+    wait = parts.announcer.wait_for("r1", replies.append)
     parts.announcer.wait_for("r1", replies.append)
-    assert take_back()
+    assert wait.take_back()
     await settle(parts, claim)
     assert len(replies) == 1
 
@@ -99,7 +100,7 @@ async def test_one_who_waits_twice_is_answered_twice_and_takes_back_once(parts: 
         {"model": "m/echo", "session_id": "talk", "conversation": "talk"},
     ],
 )
-async def test_what_a_first_try_answers_is_what_the_store_says_of_it(parts: Parts, fields: dict[str, Any]) -> None:
+async def test_the_answer_of_a_first_try_equals_the_store_s_record(parts: Parts, fields: dict[str, Any]) -> None:
     claim = await parts.claim(**fields)
     replies = parts.wait_for("r1")
     await parts.clock.advance(1.5)
@@ -137,7 +138,7 @@ async def test_a_later_try_s_answer_has_the_whole_trail(parts: Parts) -> None:
 
 
 @pytest.mark.promise("R1")
-async def test_a_failure_is_told_with_its_code(parts: Parts) -> None:
+async def test_a_failure_is_reported_with_its_code(parts: Parts) -> None:
     claim = await parts.claim()
     replies = parts.wait_for("r1")
     await settle(parts, claim, Finish(state=State.FAILED, error="timeout", message="too slow"), error="timeout")
@@ -162,7 +163,7 @@ async def test_the_result_goes_to_followers_and_subscribers_once_each(parts: Par
 
 
 @pytest.mark.promise("F10")
-async def test_a_late_settlement_is_told_to_nobody(parts: Parts) -> None:
+async def test_a_late_settlement_is_reported_to_no_client(parts: Parts) -> None:
     claim = await parts.claim()
     replies, ear = parts.wait_for("r1"), Ear()
     parts.bus.subscribe(ear, ["*"])
@@ -172,14 +173,14 @@ async def test_a_late_settlement_is_told_to_nobody(parts: Parts) -> None:
     assert ear.heard() == []
 
 
-async def test_what_nobody_waits_for_is_not_even_read(parts: Parts) -> None:
+async def test_a_request_without_waiting_clients_is_not_even_read(parts: Parts) -> None:
     claim = await parts.claim()
     await settle(parts, claim, Finish(state=State.FAILED, error="timeout"))
     await parts.announcer.ended("r1")
     assert parts.store.counts.get("get", 0) == 0
 
 
-async def test_a_request_that_is_not_kept_any_more_answers_nobody(parts: Parts) -> None:
+async def test_a_request_that_is_not_kept_any_more_answers_none(parts: Parts) -> None:
     replies = parts.wait_for("gone")
     await parts.announcer.ended("gone")
     assert replies == []
@@ -223,12 +224,12 @@ async def test_a_start_is_progress_and_a_new_holder(parts: Parts) -> None:
 
 
 @pytest.mark.promise("R2")
-async def test_chunks_go_to_who_reads_them_and_missed_ones_to_one_alone(parts: Parts) -> None:
+async def test_chunks_go_to_their_readers_and_missed_ones_to_one_alone(parts: Parts) -> None:
     reader, other = Ear(), Ear()
     parts.bus.follow(reader, "r1", end=False, chunks=True)
     parts.bus.follow(other, "r1")
     push = ChunkPush(request_id="r1", attempt=1, seq=0, text="a")
-    parts.announcer.chunk(push)
+    parts.announcer.chunk(push, Chunk("a"))
     parts.announcer.chunk_to(other, push)
     assert reader.heard() == other.heard() == [(CHUNK, msgspec.to_builtins(push))]
 
@@ -237,7 +238,7 @@ async def test_chunks_go_to_who_reads_them_and_missed_ones_to_one_alone(parts: P
 
 
 @pytest.mark.promise("L5")
-async def test_an_end_passes_the_lock_on_before_the_result_is_told(parts: Parts) -> None:
+async def test_an_end_passes_the_lock_on_before_the_result_is_published(parts: Parts) -> None:
     ear = Ear()
     parts.bus.subscribe(ear, ["*"])
     claim = await parts.claim(conversation="talk")
@@ -247,7 +248,7 @@ async def test_an_end_passes_the_lock_on_before_the_result_is_told(parts: Parts)
 
 
 @pytest.mark.promise("L7")
-async def test_a_fork_that_the_provider_saw_is_told(parts: Parts) -> None:
+async def test_a_fork_that_the_provider_saw_is_reported(parts: Parts) -> None:
     ear = Ear()
     parts.bus.subscribe(ear, ["conversation:forked"])
     first = await parts.claim(conversation="talk")
@@ -259,7 +260,7 @@ async def test_a_fork_that_the_provider_saw_is_told(parts: Parts) -> None:
 
 
 @pytest.mark.promise("Q7", "R1")
-async def test_what_ended_without_running_is_told_with_the_lock_it_left(parts: Parts) -> None:
+async def test_a_request_that_ended_without_running_is_reported_with_the_lock_it_left(parts: Parts) -> None:
     ear = Ear()
     parts.bus.subscribe(ear, ["*"])
     await parts.enqueue(expires=1)

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ksi.completion.completion_runner import SETTLE_RETRY, Run, Stop
-from ksi.config import Limits, Retry
+from ksi.config.schema import Limits, Retry
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
 from ksi.request import Outcome, RetryBody, State, Usage
 from ksi.store.values import Claimed, Settled
@@ -87,7 +87,7 @@ async def test_an_answer_says_on_which_machine_its_provider_session_lives(
 
 @pytest.mark.promise("D4")
 @pytest.mark.parametrize(("session", "kind"), [("new", "node_lost"), (None, None)])
-async def test_a_session_that_was_lost_with_its_machine_is_told_as_a_fork(
+async def test_a_session_that_was_lost_with_its_machine_is_reported_as_a_fork(
     session: str | None, kind: str | None
 ) -> None:
     gone = Parts(Player(stateful=True, sessions_on_node=True), node="a")
@@ -101,7 +101,7 @@ async def test_a_session_that_was_lost_with_its_machine_is_told_as_a_fork(
     assert fork == (None if kind is None else (kind, "old", "new"))
 
 
-async def test_a_provider_is_asked_for_its_own_name_of_the_model_with_what_the_request_says(parts: Parts) -> None:
+async def test_a_provider_gets_its_own_name_of_the_model_with_the_request_s_fields(parts: Parts) -> None:
     claim = await parts.claim(system="be brief", max_tokens=7)
     await execute(parts, claim)
     (call,) = parts.player.calls
@@ -129,7 +129,7 @@ async def test_pieces_are_sent_as_they_come_numbered_from_zero(parts: Parts) -> 
         (1, "", 1),
         (2, "b", 1),
     ]
-    assert run.pieces == ["a", "", "b"]
+    assert [run.text_from(seq) for seq in range(3)] == ["ab", "b", "b"]
     await parts.clock.advance(2)
     go_on.set()
     await asyncio.wait_for(task, 10)
@@ -229,7 +229,7 @@ async def test_a_context_that_is_too_long_is_tried_once_with_half_the_history(pa
 
 @pytest.mark.promise("L9")
 @pytest.mark.parametrize("reason", ["no history", "pieces were sent", "twice"])
-async def test_it_is_not_tried_where_that_cannot_help(parts: Parts, reason: str) -> None:
+async def test_it_is_not_retried_if_that_cannot_help(parts: Parts, reason: str) -> None:
     if reason != "no history":
         await execute(parts, await parts.claim(conversation="talk"))
     too_long = failure("context_too_long")
@@ -262,7 +262,7 @@ async def test_the_provider_s_record_counts_each_call_and_none_is_left_running(p
     await execute(parts, await parts.claim())
     await execute(parts, await parts.claim())
     report = parts.providers.report()["p"]
-    assert (report["running"], report["calls"], report["failures"]) == (0, 2, 1)
+    assert (report.running, report.calls, report.failures) == (0, 2, 1)
 
 
 # -- stops ------------------------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ async def test_a_stop_after_the_answer_changes_nothing(parts: Parts) -> None:
     assert settled.state is State.COMPLETED
 
 
-async def test_a_cancellation_that_nobody_asked_for_by_the_run_goes_on_up(parts: Parts) -> None:
+async def test_an_unrequested_cancellation_propagates(parts: Parts) -> None:
     parts.player.play([asyncio.Event()])
     _, task = begin(parts, await parts.claim())
     await settle_down()
@@ -411,6 +411,63 @@ async def test_a_store_that_says_no_is_asked_again_until_the_answer_is_kept(part
     assert {entry["log_level"] for entry in logs} == {"error"}
 
 
+@pytest.mark.promise("O10", "F7")
+async def test_a_history_that_cannot_be_read_is_waited_for_and_costs_no_attempt_and_no_time(parts: Parts) -> None:
+    await execute(parts, await parts.claim(conversation="talk"))
+    parts.sessions._cache.clear()
+    parts.store.faults["history"] = [StoreUnavailable("no disk") for _ in range(3)]
+    run, task = begin(parts, await parts.claim(conversation="talk", timeout=5.0))
+    with capture_logs():
+        await settle_down()
+        assert run.deadline is None
+        await parts.clock.advance(3 * SETTLE_RETRY)
+    settled = await asyncio.wait_for(task, 10)
+    assert settled is not None
+    assert settled.state is State.COMPLETED
+    assert len(parts.player.calls) == 2
+    assert len((await parts.view("r2")).attempts) == 1
+
+
+@pytest.mark.promise("O10")
+async def test_a_run_in_a_damaged_database_ends_and_does_not_wait_for_ever(parts: Parts) -> None:
+    await execute(parts, await parts.claim(conversation="talk"))
+    parts.sessions._cache.clear()
+    parts.store.faults["history"] = [StoreUnavailable("damaged", passes=False)]
+    with capture_logs():
+        await execute(parts, await parts.claim(conversation="talk", retry=RetryBody(max_attempts=1)))
+    view = await parts.view("r2")
+    assert (view.state, view.message) == (State.FAILED, "the conversation cannot be read: damaged")
+    assert len(parts.player.calls) == 1
+
+
+@pytest.mark.promise("O10", "F10")
+async def test_a_failure_is_decided_on_when_the_store_can_be_read_again(parts: Parts) -> None:
+    parts.player.play([failure("provider_error")])
+    await execute(parts, await parts.claim())
+    await parts.clock.advance(parts.config.retry.max_delay)
+    parts.store.faults["get"] = [StoreUnavailable("no disk")]
+    _, task = begin(parts, await again(parts))
+    with capture_logs():
+        await settle_down()
+        await parts.clock.advance(SETTLE_RETRY)
+    settled = await asyncio.wait_for(task, 10)
+    assert settled is not None
+    assert settled.state is State.RETRYING
+
+
+@pytest.mark.promise("O10", "F1")
+async def test_a_provider_that_cancels_itself_has_failed(parts: Parts) -> None:
+    def cancel() -> None:
+        raise asyncio.CancelledError
+
+    parts.player.play([cancel])
+    claim = await parts.claim(retry=RetryBody(max_attempts=1))
+    with capture_logs():
+        settled = await execute(parts, claim)
+    assert settled.state is State.FAILED
+    assert (await parts.view("r1")).error == "provider_error"
+
+
 async def test_a_request_that_is_not_kept_any_more_ends_in_the_log(parts: Parts) -> None:
     parts.store.faults["settle"] = [NotFound("gone")]
     _, task = begin(parts, await parts.claim())
@@ -420,7 +477,7 @@ async def test_a_request_that_is_not_kept_any_more_ends_in_the_log(parts: Parts)
 
 
 @pytest.mark.promise("F10", "L1")
-async def test_what_comes_after_the_lock_passed_on_goes_nowhere_but_the_trail(parts: Parts) -> None:
+async def test_an_answer_after_the_lock_passed_on_goes_only_to_the_trail(parts: Parts) -> None:
     claim = await parts.claim(conversation="talk")
     replies = parts.wait_for("r1")
     settled = await execute(parts, msgspec.structs.replace(claim, fence=claim.fence - 1))
@@ -450,7 +507,7 @@ async def test_a_run_that_broke_on_a_defect_fails_its_request_and_frees_its_conv
 
 
 @pytest.mark.promise("R1", "T1")
-async def test_to_abandon_what_was_settled_changes_nothing(parts: Parts) -> None:
+async def test_abandoning_a_settled_run_changes_nothing(parts: Parts) -> None:
     claim = await parts.claim()
     replies = parts.wait_for("r1")
     run, task = begin(parts, claim)
@@ -468,4 +525,4 @@ async def test_a_body_that_cannot_be_read_breaks_its_run_before_the_provider_is_
     with pytest.raises(msgspec.DecodeError):
         await asyncio.wait_for(task, 10)
     assert parts.player.calls == []
-    assert parts.providers.report()["p"]["running"] == 0
+    assert parts.providers.report()["p"].running == 0

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from ksi.clock import MICROSECONDS, Chance, Moment, microseconds
 from ksi.completion.intake import Intake, due_time, normalise
+from ksi.content.blocks import Message
 from ksi.errors import InvalidData
-from ksi.event_types import CompletionData
+from ksi.events.completions import CompletionData
 from ksi.protocol import convert
-from ksi.request import HeadStarts, MessageBody, OnBusy, Priority, State, decode_body, encode_body
+from ksi.request import HeadStarts, OnBusy, Priority, State, decode_body, encode_body
 from ksi.store.values import NewRequest, RequestView
 
 HOUR = 3_600 * MICROSECONDS
@@ -32,7 +33,8 @@ def intake() -> Intake:
 
 
 def made(**fields: Any) -> NewRequest:
-    return intake().new_request(data(**fields), "stub/echo", "stub", NOW)
+    given = data(**fields)
+    return intake().new_request(given, normalise(given), "stub/echo", "stub", NOW)
 
 
 def refused(**fields: Any) -> InvalidData:
@@ -137,13 +139,13 @@ def test_leading_system_messages_stand_above_the_dialogue_behind_the_system_text
         )
     )
     assert body.system == "first\n\nsecond\n\nthird"
-    assert body.messages == (MessageBody("user", "a"), MessageBody("assistant", "b"), MessageBody("user", "c"))
+    assert body.messages == (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
     assert body.prompt is None
 
 
 def test_a_prompt_is_a_dialogue_of_one() -> None:
     body = normalise(data(prompt=" hello\n"))
-    assert body.dialogue() == (MessageBody("user", " hello\n"),)
+    assert body.dialogue() == (Message("user", " hello\n"),)
 
 
 USER = {"role": "user", "content": "a"}
@@ -171,7 +173,7 @@ USER = {"role": "user", "content": "a"}
         ({"delay": 1.0, "not_before": 1.0}, "not_before"),
     ],
 )
-def test_what_makes_no_request_is_refused_with_the_field_s_path(fields: dict[str, Any], path: str) -> None:
+def test_an_invalid_request_is_refused_with_the_field_s_path(fields: dict[str, Any], path: str) -> None:
     assert refused(**fields).path == path
 
 
@@ -195,13 +197,17 @@ def test_free_json_that_is_nested_too_deeply_is_refused(field: str) -> None:
 
 def test_a_named_conversation_keeps_its_name_and_an_unnamed_one_gets_a_new_one() -> None:
     assert made(session_id="talk").conversation == "talk"
-    names = {intake.new_request(data(), "m", "r", NOW).conversation for intake in [intake()] for _ in range(5)}
+    names = {
+        intake.new_request(data(), normalise(data()), "m", "r", NOW).conversation
+        for intake in [intake()]
+        for _ in range(5)
+    }
     assert len(names) == 5
     assert all(name.startswith("conv_") for name in names)
 
 
 @pytest.mark.promise("L7")
-def test_a_fork_is_a_new_conversation_beside_the_named_one() -> None:
+def test_a_fork_is_a_new_conversation_next_to_the_named_one() -> None:
     new = made(session_id="talk", fork=True)
     assert new.fork_of == "talk"
     assert new.conversation.startswith("conv_")
@@ -213,7 +219,7 @@ def test_a_request_has_the_id_it_came_with_or_a_new_one() -> None:
     assert made().request_id.startswith("req_")
 
 
-def test_what_was_said_about_lines_and_retries_is_handed_on() -> None:
+def test_options_about_queues_and_retries_are_passed_on() -> None:
     new = made(on_busy="interrupt", hold_on_retry=False, agent_id="a", priority="LOW")
     assert (new.on_busy, new.hold_on_retry, new.agent_id, new.priority) == (
         OnBusy.INTERRUPT,

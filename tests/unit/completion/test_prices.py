@@ -13,11 +13,11 @@ from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import StartDateConstraint
 
 from ksi.clock import microseconds
-from ksi.completion import price_library
-from ksi.completion.price_library import PriceLibrary
-from ksi.completion.prices import FREE, UNKNOWN, Prices
-from ksi.completion.render import Teller
-from ksi.config import PriceConfig
+from ksi.completion.replies import Teller
+from ksi.completion.usage import public_prices
+from ksi.completion.usage.prices import FREE, UNKNOWN, Prices
+from ksi.completion.usage.public_prices import PriceLibrary
+from ksi.config.schema import PriceConfig
 from ksi.providers.base import Capabilities
 from ksi.request import UNPRICED, Attempt, Outcome, Priority, State, Usage
 from ksi.store.usage import rates_for
@@ -51,7 +51,7 @@ def prices(**configured: PriceConfig) -> Prices:
     return Prices({name.replace("__", "/"): price for name, price in configured.items()}, PROVIDERS)
 
 
-def test_what_runs_at_home_costs_nothing() -> None:
+def test_a_local_model_costs_nothing() -> None:
     assert prices().tariff("home", "m", "home/m", NOW) is FREE
     assert prices().cost(attempt("home", "m")) == 0.0
 
@@ -63,7 +63,7 @@ def test_a_configured_price_wins_over_everything_but_the_provider_s_own_word() -
     assert known.cost(attempt("home", "other")) == 0.0
 
 
-def test_without_a_price_of_their_own_cached_tokens_cost_what_input_costs() -> None:
+def test_without_a_price_of_their_own_cached_tokens_cost_the_same_as_input() -> None:
     plain = prices(home__m=PriceConfig(input=2.0, output=4.0))
     assert plain.cost(attempt("home", "m", cache_read_tokens=1_000_000, cache_write_tokens=500_000)) == pytest.approx(5)
     own = prices(home__m=PriceConfig(input=2.0, output=4.0, cache_read=0.2, cache_write=0.0))
@@ -128,14 +128,14 @@ async def test_the_first_reply_waits_for_the_lists_and_has_its_cost() -> None:
     assert (await Teller(known).tell(unknown)).cost_usd is None
 
 
-async def test_the_lists_are_read_only_where_somebody_s_prices_are_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_lists_are_read_only_if_a_price_is_looked_up_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     class Counted:
         def __init__(self) -> None:
             read.append("read")
 
-    monkeypatch.setattr(price_library, "PriceLibrary", Counted)
+    monkeypatch.setattr(public_prices, "PriceLibrary", Counted)
     known = prices()
     await known.ready(["home", "mystery", "unknown"])
     assert read == []
@@ -149,7 +149,7 @@ async def test_lists_that_cannot_be_read_leave_prices_unknown(monkeypatch: pytes
     def broken() -> None:
         raise ValueError("no table")
 
-    monkeypatch.setattr(price_library, "PriceLibrary", broken)
+    monkeypatch.setattr(public_prices, "PriceLibrary", broken)
     known = prices()
     await known.ready(["cli"])
     await known.ready(["cli"])
@@ -183,7 +183,7 @@ def library() -> PriceLibrary:
     ],
 )
 @pytest.mark.parametrize("size", [0, 1_000, 200_000, 200_001, 900_000])
-def test_a_tariff_costs_what_the_package_says(library: PriceLibrary, price_list: str, model: str, size: int) -> None:
+def test_a_tariff_has_the_package_s_price(library: PriceLibrary, price_list: str, model: str, size: int) -> None:
     usage = Usage(
         input_tokens=size // 2,
         output_tokens=700,

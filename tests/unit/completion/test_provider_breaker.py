@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ksi.clock import microseconds
-from ksi.completion.provider_breaker import BreakerState, Change, ProviderBreaker
-from ksi.config import BreakerConfig
+from ksi.completion.pool.breaker import BreakerState, Change, ProviderBreaker
+from ksi.config.schema import BreakerConfig
+from tests.effort import effort
 
 CLOSED, OPEN, HALF_OPEN = BreakerState
+
 SLOTS = 8
 CONFIG = BreakerConfig(
     failures=3, rate=0.5, window=60.0, open_for=10.0, max_open_for=35.0, probes=1, probes_to_close=2, max_samples=20
@@ -170,7 +172,7 @@ def test_two_probes_that_fail_together_are_one_reopening() -> None:
 
 
 @pytest.mark.promise("F3")
-def test_what_says_nothing_of_the_provider_changes_nothing() -> None:
+def test_a_failure_that_does_not_concern_the_provider_changes_nothing() -> None:
     watched = Watched()
     watched.fail(2)
     for _ in range(100):
@@ -195,7 +197,7 @@ def test_failures_of_one_caller_open_nothing_while_others_are_answered() -> None
 
 
 @pytest.mark.promise("F3")
-def test_failures_of_one_caller_open_it_where_nobody_else_is_answered() -> None:
+def test_failures_of_one_caller_open_it_if_no_other_is_answered() -> None:
     watched = Watched()
     watched.breaker.succeeded(watched.now, watched.breaker.began(), caller=2)
     for _ in range(2):
@@ -341,5 +343,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = pytest.mark.promise("F3")(
-    type("TestMachine", (Machine.TestCase,), {"settings": settings(max_examples=150, stateful_step_count=60)})
+    type(
+        "TestMachine", (Machine.TestCase,), {"settings": settings(max_examples=effort(80, 800), stateful_step_count=60)}
+    )
 )

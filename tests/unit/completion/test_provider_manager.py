@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from ksi.clock import Moment, microseconds
-from ksi.completion.provider_kinds import build_providers
+from ksi.completion.pool.kinds import build_providers
+from ksi.completion.pool.routes import Router
+from ksi.completion.pool.team import Place, Team
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_team import Place, Team
-from ksi.completion.routes import Router
-from ksi.config import BreakerConfig, Config, ModelConfig, ProviderConfig
+from ksi.config.schema import BreakerConfig, Config, ModelConfig, ProviderConfig
 from ksi.errors import ConfigError, FailureClass, NotFound, ProviderError
-from ksi.event_bus import EventBus, News
+from ksi.events.bus import EventBus, News
 from ksi.providers.base import Call, Capabilities, Chunk, Completion
 from ksi.request import Attempt, Outcome, Priority, Usage
 from ksi.store.provider_records import HeldRecords
@@ -121,7 +121,12 @@ class House:
         return claim
 
     def end(
-        self, claim: Claimed, failure: FailureClass | None = None, retry_after: float | None = None, tokens: int = 0
+        self,
+        claim: Claimed,
+        failure: FailureClass | None = None,
+        retry_after: float | None = None,
+        tokens: int = 0,
+        model: str = "m/x",
     ) -> None:
         error = ProviderError(failure, "it failed", retry_after=retry_after) if failure is not None else None
         attempt = Attempt(
@@ -129,6 +134,7 @@ class House:
             provider=claim.provider,
             outcome=Outcome.COMPLETED if error is None else Outcome.FAILED,
             error=failure,
+            asked=model,
             started_at=claim.started_at,
             finished_at=self.now.wall,
             usage=Usage(input_tokens=tokens) if tokens else None,
@@ -170,7 +176,7 @@ async def test_one_that_is_being_tried_is_offered_with_its_probes_before_the_nex
 
 
 @pytest.mark.promise("F4")
-async def test_what_failed_stands_behind_and_is_offered_only_when_nobody_else_is_left() -> None:
+async def test_a_failed_provider_is_last_and_offered_only_when_no_other_is_left() -> None:
     house = House()
     rest = house.manager.others("a,b,c", "a", "m/x", house.now)
     assert rest == "b,c,~a"
@@ -211,7 +217,7 @@ async def test_a_route_is_back_with_the_first_of_its_providers() -> None:
 
 
 @pytest.mark.promise("F5")
-async def test_a_quota_is_told_once_however_many_calls_meet_it_and_its_return_too() -> None:
+async def test_a_quota_is_reported_once_however_many_calls_meet_it_and_its_return_too() -> None:
     house = House()
     claims = [house.begin("a") for _ in range(3)]
     for number, claim in enumerate(claims):
@@ -229,14 +235,58 @@ async def test_a_quota_is_told_once_however_many_calls_meet_it_and_its_return_to
     assert house.manager.problems() == []
 
 
+def limited(house: House, model: str) -> bool:
+    """Whether a request for a model must not be sent to the first provider now."""
+    return house.manager.away("a", model, house.now) is not None
+
+
+@pytest.mark.promise("F5")
+@pytest.mark.parametrize("failure", [FailureClass.RATE_LIMITED, FailureClass.OVERLOADED])
+async def test_a_limit_that_names_nothing_holds_for_one_model_if_others_were_answered(failure: FailureClass) -> None:
+    house = House()
+    house.end(house.begin("a", model="m/small"), model="m/small")
+    house.end(house.begin("a", model="m/large"), failure, model="m/large")
+    assert house.offers() == [("a", 4)], "the provider goes on"
+    assert (limited(house, "m/large"), limited(house, "m/small")) == (True, False)
+    house.end(house.begin("a", model="m/small"), failure, model="m/small")
+    assert house.offers() == [("b", 4)], "no other model was answered lately: the provider is away"
+
+
+@pytest.mark.promise("F5")
+async def test_a_limit_that_names_nothing_holds_for_the_provider_if_nothing_else_is_asked_of_it() -> None:
+    house = House()
+    house.end(house.begin("a"), FailureClass.OVERLOADED)
+    assert house.offers() == [("b", 4)]
+    assert not limited(house, "m/other"), "the provider itself is away"
+
+
+@pytest.mark.promise("F4", "F5")
+async def test_a_limit_that_names_nothing_leaves_a_fallback_at_the_same_provider() -> None:
+    house = House(models={"m/x": ModelConfig(fallbacks=("m/y",))})
+    claim = msgspec.structs.replace(house.begin("a"), route="a,a=m/y")
+    house.end(claim, FailureClass.OVERLOADED)
+    assert house.manager.others("a,a=m/y", "a", "m/x", house.now) == "a=m/y,~a"
+
+
+@pytest.mark.promise("F12")
+async def test_a_model_that_is_gone_is_left_out_of_routes_if_another_provider_may_have_it() -> None:
+    house = House()
+    house.end(house.begin("a"), FailureClass.MODEL_NOT_FOUND)
+    assert house.manager.route("m/x") == "b,c"
+    assert house.manager.route("m/other") == "a,b,c", "the provider keeps its name for other models"
+    for name in ("b", "c"):
+        house.end(house.begin(name), FailureClass.MODEL_NOT_FOUND)
+    assert house.manager.route("m/x") == "a,b,c", "nobody has it: it is asked for where it was"
+
+
 @pytest.mark.promise("F3", "F5")
-async def test_a_reset_is_told_for_each_thing_that_it_ends() -> None:
+async def test_a_reset_is_reported_for_each_thing_that_it_ends() -> None:
     house = House()
     house.fail("a")
     house.end(house.begin("a"), FailureClass.RATE_LIMITED, 30.0)
     house.ear.steps()
     report = await house.manager.reset("a")
-    assert (report["breaker"], report["open_until"], report["parked_until"]) == ("closed", None, None)
+    assert (report.breaker, report.open_until, report.parked_until) == ("closed", None, None)
     assert house.ear.steps() == [("a", "open", "closed"), ("a", "parked", "closed")]
     assert house.offers() == [("a", 4)]
     await house.manager.reset("a")
@@ -246,7 +296,7 @@ async def test_a_reset_is_told_for_each_thing_that_it_ends() -> None:
 
 
 @pytest.mark.promise("F5")
-async def test_requests_per_minute_leave_what_runs_and_let_so_many_more_go() -> None:
+async def test_requests_per_minute_leave_running_calls_and_admit_their_number_more() -> None:
     house = House(requests_per_minute=3)
     running = [house.begin("a") for _ in range(2)]
     assert house.offers() == [("a", 3)], "two run, one more may go"
@@ -292,7 +342,7 @@ async def test_all_are_stopped_whatever_one_of_them_does() -> None:
     assert house.manager.problems() == ["provider a: no key"]
 
 
-async def test_an_unknown_provider_is_told_and_one_that_the_configuration_switched_off_is_told_as_such() -> None:
+async def test_an_unknown_provider_is_reported_and_one_that_the_configuration_switched_off_too() -> None:
     house = House()
     with pytest.raises(NotFound, match="there are: a, b, c"):
         await house.manager.reset("nobody")
@@ -313,7 +363,7 @@ async def test_an_unknown_provider_is_told_and_one_that_the_configuration_switch
 
 
 @pytest.mark.promise("Q6")
-def test_routes_of_the_store_are_offered_and_those_that_nobody_serves_are_told() -> None:
+def test_routes_of_the_store_are_offered_and_unserved_ones_are_reported() -> None:
     house = House()
     house.manager.know(["b", "gone", "gone,c"])
     offers = house.manager.offers(house.now)

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.completion.provider_breaker import BreakerRecord, BreakerState
-from ksi.completion.provider_limits import Hit, Limit, LimitCause
-from ksi.completion.provider_record import (
+from ksi.completion.pool.breaker import BreakerRecord, BreakerState
+from ksi.completion.pool.limits import Hit, Limit, LimitCause
+from ksi.completion.pool.record import (
     PlaceRecord,
     ProviderRecord,
     Seen,
@@ -19,13 +19,13 @@ from ksi.completion.provider_record import (
     encode_record,
     learned,
 )
-from ksi.completion.provider_team import LAZY, PACE, Place, Team, View
-from ksi.config import BreakerConfig
+from ksi.completion.pool.team import LAZY, PACE, Place, Team, View
+from ksi.config.schema import BreakerConfig
 from ksi.errors import StoreUnavailable
-from ksi.store.memory import MemoryStore
-from ksi.store.provider_records import KeptRecords, PutRecord
+from ksi.store.provider_records import HeldRecords, KeptRecords, PutRecord
 from ksi.store.values import StoreRules
 from ksi.testing import SimulatedClock, settle_down
+from tests.reference_store.store import MemoryStore
 
 CONFIG = BreakerConfig(failures=3, rate=0.5, max_samples=6, open_for=10.0)
 CLOSED, OPEN, HALF_OPEN = BreakerState
@@ -138,7 +138,7 @@ async def test_a_failure_is_written_at_once_with_the_calls_before_it_and_the_oth
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_what_two_write_at_once_counts_together() -> None:
+async def test_two_concurrent_writes_count_together() -> None:
     async with House() as house:
         house.saw(0, failed=True, times=2)
         house.saw(1, failed=True)
@@ -149,7 +149,7 @@ async def test_what_two_write_at_once_counts_together() -> None:
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_who_was_slower_takes_its_step_from_what_the_other_wrote() -> None:
+async def test_the_slower_writer_takes_its_step_from_the_other_s_record() -> None:
     house = House()
     for number in (0, 1):
         house.saw(number, failed=True)
@@ -208,7 +208,7 @@ async def test_a_storm_of_failures_takes_few_writes() -> None:
 
 
 @pytest.mark.promise("D1", "F5")
-async def test_a_quota_is_told_whatever_was_answered_after_it() -> None:
+async def test_a_quota_is_reported_whatever_was_answered_after_it() -> None:
     async with House(ahead=1_000_000.0) as house:
         back = house.clock.now().after(30.0).wall
         house.saw(0, quota=20.0)
@@ -221,13 +221,13 @@ async def test_a_quota_is_told_whatever_was_answered_after_it() -> None:
 
 
 @pytest.mark.promise("D1", "D3", "F3")
-async def test_what_cannot_be_written_is_written_when_the_store_is_back() -> None:
+async def test_a_failed_write_is_repeated_when_the_store_is_back() -> None:
     async with House() as house:
         house.store.down = True
         house.saw(0, failed=True, times=3)
         house.saw(0, quota=60.0)
         await house.pass_by(2.0)
-        assert (house.store.puts, all(team.alive for team in house.teams)) == (0, True)
+        assert (house.store.puts, all(team.task.alive for team in house.teams)) == (0, True)
         house.store.down = False
         await house.pass_by(1.0)
         assert [house.state(number) for number in (0, 1)] == [OPEN, OPEN]
@@ -267,7 +267,7 @@ async def test_calls_from_before_a_reset_judge_nothing() -> None:
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_a_record_that_cannot_be_read_or_is_gone_begins_anew() -> None:
+async def test_an_unreadable_or_missing_record_starts_empty() -> None:
     async with House() as house:
         house.saw(0, failed=True, times=3)
         await house.pass_by()
@@ -279,7 +279,7 @@ async def test_a_record_that_cannot_be_read_or_is_gone_begins_anew() -> None:
         house.saw(0, failed=True, times=3)
         await house.pass_by()
         assert house.state(1) is OPEN
-        house.store._keeper._records.clear()
+        house.store.data.records = HeldRecords()
         house.teams[1].look()
         await house.pass_by()
         assert house.state(1) is CLOSED
@@ -303,7 +303,7 @@ def judged(record: PlaceRecord, *seen: Seen) -> PlaceRecord:
 
 
 @pytest.mark.promise("F3")
-def test_late_calls_stand_where_they_belong_among_the_latest() -> None:
+def test_late_calls_take_their_place_among_the_latest() -> None:
     record = judged(PlaceRecord(), *(Seen(at, 0) for at in (10, 20, 30, 40)))
     record = judged(record, Seen(25, 0, failed=True), Seen(5, 0, failed=True), Seen(15, 0))
     assert [sample[:2] for sample in record.breaker.samples] == [

@@ -14,7 +14,7 @@ from ksi.completion.completion_runner import Stop
 from ksi.completion.queue_manager import CLAIMS, FAULT_PAUSE
 from ksi.completion.wakeup import TICK
 from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
-from ksi.event_bus import RESULT
+from ksi.events.bus import RESULT
 from ksi.request import Outcome, RetryBody, State
 from ksi.store.values import NewLock, Offer, StoreRules
 from ksi.testing import settle_down
@@ -41,7 +41,7 @@ async def held_back(parts: Parts) -> asyncio.Event:
 
 
 @pytest.mark.promise("Q3", "Q6")
-async def test_what_waits_is_run_in_order_as_slots_come_free(parts: Parts) -> None:
+async def test_waiting_requests_run_in_order_as_slots_come_free(parts: Parts) -> None:
     go_on = await held_back(parts)
     await parts.open()
     for _ in range(5):
@@ -88,7 +88,20 @@ async def test_one_request_of_a_conversation_runs_at_a_time(parts: Parts) -> Non
     await parts.queue.stop(0)
 
 
-async def test_what_was_claimed_with_its_enqueue_is_launched_by_the_caller(parts: Parts) -> None:
+@pytest.mark.promise("F6")
+async def test_a_provider_that_is_enabled_again_wakes_the_queue_by_itself(parts: Parts) -> None:
+    await parts.open()
+    await parts.providers.set_enabled("p", enabled=False)
+    await parts.enqueue()
+    await settle_down()
+    assert await state(parts, "r1") is State.QUEUED
+    await parts.providers.set_enabled("p", enabled=True)
+    await settle_down()
+    assert await state(parts, "r1") is State.COMPLETED
+    await parts.queue.stop(0)
+
+
+async def test_a_request_claimed_with_its_enqueue_is_launched_by_the_caller(parts: Parts) -> None:
     await parts.open()
     ear = Ear()
     parts.bus.subscribe(ear, ["completion:progress"])
@@ -102,7 +115,7 @@ async def test_what_was_claimed_with_its_enqueue_is_launched_by_the_caller(parts
 
 
 @pytest.mark.promise("R2")
-async def test_an_answer_is_streamed_where_somebody_reads_it_or_may_come_back_to(parts: Parts) -> None:
+async def test_an_answer_is_streamed_if_a_client_reads_it_or_may_come_back_to_it(parts: Parts) -> None:
     parts.player.play([ProviderError(FailureClass.PROVIDER_ERROR, "busy")], [whole()])
     await parts.open()
     parts.bus.follow(Ear(), "r2", chunks=True)
@@ -132,6 +145,61 @@ async def test_a_run_that_breaks_fails_its_own_request_and_the_next_ones_run(par
     await parts.queue.stop(0)
 
 
+@pytest.mark.promise("O10", "F10")
+async def test_a_run_whose_end_breaks_again_and_again_ends_at_last_and_keeps_its_answer(parts: Parts) -> None:
+    await parts.open()
+    replies = parts.wait_for("r1")
+    parts.store.faults["settle"] = [ZeroDivisionError("defect") for _ in range(4)]
+    with capture_logs():
+        parts.queue.launch(await parts.claim(conversation="talk"))
+        await settle_down()
+        (problem,) = parts.queue.problems()
+        assert "one is 'r1'" in problem
+        assert "r1" in parts.queue.runs
+        await parts.clock.advance(10 * FAULT_PAUSE)
+    assert parts.queue.problems() == []
+    assert [reply.status for reply in replies] == ["failed"]
+    (attempt,) = (await parts.view("r1")).attempts
+    assert (attempt.outcome, attempt.text) == (Outcome.FAILED, "hi")
+    await parts.enqueue(conversation="talk")
+    await settle_down()
+    assert await state(parts, "r2") is State.COMPLETED
+    await parts.queue.stop(0)
+
+
+@pytest.mark.promise("O10", "R1")
+async def test_a_client_that_waits_for_an_end_that_a_damaged_store_cannot_store_is_notified(parts: Parts) -> None:
+    await parts.open()
+    refused: list[Exception] = []
+    parts.announcer.wait_for("r1", lambda reply: None, refused.append)
+    parts.store.faults["settle"] = [StoreUnavailable("damaged", passes=False) for _ in range(3)]
+    with capture_logs():
+        parts.queue.launch(await parts.claim())
+        await settle_down()
+        assert [str(error) for error in refused] == ["damaged"]
+        assert parts.queue.problems()
+        await parts.clock.advance(10 * FAULT_PAUSE)
+    assert await state(parts, "r1") is State.FAILED
+    assert len(refused) == 1
+    await parts.queue.stop(0)
+
+
+@pytest.mark.promise("O10", "R1")
+async def test_an_end_that_cannot_be_read_is_published_when_it_can(parts: Parts) -> None:
+    parts.player.play([ProviderError(FailureClass.INVALID_REQUEST, "no")])
+    await parts.open()
+    replies = parts.wait_for("r1")
+    with capture_logs():
+        parts.store.faults["get"] = [StoreUnavailable("no disk") for _ in range(3)]
+        parts.queue.launch(await parts.claim())
+        await settle_down()
+        assert replies == []
+        assert parts.queue.runs == {}
+        await parts.clock.advance(2.0)
+    assert [reply.status for reply in replies] == ["failed"]
+    await parts.queue.stop(0)
+
+
 async def test_a_request_that_is_gone_at_its_end_leaves_nothing_running(parts: Parts) -> None:
     await parts.open()
     parts.store.faults["settle"] = [NotFound("gone")]
@@ -146,7 +214,7 @@ async def test_a_request_that_is_gone_at_its_end_leaves_nothing_running(parts: P
 
 
 @pytest.mark.promise("F8")
-async def test_what_runs_here_can_be_stopped_and_what_does_not_cannot(parts: Parts) -> None:
+async def test_a_local_run_can_be_stopped_and_another_cannot(parts: Parts) -> None:
     await held_back(parts)
     await parts.open()
     await parts.enqueue()
@@ -209,7 +277,7 @@ async def test_a_delayed_request_runs_when_the_machine_slept_past_its_moment(par
 
 
 @pytest.mark.promise("Q7")
-async def test_what_was_not_started_in_time_expires_and_is_told(parts: Parts) -> None:
+async def test_a_request_not_started_in_time_expires_and_is_reported(parts: Parts) -> None:
     await held_back(parts)
     await parts.open()
     await parts.enqueue(conversation="talk")
@@ -277,7 +345,7 @@ async def test_with_nothing_to_come_time_is_not_looked_at(parts: Parts) -> None:
 
 
 @pytest.mark.promise("F3", "F5")
-async def test_what_waits_for_a_provider_runs_when_its_time_alone_lets_it(parts: Parts) -> None:
+async def test_a_request_that_waits_for_a_provider_runs_when_its_time_comes(parts: Parts) -> None:
     parts.player.play([ProviderError(FailureClass.RATE_LIMITED, "spent", retry_after=30.0)], [whole()])
     await parts.open()
     await parts.enqueue()
@@ -305,7 +373,7 @@ async def test_a_claim_that_failed_is_tried_again_after_a_pause(parts: Parts, fa
         await parts.clock.advance(FAULT_PAUSE)
     assert await state(parts, "r1") is State.COMPLETED
     assert [entry["log_level"] for entry in logs] == ["error"]
-    assert parts.queue.tasks_alive() == {"ksi-claim": True, "ksi-watch": True}
+    assert {task.name: task.well for task in parts.queue.tasks()} == {"ksi-claim": True, "ksi-watch": True}
     await parts.queue.stop(0)
 
 
@@ -327,7 +395,7 @@ async def test_time_goes_on_after_a_fault(parts: Parts, fault: Exception) -> Non
 
 
 @pytest.mark.promise("Q3")
-async def test_what_a_dead_daemon_left_is_run_or_told_of(parts: Parts) -> None:
+async def test_the_requests_of_a_dead_daemon_are_run_or_reported(parts: Parts) -> None:
     parts = Parts(rules=StoreRules(max_interruptions=1))
     await parts.claim()
     replies = parts.wait_for("r1")
@@ -356,7 +424,7 @@ async def test_routes_that_the_store_knows_are_offered_from_the_start(parts: Par
 
 
 @pytest.mark.promise("R6")
-async def test_a_stop_claims_no_more_and_gives_back_what_runs(parts: Parts) -> None:
+async def test_a_stop_claims_no_more_and_requeues_running_requests(parts: Parts) -> None:
     await held_back(parts)
     await parts.open()
     for _ in range(4):
@@ -371,14 +439,14 @@ async def test_a_stop_claims_no_more_and_gives_back_what_runs(parts: Parts) -> N
         view = await parts.view(name)
         assert (view.state, view.interruptions) == (State.QUEUED, 0)
         assert [attempt.outcome for attempt in view.attempts] == [Outcome.SHUTDOWN]
-    assert not any(parts.queue.tasks_alive().values())
+    assert not any(task.alive for task in parts.queue.tasks())
     parts.queue.on_work()
     await settle_down()
     assert len(parts.player.calls) == 2
 
 
 @pytest.mark.promise("R6")
-async def test_what_ends_within_the_grace_is_settled_as_always(parts: Parts) -> None:
+async def test_a_run_that_ends_within_the_grace_period_is_settled_as_always(parts: Parts) -> None:
     go_on = await held_back(parts)
     await parts.open()
     await parts.enqueue()
@@ -392,7 +460,7 @@ async def test_what_ends_within_the_grace_is_settled_as_always(parts: Parts) -> 
 
 
 @pytest.mark.promise("R6")
-async def test_what_a_claim_under_way_brings_is_given_back_too(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_from_a_claim_under_way_is_requeued_too(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     await held_back(parts)
     await parts.open()
     claim, claiming, go_on = parts.store.claim, asyncio.Event(), asyncio.Event()
@@ -416,7 +484,7 @@ async def test_what_a_claim_under_way_brings_is_given_back_too(parts: Parts, mon
 
 
 @pytest.mark.promise("R6", "Q3")
-async def test_what_cannot_be_given_back_is_left_for_the_next_start(
+async def test_a_request_that_cannot_be_requeued_is_left_for_the_next_start(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue_manager, "GIVE_BACK", 0.0)
@@ -438,7 +506,7 @@ async def test_an_idle_queue_stops_at_once(parts: Parts) -> None:
 
 
 @pytest.mark.promise("R1")
-async def test_a_later_attempt_that_began_while_the_earlier_one_was_told_stays_known(
+async def test_a_later_attempt_that_began_while_the_earlier_one_was_published_stays_known(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first attempt's end is still being told when the second one runs already."""

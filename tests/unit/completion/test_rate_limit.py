@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.completion.rate_limit import MINUTE, Bucket
+from ksi.completion.pool.rate_limit import MINUTE, Bucket
 
 NOW = 7_000_000
 
@@ -21,7 +21,7 @@ def test_a_bucket_begins_full_and_holds_a_minute_s_worth_at_most() -> None:
 
 
 @pytest.mark.promise("F5")
-def test_what_was_taken_comes_back_evenly() -> None:
+def test_taken_tokens_come_back_evenly() -> None:
     bucket = Bucket(60, NOW)
     bucket.take(60, NOW)
     assert bucket.level(NOW) == 0
@@ -38,7 +38,7 @@ def test_an_overdrawn_bucket_fills_up_first() -> None:
 
 
 @pytest.mark.promise("F5")
-def test_what_proved_too_much_is_put_back() -> None:
+def test_an_overestimate_is_put_back() -> None:
     bucket = Bucket(100, NOW)
     bucket.take(80, NOW)
     bucket.take(30 - 80, NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
 import stat
@@ -18,13 +19,15 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from ksi.clock import Chance
-from ksi.completion import response_log
-from ksi.completion.response_log import ResponseLog, log_name
+from ksi.completion.upkeep import response_log
+from ksi.completion.upkeep.response_log import ResponseLog, log_line, log_name
 from ksi.errors import ConfigError, StoreUnavailable
+from ksi.host import private_files
 from ksi.request import Attempt, Outcome, RequestBody, State, Usage, encode_body
-from ksi.store.memory import MemoryStore
 from ksi.store.values import Finish, LoggedTurn, NewRequest, Offer, StoreRules
 from ksi.testing import SimulatedClock, settle_down
+from tests.effort import effort
+from tests.reference_store.store import MemoryStore
 
 PAUSE = response_log._PAUSE
 
@@ -155,7 +158,7 @@ async def test_no_report_of_usage_is_none_in_the_log_too(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "raw", [b'{"a": 1.10}', b'{\n  "a": [\r\n 1.10 ]\n}\n', '{"a": "é \\n \u2028"}'.encode(), b"null", b'"x"']
 )
-async def test_what_a_provider_sent_is_kept_in_one_line_however_it_was_laid_out(desk: Desk, raw: bytes) -> None:
+async def test_a_provider_s_reply_is_kept_in_one_line_whatever_its_layout(desk: Desk, raw: bytes) -> None:
     await desk.answer(raw=raw)
     await desk.log().start()
     data = (desk.folder / "talk.jsonl").read_bytes()
@@ -202,10 +205,10 @@ def test_on_a_disk_that_folds_case_two_sessions_never_share_a_file_either(sessio
 
 
 @pytest.mark.promise("O12")
-async def test_sessions_that_differ_by_case_have_files_of_their_own_where_the_disk_folds_case(
+async def test_sessions_that_differ_by_case_have_files_of_their_own_if_the_disk_ignores_case(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ksi.completion.response_log.folds_case", lambda folder: True)
+    monkeypatch.setattr("ksi.completion.upkeep.response_log.folds_case", lambda folder: True)
     log = desk.log()
     await log.start()
     await desk.answer("Talk", "one")
@@ -239,9 +242,9 @@ async def test_the_files_are_for_this_user_only(desk: Desk) -> None:
 @pytest.mark.promise("R3")
 async def test_it_follows_while_the_daemon_runs_and_finishes_at_its_stop(desk: Desk) -> None:
     log = desk.log()
-    assert not log.alive
+    assert not log.task.alive
     await log.start()
-    assert log.alive
+    assert log.task.alive
     await settle_down()
     await desk.answer()
     assert desk.logged() == []
@@ -249,12 +252,12 @@ async def test_it_follows_while_the_daemon_runs_and_finishes_at_its_stop(desk: D
     assert desk.logged() == ["r1"]
     await desk.answer()
     await log.stop()
-    assert not log.alive
+    assert not log.task.alive
     assert desk.logged() == ["r1", "r2"]
 
 
 @pytest.mark.promise("R3")
-async def test_the_next_daemon_goes_on_where_the_last_one_stopped(desk: Desk) -> None:
+async def test_the_next_daemon_continues_after_the_last_one(desk: Desk) -> None:
     for _ in range(3):
         log = desk.log()
         await log.start()
@@ -264,7 +267,7 @@ async def test_the_next_daemon_goes_on_where_the_last_one_stopped(desk: Desk) ->
 
 
 @pytest.mark.promise("R3")
-async def test_a_new_store_beside_old_files_cuts_nothing_off(desk: Desk, tmp_path: Path) -> None:
+async def test_a_new_store_next_to_old_files_cuts_nothing_off(desk: Desk, tmp_path: Path) -> None:
     for _ in range(2):
         log = desk.log()
         await log.start()
@@ -322,7 +325,7 @@ async def test_a_store_that_will_not_move_the_mark_costs_no_line_twice(desk: Des
     with capture_logs() as logs:
         await desk.clock.advance(PAUSE)
     assert [entry["log_level"] for entry in logs] == ["error"]
-    assert log.alive
+    assert log.task.alive
     await desk.answer()
     await desk.clock.advance(PAUSE)
     desk.store.fault = None
@@ -352,16 +355,16 @@ async def test_a_mark_that_stood_still_and_then_a_crash_cost_no_line_twice(desk:
 async def test_a_full_disk_in_the_middle_of_a_line_leaves_no_half_line(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = response_log._append
+    real = private_files.append
     full = True
 
-    def append(path: str, data: bytes) -> None:
-        if full and path.endswith("b.jsonl"):
+    def append(path: Path | str, data: bytes, *, private: bool = False) -> None:
+        if full and Path(path).name == "b.jsonl":
             real(path, data[: len(data) // 2])
             raise OSError(28, "No space left on device")
-        real(path, data)
+        real(path, data, private=private)
 
-    monkeypatch.setattr(response_log, "_append", append)
+    monkeypatch.setattr(response_log, "append", append)
     log = desk.log()
     await log.start()
     await settle_down()
@@ -369,7 +372,7 @@ async def test_a_full_disk_in_the_middle_of_a_line_leaves_no_half_line(
         await desk.answer(session)
     for _ in range(3):
         await desk.clock.advance(PAUSE)
-    assert log.alive
+    assert log.task.alive
     full = False
     await desk.answer("a")
     await desk.clock.advance(PAUSE)
@@ -387,7 +390,7 @@ async def test_a_defect_of_one_look_does_not_end_the_following(desk: Desk) -> No
     with capture_logs() as logs:
         await desk.clock.advance(PAUSE)
     assert [entry["log_level"] for entry in logs] == ["error"]
-    assert log.alive
+    assert log.task.alive
     desk.store.read_fault = None
     await desk.clock.advance(PAUSE)
     assert desk.logged() == ["r1"]
@@ -428,13 +431,13 @@ async def test_a_stop_while_lines_are_written_writes_none_of_them_twice(
 
 
 @pytest.mark.promise("R3")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=effort(30, 300), deadline=None)
 @given(data=st.data())
 async def test_whenever_the_daemon_dies_no_line_is_lost_none_is_there_twice_and_none_is_half(
     data: st.DataObject,
 ) -> None:
     """Lives that end at any write, after any part of it, or before the mark is moved."""
-    real = response_log._append
+    real = private_files.append
     expected: dict[str, list[str]] = {"a": [], "b": []}
     with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
         desk = Desk(Path(home))
@@ -447,15 +450,16 @@ async def test_whenever_the_daemon_dies_no_line_is_lost_none_is_there_twice_and_
             share = data.draw(st.sampled_from([0.0, 0.3, 1.0]), label="share of the last")
             dies_at_mark = data.draw(st.booleans(), label="at the mark")
 
-            def append(path: str, line: bytes, *, share: float = share) -> None:
+            def append(path: Path | str, line: bytes, *, private: bool = False, share: float = share) -> None:
                 nonlocal left
                 left -= 1
                 if left < 0:
                     real(path, line[: int(len(line) * share)])
                     raise CrashError
-                real(path, line)
+                real(path, line, private=private)
 
-            patch.setattr(response_log, "_append", append)
+            for module in (response_log, private_files):
+                patch.setattr(module, "append", append)
             desk.store.fault = CrashError() if dies_at_mark else None
             log = desk.log()
             try:
@@ -463,7 +467,102 @@ async def test_whenever_the_daemon_dies_no_line_is_lost_none_is_there_twice_and_
                 await log.stop()
             except CrashError:
                 continue
-        patch.setattr(response_log, "_append", real)
+        for module in (response_log, private_files):
+            patch.setattr(module, "append", real)
         desk.store.fault = None
         await desk.log().start()
         assert {session: desk.logged(session) for session in expected} == expected
+
+
+# -- what a loss of power leaves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("R3", "O1")
+@pytest.mark.parametrize("journal", [b"", b"\0" * 40, b'{"behind": 0, "si'], ids=["empty", "zeros", "torn"])
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", [b"", b'{"ksi": {"pro', b"\0" * 30], ids=["whole", "half a line", "zeros"])
+async def test_a_damaged_journal_costs_no_line_and_doubles_none(
+    desk: Desk, journal: bytes, written: int, torn: bytes
+) -> None:
+    await desk.answer(text="before")
+    await desk.log().start()
+    (before,) = desk.logged()
+    names = [await desk.answer(text=f"answer {number}") for number in range(3)]
+    whole = [log_line(turn) for turn in await desk.store.log_after(await desk.store.log_watermark(), 10)]
+    path = desk.folder / "talk.jsonl"
+    with path.open("ab") as file:
+        file.write(b"".join(whole[:written]) + torn)
+    desk.folder.with_name("responses.journal").write_bytes(journal)
+    log = desk.log()
+    with capture_logs() as logs:
+        await log.start()
+    (said,) = logs
+    assert (said["log_level"], said["path"]) == ("warning", str(desk.folder.with_name("responses.journal")))
+    assert desk.logged() == [before, *names]
+    await desk.answer(text="later")
+    await log.stop()
+    assert len(desk.logged()) == 5
+
+
+# -- the end of a session's file --------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("O1")
+async def test_a_file_ends_when_the_store_no_longer_keeps_its_session(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"talk": True, "a/b": True, "young": True}
+
+    async def session(name: str) -> object | None:
+        return object() if kept[name] else None
+
+    monkeypatch.setattr(desk.store, "session", session)
+    for name in kept:
+        await desk.answer(session=name)
+    log = desk.log()
+    await log.start()
+    for name in ("talk", "a/b"):
+        os.utime(desk.folder / log_name(name), (desk.clock.unix() - 100, desk.clock.unix() - 100))
+    os.utime(desk.folder / log_name("young"), (desk.clock.unix() - 49, desk.clock.unix() - 49))
+    assert await log.sweep(50.0) == 0, "the store still has them"
+    size = sum(path.stat().st_size for path in desk.folder.iterdir())
+    assert log.size == (3, size)
+    kept.update(dict.fromkeys(kept, False))
+    assert await log.sweep(50.0) == 2
+    (left,) = desk.folder.iterdir()
+    assert left.name == "young.jsonl"
+    assert log.size == (1, left.stat().st_size)
+    await log.stop()
+
+
+@pytest.mark.promise("O1")
+async def test_a_file_that_is_not_the_log_s_own_is_not_touched(desk: Desk) -> None:
+    log = desk.log()
+    await log.start()
+    others = {
+        "notes.txt": b"mine\n",
+        "empty.jsonl": b"",
+        "other.jsonl": b'{"ksi": {"session_id": "another"}, "response": {}}\n',
+        "list.jsonl": b"[1, 2]\n",
+    }
+    for name, data in others.items():
+        (desk.folder / name).write_bytes(data)
+    (desk.folder / "folder").mkdir()
+    (desk.folder / "link.jsonl").symlink_to(desk.folder / "notes.txt")
+    for path in desk.folder.iterdir():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    assert await log.sweep(50.0) == 0
+    assert len(list(desk.folder.iterdir())) == 6
+    await log.stop()
+
+
+@pytest.mark.promise("O1")
+async def test_a_file_of_the_first_service_that_names_its_session_only_by_itself_ends_too(desk: Desk) -> None:
+    log = desk.log()
+    await log.start()
+    path = desk.folder / "old.jsonl"
+    path.write_bytes(b'{"ksi": {"provider": "p", "timestamp": 1.0}, "response": {"result": "x"}}\n')
+    os.utime(path, (0, 0))
+    assert await log.sweep(50.0) == 1
+    assert not path.exists()
+    await log.stop()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksi.clock import Chance, Moment, microseconds
-from ksi.completion.provider_limits import LONGEST_TOLD
+from ksi.completion.pool.limits import LONGEST_TOLD
 from ksi.completion.retry_manager import (
     LONGEST_PARK,
     Decision,
@@ -20,7 +20,7 @@ from ksi.completion.retry_manager import (
     decide,
     policy_of,
 )
-from ksi.config import Retry
+from ksi.config.schema import Retry
 from ksi.errors import FailureClass, ProviderError
 from ksi.request import RetryBody
 
@@ -59,7 +59,7 @@ def wait(decision: Decision) -> float:
 
 @pytest.mark.promise("F1", "F2")
 @pytest.mark.parametrize("failure", RETRYABLE)
-def test_what_can_help_is_tried_again_up_to_the_last_attempt(failure: FailureClass) -> None:
+def test_a_retryable_failure_is_retried_up_to_the_last_attempt(failure: FailureClass) -> None:
     assert isinstance(judge(failure, 1), RetryAt)
     assert isinstance(judge(failure, 2), RetryAt)
     assert judge(failure, 3) == GiveUp("attempts_used_up")
@@ -67,7 +67,7 @@ def test_what_can_help_is_tried_again_up_to_the_last_attempt(failure: FailureCla
 
 @pytest.mark.promise("F1")
 @pytest.mark.parametrize("failure", FINAL)
-def test_what_cannot_help_is_given_up_at_once(failure: FailureClass) -> None:
+def test_a_permanent_failure_is_given_up_at_once(failure: FailureClass) -> None:
     assert judge(failure, 1) == GiveUp("not_retryable")
 
 
@@ -129,7 +129,7 @@ def test_a_request_that_waits_for_a_login_is_parked_for_a_while_and_then_waits_i
 
 
 @pytest.mark.promise("F3")
-def test_a_probe_is_nobody_s_last_attempt() -> None:
+def test_a_probe_is_never_the_last_attempt() -> None:
     once = Retry(max_attempts=1)
     back = NOW.wall + microseconds(30)
     assert wait(judge(FailureClass.PROVIDER_ERROR, 1, once, probe=True, back=back)) == 31.0, "others go first"
@@ -177,7 +177,7 @@ def test_failing_over_ends_with_the_attempts() -> None:
 
 
 @pytest.mark.promise("F2")
-def test_a_request_says_what_it_wants_and_the_configuration_the_rest() -> None:
+def test_a_request_sets_its_own_values_and_the_configuration_the_rest() -> None:
     assert policy_of(POLICY, None) is POLICY
     assert policy_of(POLICY, RetryBody()) == POLICY
     wish = RetryBody(max_attempts=7, max_delay=2.0)

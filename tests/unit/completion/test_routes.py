@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.completion.routes import Router, Step, model_at, parse_route, tried
-from ksi.config import ModelConfig, ProviderConfig
+from ksi.completion.pool.routes import Router, Step, model_at, parse_route, tried
+from ksi.config.schema import ModelConfig, ProviderConfig
 from ksi.errors import UnknownModel
 
 
@@ -54,7 +54,7 @@ def test_a_model_that_only_its_fallbacks_can_serve_is_served_by_them() -> None:
     ("model", "hint"),
     [("temq/small", "'team'"), ("nothing/like", "served: team/*"), ("team", "served: team/*")],
 )
-def test_an_unknown_model_is_told_with_a_guess(model: str, hint: str) -> None:
+def test_an_unknown_model_is_refused_with_a_guess(model: str, hint: str) -> None:
     with pytest.raises(UnknownModel) as refused:
         router(team=(1, "team/*")).route(model)
     assert hint in refused.value.message
@@ -62,7 +62,7 @@ def test_an_unknown_model_is_told_with_a_guess(model: str, hint: str) -> None:
 
 
 @pytest.mark.promise("F4")
-def test_what_was_tried_stands_behind_the_others_and_is_not_forgotten() -> None:
+def test_a_tried_provider_is_behind_the_others_and_is_not_forgotten() -> None:
     once = tried("a,b=x/y,c", "a")
     assert once == "b=x/y,c,~a"
     twice = tried(once, "b")

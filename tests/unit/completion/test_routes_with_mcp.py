@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ksi.completion.routes import Router
-from ksi.config import ModelConfig, ProviderConfig
+from ksi.completion.pool.routes import Router
+from ksi.config.schema import ModelConfig, ProviderConfig
 from ksi.errors import InvalidData, UnknownModel
 
 
@@ -36,8 +36,8 @@ def test_with_mcp_a_model_may_be_served_by_its_fallbacks_alone() -> None:
     assert ROUTER.route("b/x", mcp=True) == "tools=a/y,tools=t/z,more=t/z"
 
 
-def test_where_nobody_takes_mcp_the_request_is_refused_and_told_who_does() -> None:
-    with pytest.raises(InvalidData, match=r"served by plain, without MCP.*tools, more") as refused:
+def test_if_no_provider_supports_mcp_the_request_is_refused_with_those_that_do() -> None:
+    with pytest.raises(InvalidData, match=r"served by plain, without MCP servers of requests.*tools, more") as refused:
         ROUTER.route("b/m", mcp=True)
     assert refused.value.facts["path"] == "mcp_config"
     with pytest.raises(InvalidData, match="none is configured"):

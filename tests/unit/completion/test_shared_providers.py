@@ -11,17 +11,17 @@ import msgspec
 import pytest
 
 from ksi.clock import Chance, Moment, microseconds
+from ksi.completion.pool.routes import Router
+from ksi.completion.pool.team import Place, Team
 from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.provider_team import Place, Team
-from ksi.completion.routes import Router
-from ksi.config import BreakerConfig, Config, ProviderConfig
+from ksi.config.schema import BreakerConfig, Config, ProviderConfig
 from ksi.errors import FailureClass, ProviderError
-from ksi.event_bus import EventBus
+from ksi.events.bus import EventBus
 from ksi.request import Attempt, Outcome, Priority
-from ksi.store.memory import MemoryStore
 from ksi.store.provider_records import KeptRecords
 from ksi.store.values import Claimed, Offer, StoreRules, Terms
 from ksi.testing import SimulatedClock
+from tests.reference_store.store import MemoryStore
 from tests.unit.completion.parts import Ear, Player
 
 BREAKER = BreakerConfig(failures=2, max_samples=4, open_for=10.0, probes=2, probes_to_close=1)
@@ -104,7 +104,7 @@ def two(**keys: Any) -> tuple[Office, Office, Skewed]:
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_each_daemon_says_what_changed_for_it_and_offers_by_it() -> None:
+async def test_each_daemon_reports_its_own_changes_and_offers_by_them() -> None:
     here, there, _ = two()
     assert here.offers() == [Offer("p", "p", 4)]
     await here.fail()
@@ -126,7 +126,7 @@ async def test_each_daemon_says_what_changed_for_it_and_offers_by_it() -> None:
 
 
 @pytest.mark.promise("D1", "F3")
-async def test_who_has_seen_the_time_alone_end_does_not_see_it_again() -> None:
+async def test_a_daemon_that_saw_the_time_end_does_not_see_it_again() -> None:
     here, there, store = two()
     await here.fail()
     await there.team.refresh()
@@ -145,22 +145,22 @@ async def test_who_has_seen_the_time_alone_end_does_not_see_it_again() -> None:
 
 
 @pytest.mark.promise("D1", "F3", "F5")
-async def test_who_begins_goes_by_what_the_others_know() -> None:
+async def test_a_new_daemon_starts_from_the_others_knowledge() -> None:
     here, there, _ = two()
     here.call(FailureClass.RATE_LIMITED, retry_after=30.0)
     await here.fail()
     await here.manager.set_enabled("p", False)
     await there.manager.start()
     report = there.manager.report()["p"]
-    assert (report["breaker"], report["enabled"]) == ("open", False)
-    assert report["parked_until"] == here.manager.report()["p"]["parked_until"] is not None
-    assert there.manager.tasks_alive() == {"ksi-providers": True}
+    assert (report.breaker, report.enabled) == ("open", False)
+    assert report.parked_until == here.manager.report()["p"].parked_until is not None
+    assert [task.well for task in there.manager.tasks()] == [True]
     await there.manager.stop()
-    assert there.manager.tasks_alive() == {"ksi-providers": False}
+    assert [task.well for task in there.manager.tasks()] == [False]
 
 
 @pytest.mark.promise("D1", "F5")
-async def test_a_quota_is_told_by_each_daemon_and_so_is_its_return_by_reset() -> None:
+async def test_a_quota_is_reported_by_each_daemon_and_so_is_its_return_by_reset() -> None:
     here, there, _ = two()
     here.call(FailureClass.RATE_LIMITED, retry_after=30.0)
     await here.team.write()
@@ -176,7 +176,7 @@ async def test_a_quota_is_told_by_each_daemon_and_so_is_its_return_by_reset() ->
 
 
 @pytest.mark.promise("D1", "F3", "F5")
-async def test_what_cannot_be_outweighed_holds_before_it_is_written() -> None:
+async def test_a_decisive_outcome_holds_before_it_is_written() -> None:
     here, there, _ = two()
     here.call(FailureClass.RATE_LIMITED, retry_after=30.0)
     assert (here.offers(), len(there.offers())) == ([], 1)
@@ -222,7 +222,7 @@ async def test_a_failure_that_others_may_outweigh_is_judged_when_it_is_written()
 
 
 @pytest.mark.promise("D1", "F5")
-async def test_limits_per_minute_go_with_the_offer_and_the_store_says_when_they_let_go_on() -> None:
+async def test_limits_per_minute_go_with_the_offer_and_the_store_reports_when_they_end() -> None:
     here, _, _ = two(requests_per_minute=3, tokens_per_minute=1_000)
     here.call()
     assert here.offers() == [Offer("p", "p", 4, terms=Terms(requests=3, tokens=1_000))]
@@ -238,7 +238,7 @@ async def test_limits_per_minute_go_with_the_offer_and_the_store_says_when_they_
 
 
 @pytest.mark.promise("D1", "D4", "F3")
-async def test_what_runs_processes_is_judged_on_each_machine_and_switched_on_all() -> None:
+async def test_a_provider_with_processes_is_judged_on_each_machine_and_switched_on_all() -> None:
     clock, store = SimulatedClock(), Skewed(StoreRules(), Chance(random.Random(1)))
     here, there = Office(store, clock, "here"), Office(store, clock, "there")
     await here.fail()

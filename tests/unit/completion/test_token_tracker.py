@@ -35,7 +35,7 @@ def test_buckets_without_attempts_are_there_too() -> None:
     assert [bucket.cost_usd for bucket in found] == [0.0] * 5
 
 
-def test_a_window_that_ends_where_a_bucket_begins_has_that_bucket() -> None:
+def test_a_window_that_ends_at_a_bucket_s_beginning_has_that_bucket() -> None:
     assert len(list(trend({}, HOUR, 2 * HOUR, HOUR))) == 2
 
 
@@ -51,7 +51,7 @@ def test_a_window_that_ends_where_a_bucket_begins_has_that_bucket() -> None:
         (10 * 365 * DAY, 22 * WEEK),
     ],
 )
-def test_where_nobody_says_the_length_of_buckets_fits_the_window(span: int, length: int) -> None:
+def test_without_a_given_length_the_buckets_fit_the_window(span: int, length: int) -> None:
     assert bucket_length(None, span) == length
 
 
@@ -73,7 +73,7 @@ def test_another_list_s_cursor_is_refused(word: str) -> None:
         read_cursor(word)
 
 
-def test_figures_say_null_where_a_cost_is_unknown_and_lose_what_adding_left_behind() -> None:
+def test_figures_are_null_for_an_unknown_cost_and_lose_rounding_errors() -> None:
     sums = UsageSums(attempts=3, requests=2, input_tokens=5, output_tokens=6, cost_usd=0.1 + 0.2, cache_saved_usd=None)
     told = figures(sums)
     assert (told.total_tokens, told.cost_usd, told.cache_saved_usd) == (11, 0.3, None)
@@ -91,7 +91,7 @@ def use(reports: int, model: str = "p/m") -> McpUse:
 
 
 @pytest.mark.promise("T2")
-def test_definitions_cost_what_first_turns_have_more_with_them() -> None:
+def test_the_cost_of_definitions_is_the_excess_of_first_turns_with_them() -> None:
     (told,) = definitions([use(4)], [turns(True, 3, 1_520.5), turns(False, 9, 20.0), turns(True, 1, 9.0, "p/x")])
     assert (told.tokens_per_request, told.tokens, told.attempts) == (1_500.5, 6_002, 5)
     assert (told.with_mcp.turns, told.with_mcp.input_tokens) == (3, 1_520.5)

@@ -14,13 +14,13 @@ from ksi.clock import MICROSECONDS, Chance, Moment
 from ksi.conversation.conversation_lock import ConversationLocks
 from ksi.conversation.lock_events import LockEvents
 from ksi.errors import InvalidData, KsiError, NotLockHolder, RequestIdConflict, StoreUnavailable
-from ksi.event_bus import EventBus, News
-from ksi.event_types import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
+from ksi.events.bus import EventBus, News
+from ksi.events.conversations import AcquireLockData, LockHolderData, LockReply, LockStatusData, ReleaseReply
 from ksi.protocol import convert
 from ksi.request import HeadStarts, RequestBody, encode_body
-from ksi.store.memory import MemoryStore
 from ksi.store.values import Acquired, NewLock, NewRequest, Offer, Passing, StoreRules
 from ksi.testing import SimulatedClock, settle_down
+from tests.reference_store.store import MemoryStore
 
 HOUR = 3_600 * MICROSECONDS
 HEAD_STARTS = HeadStarts(high=6 * HOUR, normal=3 * HOUR, low=1 * HOUR, background=0)
@@ -92,7 +92,8 @@ class Desk:
         return await self.locks.release(convert({"request_id": request_id, **fields}, LockHolderData), client)
 
     async def status(self, **fields: Any) -> dict[str, Any]:
-        return await self.locks.status(convert(fields, LockStatusData))
+        plain: dict[str, Any] = msgspec.to_builtins(await self.locks.status(convert(fields, LockStatusData)))
+        return plain
 
     async def gone(self, client: Client) -> None:
         """What the daemon does when a connection is lost."""
@@ -151,7 +152,7 @@ async def test_to_acquire_again_is_to_renew(desk: Desk, client: Client) -> None:
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_is_told_its_place_from_one_and_later_its_grant_once(desk: Desk, client: Client) -> None:
+async def test_a_waiter_gets_its_place_from_one_and_later_its_grant_once(desk: Desk, client: Client) -> None:
     holder, other = Client(), Client()
     await desk.acquire(holder, "h")
     first = await desk.acquire(client, "a")
@@ -170,7 +171,7 @@ async def test_who_waits_is_told_its_place_from_one_and_later_its_grant_once(des
 
 
 @pytest.mark.promise("L5")
-async def test_who_will_not_wait_is_told_who_is_there_and_stays_in_no_line(desk: Desk, client: Client) -> None:
+async def test_a_holder_that_will_not_wait_gets_the_present_one_and_joins_no_queue(desk: Desk, client: Client) -> None:
     await desk.acquire(Client(), "h")
     reply = await desk.acquire(client, "a", wait=False)
     assert (reply.acquired, reply.state, reply.position, reply.holder) == (False, "busy", 1, "h")
@@ -187,7 +188,7 @@ async def test_external_waiters_stand_in_the_line_by_their_priority(desk: Desk) 
 
 
 @pytest.mark.promise("L5")
-async def test_a_waiter_with_a_timeout_is_told_when_it_ran_out(desk: Desk, client: Client) -> None:
+async def test_a_waiter_with_a_timeout_is_notified_when_it_passed(desk: Desk, client: Client) -> None:
     await desk.acquire(Client(), "h")
     await desk.acquire(client, "a", timeout=10)
     await desk.clock.advance(10)
@@ -207,7 +208,7 @@ async def test_a_waiter_with_a_timeout_is_told_when_it_ran_out(desk: Desk, clien
         ({"priority": "urgent"}, "priority"),
     ],
 )
-async def test_what_is_no_wish_is_refused_and_leaves_nothing(
+async def test_an_invalid_field_is_refused_and_leaves_nothing(
     desk: Desk, client: Client, fields: dict[str, Any], path: str
 ) -> None:
     with pytest.raises(InvalidData) as caught:
@@ -261,7 +262,7 @@ async def test_a_grant_that_comes_before_the_reply_is_not_missed(desk: Desk, cli
 
 @pytest.mark.promise("L5")
 @pytest.mark.parametrize("fields", [{}, {"fence": 99}])
-async def test_who_does_not_hold_a_lock_can_neither_release_nor_renew_and_changes_nothing(
+async def test_without_holding_a_lock_one_can_neither_release_nor_renew_and_changes_nothing(
     desk: Desk, client: Client, fields: dict[str, Any]
 ) -> None:
     await desk.acquire(client, "h")
@@ -287,7 +288,7 @@ async def test_a_waiter_that_tried_to_release_still_goes_with_its_connection(des
 
 
 @pytest.mark.promise("L4")
-async def test_a_renewal_begins_the_time_anew_and_keeps_the_fence(desk: Desk, client: Client) -> None:
+async def test_a_renewal_resets_the_expiry_and_keeps_the_fence(desk: Desk, client: Client) -> None:
     reply = await desk.acquire(client, "a")
     await desk.clock.advance(299)
     renewed = await desk.locks.renew(convert({"request_id": "a", "fence": reply.fence}, LockHolderData))
@@ -348,7 +349,7 @@ async def test_a_waiter_stays_when_its_connection_goes_and_waits_as_long_as_its_
 
 
 @pytest.mark.promise("L5")
-async def test_who_waits_on_two_connections_waits_until_both_are_gone(desk: Desk, client: Client) -> None:
+async def test_a_waiter_on_two_connections_waits_until_both_are_gone(desk: Desk, client: Client) -> None:
     other = Client()
     await desk.acquire(Client(), "h")
     for one in (client, other):
@@ -419,7 +420,7 @@ async def test_a_waiter_that_goes_lets_the_line_close_up(desk: Desk, client: Cli
 
 
 @pytest.mark.promise("L5")
-async def test_a_fault_while_waiters_are_dropped_is_told(desk: Desk, client: Client) -> None:
+async def test_a_fault_while_waiters_are_dropped_is_reported(desk: Desk, client: Client) -> None:
     await desk.acquire(Client(), "h")
     await desk.acquire(client, "a", **BOUND)
     desk.store.fault = StoreUnavailable("no disk")
@@ -475,7 +476,7 @@ async def test_a_request_holds_without_an_end(desk: Desk) -> None:
 
 
 @pytest.mark.promise("L6")
-async def test_a_conversation_that_nobody_used_yet_is_free(desk: Desk) -> None:
+async def test_an_unused_conversation_is_free(desk: Desk) -> None:
     status = await desk.status(conversation_id="new")
     assert status == {
         "conversation_id": "new",

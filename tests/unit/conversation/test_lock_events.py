@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ksi.conversation.forks import fork_reply
+from ksi.conversation.conversation_lock import fork_reply
 from ksi.conversation.lock_events import LockEvents
-from ksi.event_bus import EventBus, News
+from ksi.events.bus import EventBus, News
 from ksi.request import Priority
 from ksi.store.values import Claimed, Fork, Lapsed, LockGrant, Passing
 from ksi.testing import SimulatedClock
@@ -79,7 +79,7 @@ def test_a_request_that_runs_holds_its_conversation_and_says_nothing_of_its_toke
     ]
 
 
-def test_who_waits_is_told_with_its_place(events: LockEvents, ear: Ear) -> None:
+def test_a_waiter_is_reported_with_its_place(events: LockEvents, ear: Ear) -> None:
     events.queued("talk", "w", 3, "h", external=True)
     events.queued("talk", "r", 0, None, external=False)
     assert ear.heard() == [
@@ -92,13 +92,13 @@ def test_who_waits_is_told_with_its_place(events: LockEvents, ear: Ear) -> None:
 
 
 @pytest.mark.promise("L5")
-def test_a_lock_that_nobody_waits_for_is_unlocked(events: LockEvents, ear: Ear) -> None:
+def test_a_lock_without_waiters_is_unlocked(events: LockEvents, ear: Ear) -> None:
     events.passed(Passing(conversation="talk", released_by="r"))
     assert ear.heard() == [("conversation:unlocked", {"conversation_id": "talk", "request_id": "r"})]
 
 
 @pytest.mark.promise("L4", "L5")
-def test_a_lock_passes_on_and_an_outside_holder_that_has_it_now_is_told_too(
+def test_a_lock_passes_on_and_an_outside_holder_that_has_it_now_is_notified_too(
     bus: EventBus, events: LockEvents, ear: Ear
 ) -> None:
     waiter = Ear()
@@ -114,7 +114,7 @@ def test_a_lock_passes_on_and_an_outside_holder_that_has_it_now_is_told_too(
     assert not bus.awaits(waiter)
 
 
-def test_a_request_that_is_next_is_told_of_when_it_runs(bus: EventBus, events: LockEvents, ear: Ear) -> None:
+def test_a_request_that_is_next_is_reported_when_it_runs(bus: EventBus, events: LockEvents, ear: Ear) -> None:
     follower = Ear()
     bus.follow(follower, "r2")
     events.passed(Passing(conversation="talk", released_by="r", next_request="r2"))
@@ -124,7 +124,7 @@ def test_a_request_that_is_next_is_told_of_when_it_runs(bus: EventBus, events: L
 
 
 @pytest.mark.promise("L5")
-def test_an_outside_holder_s_grant_reaches_it_where_nobody_subscribed(bus: EventBus, events: LockEvents) -> None:
+def test_an_outside_holder_s_grant_reaches_it_without_a_subscription(bus: EventBus, events: LockEvents) -> None:
     waiter = Ear()
     bus.follow(waiter, "w")
     events.passed(Passing(conversation="talk", released_by="r", next_request="w", granted=GRANT))
@@ -133,7 +133,7 @@ def test_an_outside_holder_s_grant_reaches_it_where_nobody_subscribed(bus: Event
 
 @pytest.mark.promise("L4")
 @pytest.mark.parametrize(("held", "waiting"), [(True, False), (False, True)])
-def test_a_lapse_is_told_to_who_had_it_and_says_whether_it_only_waited(
+def test_an_expiry_is_reported_to_the_former_holder_and_says_if_it_only_waited(
     bus: EventBus, events: LockEvents, ear: Ear, held: bool, waiting: bool
 ) -> None:
     one = Ear()
@@ -150,11 +150,11 @@ def test_a_lapse_is_told_to_who_had_it_and_says_whether_it_only_waited(
 
 
 @pytest.mark.promise("L7")
-def test_a_fork_is_told_with_its_parent_child_and_kind(events: LockEvents, ear: Ear) -> None:
+def test_a_fork_is_reported_with_its_parent_child_and_kind(events: LockEvents, ear: Ear) -> None:
     events.forked("talk", FORK)
     fields = {"parent": "talk", "child": "child", "request_id": "r", "kind": "new_session", "at": 1.5}
     assert ear.heard() == [("conversation:forked", {"conversation_id": "talk", **fields})]
-    assert fork_reply(FORK) == fields
+    assert msgspec.to_builtins(fork_reply(FORK)) == fields
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_fork_is_told_with_its_parent_child_and_kind(events: LockEvents, ear: 
         lambda events: events.forked("talk", FORK),
     ],
 )
-def test_who_listens_to_something_else_hears_nothing(
+def test_a_subscriber_of_other_events_gets_nothing(
     bus: EventBus, events: LockEvents, tell: Callable[[LockEvents], None]
 ) -> None:
     ear = Ear()

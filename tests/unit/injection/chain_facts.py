@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ksi.config import Chain, Patterns
+from ksi.config.schema import Chain, Patterns
 from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.fingerprint import mark_failure, mark_text
 from ksi.injection.injection_router import Ended, InjectionRouter

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.config import Chain, Patterns
+from ksi.config.schema import Chain, Patterns
+from ksi.content.blocks import Message
 from ksi.injection.circuit_breakers import combined, estimate
 from ksi.injection.patterns import Finding
-from ksi.request import ChainConfig, InjectionConfig, MessageBody, PatternsConfig, RequestBody
+from ksi.request import ChainConfig, InjectionConfig, PatternsConfig, RequestBody
 from ksi.store.chains import ChainLimits
 from tests.unit.injection.chain_facts import SECOND, attempt, body, breaker, trail
 
@@ -38,13 +39,13 @@ def test_a_wish_has_defaults_and_can_only_ask_for_less() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"max_depth": -1}, {"token_budget": 0}, {"time_window": 0}, {"max_depth": 1.5}, {"parent_request_id": ""}]
 )
-def test_a_limit_out_of_range_is_told(wrong: dict[str, Any]) -> None:
+def test_a_limit_out_of_range_is_reported(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
         msgspec.convert(wrong, ChainConfig)
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 0}, {"threshold": 1.1}, {"ignore": ["loops"]}])
-def test_a_wrong_wish_about_patterns_is_told(wrong: dict[str, Any]) -> None:
+def test_a_wrong_setting_of_patterns_is_reported(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
         msgspec.convert(wrong, PatternsConfig)
 
@@ -59,7 +60,7 @@ def test_a_request_without_parent_limits_and_injection_is_in_no_chain() -> None:
 
 
 @pytest.mark.promise("C5", "C6")
-def test_a_member_says_what_it_wants() -> None:
+def test_a_member_has_its_settings() -> None:
     config = ChainConfig(parent_request_id="req_0", max_depth=2)
     member = breaker().membership(body(circuit_breaker_config=config, max_tokens=300, prompt="x" * 400), "alpha")
     assert member is not None
@@ -73,7 +74,7 @@ def test_a_member_says_what_it_wants() -> None:
 
 
 @pytest.mark.promise("C6")
-def test_the_output_is_capped_where_the_request_names_none_or_more() -> None:
+def test_the_output_is_capped_if_the_request_names_none_or_more() -> None:
     asked = breaker(Chain(max_output=500))
     assert [asked.output_cap(body(max_tokens=n)) for n in (None, 1, 500, 10_000)] == [500, 1, 500, 10_000]
 
@@ -89,7 +90,7 @@ def test_a_member_without_a_wish_gets_a_share_of_its_budget() -> None:
     texts=st.lists(st.text(min_size=1, max_size=50), min_size=1, max_size=4), system=st.none() | st.text(max_size=50)
 )
 def test_the_estimate_is_of_all_that_is_said_and_never_nothing(texts: list[str], system: str | None) -> None:
-    asked = RequestBody(messages=tuple(MessageBody("user", text) for text in texts), system=system)
+    asked = RequestBody(messages=tuple(Message("user", text) for text in texts), system=system)
     chars = sum(map(len, texts)) + len(system or "")
     assert estimate(asked) >= 1
     assert 4 * estimate(asked) - 4 < chars <= 4 * estimate(asked)
@@ -99,7 +100,7 @@ def test_the_estimate_is_of_all_that_is_said_and_never_nothing(texts: list[str],
 
 
 @pytest.mark.promise("C7")
-def test_a_loop_is_let_go_at_first_and_blocked_when_it_is_sure() -> None:
+def test_a_loop_is_tolerated_at_first_and_blocked_when_it_is_sure() -> None:
     first = breaker().judge_result(body(), attempt(LOOP), None, trail([("a", LOOP), ("a", None)]))
     assert 0 < first.risk_score < 0.7
     assert first.block is None
@@ -129,7 +130,7 @@ def test_repeated_failures_are_an_error_loop() -> None:
 
 
 @pytest.mark.promise("C7")
-def test_what_somebody_cancelled_says_nothing_of_its_chain() -> None:
+def test_a_cancelled_request_says_nothing_of_its_chain() -> None:
     judged = breaker().judge_result(body(), attempt(None), "cancelled", trail([("a", LOOP), ("a", LOOP), ("a", None)]))
     assert (judged.mark, judged.block, judged.risk_score) == (None, None, 0.0)
 
@@ -162,7 +163,7 @@ def test_a_request_can_say_how_patterns_are_judged() -> None:
     assert judged(None, Patterns(threshold=0.99)) is None
 
 
-def test_where_patterns_are_off_nothing_is_read_and_no_mark_is_left() -> None:
+def test_with_patterns_off_nothing_is_read_and_no_mark_is_left() -> None:
     off = breaker(patterns=Patterns(enabled=False))
     judged = off.judge_result(body(), attempt(LOOP), None, trail([("a", LOOP), ("a", None)]))
     assert (judged.mark, judged.risk_score) == (None, 0.0)
@@ -172,7 +173,7 @@ def test_where_patterns_are_off_nothing_is_read_and_no_mark_is_left() -> None:
 
 
 @pytest.mark.promise("C7")
-def test_a_request_born_of_a_looping_chain_is_blocked_before_it_runs() -> None:
+def test_a_child_of_a_looping_chain_is_blocked_before_it_runs() -> None:
     way = trail([("a", LOOP), ("a", LOOP), ("a", LOOP), ("a", None)])
     seen = msgspec.structs.replace(
         way, hops=(msgspec.structs.replace(way.hops[0], result=way.hops[1].result), *way.hops[1:])

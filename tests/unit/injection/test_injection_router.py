@@ -76,7 +76,7 @@ def test_at_most_a_hundred_targets_can_be_named() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"inherit": True}, {"mode": "later"}, {"trigger_type": "../x"}, {"trigger_type": "a\n"}]
 )
-def test_a_wrong_wish_is_told_what_is_wrong(wrong: dict[str, Any]) -> None:
+def test_a_wrong_setting_is_refused_with_its_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, InjectionConfig)
 
@@ -142,7 +142,7 @@ def test_another_conversation_gets_neither_tools_nor_system_text_of_the_sender()
     assert child.membership.limits.max_depth == 3
 
 
-def test_a_child_runs_for_the_agent_of_its_conversation_where_that_is_known() -> None:
+def test_a_child_runs_for_the_agent_of_its_conversation_if_that_is_known() -> None:
     (one,) = (
         router().route(ended(InjectionConfig(target_sessions=("beta",))), None, NOW, None, {"beta": "bo"}).follow_ups
     )
@@ -171,7 +171,7 @@ def test_a_child_injects_as_it_inherits() -> None:
 
 
 @pytest.mark.promise("C4")
-def test_where_it_comes_from_is_beside_the_text() -> None:
+def test_its_origin_is_outside_the_text() -> None:
     way = trail([("alpha", "one"), ("beta", "two"), ("alpha", "three")])
     _, asked = only_child(ended(InjectionConfig(target_sessions=("beta",)), request_id="req_2"), way)
     assert asked.metadata == {
@@ -237,7 +237,7 @@ CYCLE = Judgement(
 
 
 @pytest.mark.promise("C3", "C7")
-def test_where_the_patterns_block_the_results_are_dead_letters_and_each_target_is_told() -> None:
+def test_if_the_patterns_block_the_results_are_dead_letters_and_each_target_is_notified() -> None:
     config = InjectionConfig(target_sessions=("beta", "gamma"), inherit="reply", follow_up_guidance="Go on.")
     routing = router().route(ended(config), trail([("alpha", "one"), ("beta", "two")]), NOW, CYCLE)
     first, second, *notices = routing.follow_ups
@@ -275,7 +275,7 @@ def test_a_limit_that_stops_the_next_hop_is_seen_before_the_store_sees_it(view: 
     assert notice.guard
 
 
-def test_nobody_is_told_of_a_chain_that_was_cancelled() -> None:
+def test_no_target_is_notified_of_a_cancelled_chain() -> None:
     closed = Spending(started_at=NOW, closed=True)
     (one,) = routed(
         ended(InjectionConfig(), state=State.CANCELLED, text=None), trail([("alpha", "x")], spending=closed)
@@ -284,7 +284,7 @@ def test_nobody_is_told_of_a_chain_that_was_cancelled() -> None:
     assert one.block.code == "chain_closed"
 
 
-def test_what_the_request_itself_used_is_counted() -> None:
+def test_the_usage_of_the_request_itself_is_counted() -> None:
     way = trail([("alpha", "one"), ("alpha", "two")], spending=Spending(started_at=NOW, used=49_000, reserved=5_000))
     assert routed(ended(InjectionConfig(), charged=500), way)[0].block is None
     (first, _) = routed(ended(InjectionConfig(), charged=1_500), way)
@@ -292,7 +292,7 @@ def test_what_the_request_itself_used_is_counted() -> None:
     assert first.block.code == "token_budget"
 
 
-def test_a_broken_template_is_told_once_and_the_results_are_delivered() -> None:
+def test_a_broken_template_is_reported_once_and_the_results_are_delivered() -> None:
     config = InjectionConfig(trigger_type="nowhere", target_sessions=("a", "b", "c"))
     routing = router().route(ended(config), None, NOW)
     assert len(routing.follow_ups) == 3

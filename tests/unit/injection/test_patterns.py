@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ksi.injection.fingerprint import SAMPLE, Mark, containment, likeness, mark_failure, mark_text, read_mark, sample
 from ksi.injection.patterns import Step, Suspicion, assess
+from tests.effort import effort
 
 PLANS = (
     "The migration needs a backup of the index and a short pause of all writers.",
@@ -44,7 +45,7 @@ def codes(suspicion: Suspicion, least: float = 0.7) -> list[str]:
 
 
 @pytest.mark.promise("C7")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=effort(100, 1000), deadline=None)
 @given(text=st.text(max_size=9000))
 def test_a_mark_is_small_can_be_read_again_and_is_like_itself(text: str) -> None:
     data = mark_text(text)
@@ -199,7 +200,7 @@ def test_short_equal_answers_to_other_questions_are_no_loop() -> None:
 
 
 @pytest.mark.promise("C7")
-def test_drafts_of_one_text_beside_comments_that_differ_are_no_loop() -> None:
+def test_drafts_of_one_text_with_comments_that_differ_are_no_loop() -> None:
     said = []
     for n, plan in enumerate(PLANS):
         said += [("author", " ".join(PLANS) + f" Ending {['one', 'two', 'three', 'four'][n]}."), ("critic", plan)]
@@ -235,7 +236,7 @@ def test_texts_that_loop_in_themselves_are_a_collapse_from_the_second_on() -> No
 
 
 @pytest.mark.promise("C7")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=effort(60, 600), deadline=None)
 @given(
     said=st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from([*PLANS, "", "OK.", "Error: no.", "x" * 5000])), max_size=20

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ksi.injection.reminders import GENERAL, TRIGGERS, Facts, Templates
+from tests.effort import effort
 from tests.unit.injection.test_wrapper import BREAKOUTS, inside, reads_as_tag
 
 OUTCOMES = ("completed", "failed", "timeout", "cancelled", "expired", "blocked", "undelivered")
@@ -44,7 +45,7 @@ def facts(**given: Any) -> Facts:
 @pytest.mark.promise("C1", "C4")
 @pytest.mark.parametrize("trigger", TRIGGERS)
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_each_trigger_says_who_what_and_where_in_the_chain(trigger: str, outcome: str) -> None:
+def test_each_trigger_names_the_sender_the_content_and_the_place_in_the_chain(trigger: str, outcome: str) -> None:
     rendered = Templates().render(facts(trigger=trigger, outcome=outcome, guidance="Store it."))
     assert rendered.problem is None
     text = inside(rendered.text)
@@ -56,7 +57,7 @@ def test_each_trigger_says_who_what_and_where_in_the_chain(trigger: str, outcome
     assert "\n\n\n" not in text
 
 
-def test_what_becomes_of_the_answer_is_said() -> None:
+def test_the_path_of_the_answer_is_named() -> None:
     templates = Templates()
     assert "passed on to nobody" in templates.render(facts()).text
     assert "passed on in the same way" in templates.render(facts(passed_on=True)).text
@@ -64,7 +65,7 @@ def test_what_becomes_of_the_answer_is_said() -> None:
     assert "our answer" not in templates.render(facts(mode="next")).text
 
 
-def test_a_request_without_an_agent_and_one_of_the_same_conversation_are_told_so() -> None:
+def test_a_request_without_an_agent_and_one_of_the_same_conversation_are_described_so() -> None:
     text = Templates().render(facts(agent_id=None, own=True)).text
     assert "From: this conversation\n" in text
 
@@ -83,7 +84,7 @@ def test_no_value_leaves_the_reminder(field: str, trigger: str) -> None:
         assert not reads_as_tag(inside(rendered.text))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=effort(50, 500), deadline=None)
 @given(name=st.text(alphabet="ab\n\r\x85\u2028 :", max_size=12))
 def test_no_name_begins_a_line_of_its_own(name: str) -> None:
     plain = Templates().render(facts(agent_id="x"))
@@ -140,7 +141,7 @@ BROKEN: dict[str, str | bytes] = {
 
 @pytest.mark.promise("C1", "C3")
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_template_is_told_and_the_delivery_is_made_with_the_general_one(tmp_path: Path, kind: str) -> None:
+def test_a_broken_template_is_reported_and_the_delivery_is_made_with_the_general_one(tmp_path: Path, kind: str) -> None:
     source = BROKEN[kind]
     (tmp_path / "alarm.md.j2").write_bytes(source if isinstance(source, bytes) else source.encode())
     (tmp_path / "general.md.j2").write_text("{% broken too %}")
@@ -151,7 +152,7 @@ def test_a_broken_template_is_told_and_the_delivery_is_made_with_the_general_one
     assert inside(rendered.text).startswith("This is the result of request req_7")
 
 
-def test_a_missing_template_says_where_to_put_it(tmp_path: Path) -> None:
+def test_a_missing_template_names_its_path(tmp_path: Path) -> None:
     rendered = Templates(tmp_path).render(facts(trigger="nowhere"))
     assert rendered.problem is not None
     assert "nowhere" in rendered.problem

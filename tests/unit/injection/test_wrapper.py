@@ -19,7 +19,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ksi.injection.wrapper import CLOSING, MAX_READINGS, OPENING, join, neutralise, wrap
+from ksi.injection.wrapper import CLOSING, LONGEST_TAG, OPENING, join, neutralise, wrap
+from tests.effort import effort
 
 BREAKOUTS: dict[str, str] = json.loads(Path(__file__).with_name("breakouts.json").read_text("utf-8"))
 
@@ -108,7 +109,7 @@ def test_the_oracle_sees_the_plain_ones_of_the_corpus() -> None:
 
 @pytest.mark.promise("C4")
 @pytest.mark.parametrize("first", BREAKOUTS)
-def test_a_break_out_in_two_values_beside_each_other_stays_inside(first: str) -> None:
+def test_a_break_out_in_two_adjacent_values_stays_inside(first: str) -> None:
     attack = BREAKOUTS[first]
     for cut in range(0, len(attack), max(1, len(attack) // 4)):
         values = neutralise(attack[:cut]) + neutralise(attack[cut:])
@@ -156,7 +157,7 @@ ESCAPES: tuple[Callable[[str, float], str], ...] = (
 
 
 @pytest.mark.promise("C4")
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=effort(250, 2500), deadline=None)
 @given(before=st.text(max_size=30), tag=disguised(), after=st.text(max_size=30))
 @example(before="<", tag="<system-reminder>", after=">")
 @example(before="&", tag="lt;system-reminder>", after="")
@@ -169,18 +170,130 @@ def test_no_disguise_leaves_the_reminder(before: str, tag: str, after: str) -> N
 
 
 @pytest.mark.promise("C4")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=effort(100, 1000), deadline=None)
 @given(parts=st.lists(st.one_of(disguised(), st.text(max_size=10)), max_size=5))
 def test_no_joining_of_disguises_makes_a_tag(parts: list[str]) -> None:
     assert not reads_as_tag(inside(join([wrap(part) for part in parts])))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=effort(200, 2000), deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_characters="&%\\", exclude_categories=["Cs", "Cf", "Co", "Cn"])))
 def test_text_without_escapes_keeps_its_length_and_all_but_brackets(text: str) -> None:
     after = neutralise(text)
     assert len(after) == len(text)
     assert all(a == b or b in "()" for a, b in zip(text, after, strict=True))
+
+
+# -- every kind within every other ------------------------------------------------------------------------------------
+
+INVISIBLES = "\u200b\u200d\u2060\ufeff\u00ad\u0301\u034f\x02"
+TERMINAL_CODES = (
+    "\x1b[31m", "\x1b[0m", "\x1b[1;38;5;196m", "\x9b31m", "\x1b[2K", "\x1b]0;title\x07",
+    "\x1b]8;;http://a.example\x1b\\", "\x1b(B", "^[[31m", "[31m", "\u241b[31m", "\\x1b[31m", "\\033[0m", "\\e[1m",
+    "&#27;[31m", "%1b[31m",
+)  # fmt: skip
+FULL_WIDTH = {code: chr(code + 0xFEE0) for code in range(0x21, 0x7F)}
+
+
+def _percents(character: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in character.encode())
+
+
+WAYS: dict[str, Callable[[str], str]] = {
+    "decimal": lambda c: f"&#{ord(c)};",
+    "decimal, open": lambda c: f"&#{ord(c)}",
+    "decimal, zeros": lambda c: f"&#{ord(c):012d};",
+    "hexadecimal": lambda c: f"&#x{ord(c):X};",
+    "named": lambda c: {"<": "&lt;", ">": "&gt;", "/": "&sol;", "-": "&hyphen;", "&": "&amp;"}.get(c, f"&#{ord(c)};"),
+    "percent": _percents,
+    "percent u": lambda c: f"%u{ord(c):04X}" if ord(c) < 0x10000 else _percents(c),
+    "u": lambda c: f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}",
+    "u braces": lambda c: f"\\u{{{ord(c):x}}}",
+    "x": lambda c: f"\\x{ord(c):02x}" if ord(c) < 0x100 else f"\\x{{{ord(c):x}}}",
+    "x braces": lambda c: f"\\x{{{ord(c):x}}}",
+    "octal": lambda c: f"\\{ord(c):03o}" if ord(c) < 0x200 else f"\\u{{{ord(c):x}}}",
+    "octal braces": lambda c: f"\\o{{{ord(c):o}}}",
+    "doubled": lambda c: f"\\\\x{{{ord(c):x}}}",
+}
+
+
+@st.composite
+def kinds_within_kinds(draw: st.DrawFn) -> str:
+    """A tag in any combination of the kinds that are promised: codes of a terminal or noise between its letters, then
+    layers of escapes, each with invisible or full-width characters in it."""
+    layers = draw(st.integers(0, 3))
+    # A backslash that ends a code is not told from one that begins an escape, so it stands in unescaped tags alone.
+    code = draw(st.sampled_from([code for code in TERMINAL_CODES if not layers or not code.endswith("\\")]))
+    between = st.sampled_from(("", "", code, *INVISIBLES, " ", "\n"))
+    tag = "<" + draw(st.sampled_from(("", "/"))) + "".join(c + draw(between) for c in "system-reminder")
+    tag += draw(st.sampled_from((">", "", " a='b'>")))
+    for _ in range(layers):
+        # Of doubled backslashes around other escapes nobody knows which was there for which.
+        way = WAYS[draw(st.sampled_from([name for name in sorted(WAYS) if name != "doubled" or layers == 1]))]
+        chosen = draw(st.sampled_from(("<", "<>", "<>/-", "<>&%\\", "<aeiou", "")))
+        longer = "".join(
+            _closed(way(c), tag[number + 1 :]) if not chosen or c in chosen else c for number, c in enumerate(tag)
+        )
+        longer = _dressed(longer, draw(st.sampled_from(("", "", "full width", "invisible"))), draw(st.integers(0, 7)))
+        if len(longer) > LONGEST_TAG:
+            break
+        tag = longer
+    return tag
+
+
+def _closed(escape: str, rest: str) -> str:
+    """A number before a digit needs its semicolon: without one nobody knows where it ends."""
+    shown = rest.lstrip(INVISIBLES)
+    return f"{escape};" if re.fullmatch(r"&#\d+", escape) and shown[:1].isdigit() else escape
+
+
+def _dressed(text: str, how: str, which: int) -> str:
+    if how == "full width":
+        return text.translate(FULL_WIDTH)
+    if how == "invisible":
+        return re.sub(r"(?<=[&%\\#;a-z0-9])(?=[#a-z0-9;])", INVISIBLES[which], text)
+    return text
+
+
+def _has_changed_its_bracket(before: str, after: str) -> bool:
+    """Whether the text is the same but for brackets, or what stood for them, that became parentheses."""
+    pieces = re.split(r"[()]", after)
+    return len(pieces) > 1 and re.fullmatch(".*?".join(map(re.escape, pieces)), before, re.DOTALL) is not None
+
+
+@pytest.mark.promise("C4")
+@settings(max_examples=300, deadline=None)
+@given(tag=kinds_within_kinds())
+@example(tag="%u003Csystem-reminder%u003E")
+@example(tag="\\x{3c}system-reminder\\x{3e}")
+@example(tag="&l\u200bt;system-reminder>")
+@example(tag="\uff06\uff4c\uff54\uff1bsystem-reminder>")
+@example(tag="<sys\x1b[31mtem-remin\x1b[0mder>")
+@example(tag="<sys\\x1b[31mtem-reminder>")
+@example(tag="<SYS\x1bTEM-REMINDER>")
+@example(tag="<remi\x1b[0mnder></system\x1b]0;t\x07-reminder>")
+def test_no_kind_within_another_leaves_the_reminder(tag: str) -> None:
+    inner = neutralise(f"before {tag} after")
+    assert _has_changed_its_bracket(f"before {tag} after", inner)
+    assert neutralise(inner) == inner
+
+
+@pytest.mark.promise("C4")
+@settings(max_examples=25, deadline=None)
+@given(tag=kinds_within_kinds(), filling=st.integers(-60, 60))
+def test_a_tag_at_the_edge_of_a_block_of_text_is_found(tag: str, filling: int) -> None:
+    text = "x" * (64 * 1024 + filling) + " " + tag
+    assert _has_changed_its_bracket(text, neutralise(text))
+
+
+@pytest.mark.promise("C4")
+@settings(max_examples=50, deadline=None)
+@given(tag=kinds_within_kinds(), data=st.data())
+def test_a_tag_that_begins_in_the_result_and_ends_behind_it_is_found(tag: str, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(tag)))
+    result = neutralise("z" * 20_000 + " " + tag[:cut])
+    body = f"head {result}{tag[cut:]} tail"
+    assert wrap(body, (result,)) == wrap(body)
 
 
 # -- what stays as it is ----------------------------------------------------------------------------------------------
@@ -210,14 +323,12 @@ def test_only_the_brackets_of_the_tag_are_changed() -> None:
     assert neutralise(text) == "<b>one</b> (/System-Reminder foo='1') two <i>three</i>"
 
 
-def test_what_is_escaped_beyond_all_reason_loses_its_escapes() -> None:
+@pytest.mark.promise("C4")
+def test_text_that_is_escaped_beyond_all_reason_is_read_all_the_same() -> None:
     attack = "<"
-    for layer in range(MAX_READINGS + 10):
+    for layer in range(60):
         attack = attack.replace("%", "&#37;") if layer % 2 else attack.replace("&", "%26").replace("<", "%3C")
-    attack += "system-reminder>"
-    after = neutralise(attack)
-    for reading in readings(after):
-        assert "<system" not in reading
+    assert neutralise(attack + "system-reminder>") == "(system-reminder)"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_context_that_is_too_long_is_known_by_code_or_words(status: int, body:
         (500, error("who knows", type="invalid_request_error"), "provider_error"),
     ],
 )
-def test_words_decide_where_the_status_says_little(status: int, body: Any, failure: str) -> None:
+def test_words_decide_if_the_status_says_little(status: int, body: Any, failure: str) -> None:
     assert classify(status, body) == failure
 
 
@@ -136,7 +136,7 @@ def test_an_error_in_the_middle_of_a_stream_has_a_class(body: Any, failure: str)
         (b"[]", ""),
         (b"7", ""),
         (b'{"error": null}', ""),
-        (b"[" * 10_000, "[" * 10_000),
+        (b"[" * 10_000, "[" * 4_000),
     ],
 )
 def test_error_bodies_of_all_shapes_are_read(body: bytes, message: str) -> None:
@@ -167,7 +167,7 @@ def test_a_refusal_says_status_kind_and_the_endpoint_s_own_words() -> None:
     assert told.details["status"] == 404
 
 
-def test_a_redirect_says_where_to_point_base_url() -> None:
+def test_a_redirect_names_the_address_for_base_url() -> None:
     assert "set base_url" in refusal(301, "Moved", {"Location": "https://there"}, b"", now=NOW).message
 
 
@@ -323,7 +323,7 @@ def test_an_error_body_with_a_good_status_is_known_and_keeps_its_words(body: Any
         7,
     ],
 )
-def test_what_is_no_error_is_not_taken_for_one(value: Any) -> None:
+def test_a_normal_answer_is_not_taken_for_an_error(value: Any) -> None:
     assert not is_error(value)
 
 

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.config import ProviderConfig, options_of
+from ksi.config.reader import options_of
+from ksi.config.schema import ProviderConfig
+from ksi.content.blocks import Message
 from ksi.errors import ConfigError, FailureClass, ProviderError
-from ksi.providers.base import Call, Chunk, Completion, Message, Setting
+from ksi.providers.base import Call, Chunk, Completion, Setting
 from ksi.providers.stub import Options, StubProvider, build
 from ksi.request import Usage
 from ksi.testing import SimulatedClock
@@ -69,7 +71,7 @@ async def test_it_echoes_the_last_message_and_counts_words_as_tokens() -> None:
 
 
 @given(text=st.text(max_size=30), pieces=st.integers(1, 40))
-async def test_a_streamed_answer_is_the_whole_one_in_no_more_pieces_than_told(text: str, pieces: int) -> None:
+async def test_a_streamed_answer_is_the_whole_one_in_no_more_pieces_than_set(text: str, pieces: int) -> None:
     chunks, whole = await answer(stub(text=text, pieces=pieces), call(stream=True))
     assert "".join(chunks) == whole.text == text
     assert 1 <= len(chunks) <= pieces
@@ -84,7 +86,7 @@ async def test_a_request_s_own_script_wins_over_the_configured_one() -> None:
     assert (whole.text, whole.usage) == ("configured", None)
 
 
-async def test_usage_can_be_told_as_it_is_reported() -> None:
+async def test_usage_can_be_set_as_it_is_reported() -> None:
     _, whole = await answer(stub(), call(options={"usage": {"input_tokens": 7, "cost_usd": 0.5}}))
     assert whole.usage == Usage(input_tokens=7, cost_usd=0.5)
 
@@ -94,7 +96,7 @@ async def test_usage_can_be_told_as_it_is_reported() -> None:
 
 @pytest.mark.promise("F1")
 @pytest.mark.parametrize("failure_class", list(FailureClass))
-async def test_it_fails_with_any_class_it_is_told(failure_class: FailureClass) -> None:
+async def test_it_fails_with_any_class_on_demand(failure_class: FailureClass) -> None:
     error = await failure(stub(), call(options={"fail": failure_class.value, "retry_after": 2.5}))
     assert (error.failure, error.retry_after) == (failure_class, 2.5)
     assert error.details["provider"] == "stub"
@@ -127,7 +129,7 @@ async def test_a_script_that_makes_no_sense_is_the_request_s_own_fault(options: 
     assert error.message.startswith("provider_options: ")
 
 
-def test_a_misspelt_option_in_the_configuration_is_told_with_the_nearest_one() -> None:
+def test_a_misspelt_option_in_the_configuration_is_reported_with_the_nearest_one() -> None:
     config = ProviderConfig(kind="stub", models=("stub/*",), options={"dealy": 1.0})
     with pytest.raises(ConfigError, match=r"'providers\.stub\.delay'"):
         options_of(config, Options, "stub", {})
@@ -178,7 +180,7 @@ async def test_a_record_is_gone_on_with_by_the_next_daemon(tmp_path: Path) -> No
     assert len((tmp_path / "calls").read_text().splitlines()) == 4
 
 
-def test_it_can_what_it_was_told() -> None:
+def test_it_has_the_abilities_it_was_given() -> None:
     provider = stub(context_tokens=77, mcp=True)
     assert (provider.capabilities.context_tokens, provider.capabilities.mcp) == (77, True)
     assert not provider.capabilities.stateful

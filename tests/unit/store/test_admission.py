@@ -52,7 +52,7 @@ def test_a_newcomer_is_checked_unless_it_was_blocked_before_or_is_a_guard_messag
 
 
 @pytest.mark.promise("C5", "C6")
-def test_a_run_sets_aside_what_it_is_granted_unless_nothing_binds_it() -> None:
+def test_a_run_reserves_its_grant_unless_nothing_binds_it() -> None:
     assert may_run(standing(used=50), 0, estimate=10, output_cap=90, guard=False) == Grant(40, 50)
     assert may_run(standing(used=50), 0, estimate=10, output_cap=None, guard=False) is None
     assert code(may_run(standing(used=100), 0, estimate=10, output_cap=None, guard=False)) == "token_budget"

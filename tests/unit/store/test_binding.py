@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksi.completion.routes import Step, parse_route
+from ksi.completion.pool.routes import Step, parse_route
 from ksi.request import Attempt, Outcome, Turn
 from ksi.store.binding import Binding, binding_of, node_of, serves
 

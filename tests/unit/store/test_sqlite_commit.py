@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +15,16 @@ import pytest
 import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from ksi.clock import Chance, Moment
 from ksi.errors import KsiError, QueueFull, StoreFull, StoreUnavailable
-from ksi.store.sqlite import SqliteStore
-from ksi.store.sqlite_commit import BATCH, Committer, as_ksi_error
-from ksi.store.sqlite_ledger import Ledger
+from ksi.store.sqlite import commit as sqlite_commit
+from ksi.store.sqlite.commit import BATCH, MOST_PUT_OFF, Committer, as_ksi_error
+from ksi.store.sqlite.ledger import Ledger
+from ksi.store.sqlite.store import SqliteStore
 from ksi.store.values import Enqueued, NewRequest, Offer, StoreRules
+from tests.effort import effort
 
 SCHEMA = """
 CREATE TABLE word (id INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE);
@@ -37,6 +40,8 @@ class Books:
         self.broken = 0
         """So many next calls of `rolled_back` fail, as they do where the database cannot be read."""
         self.must_last = False
+        self.at_rollback: Callable[[], None] = lambda: None
+        """Happens once, when a transaction was rolled back."""
 
     def begin(self) -> None:
         self.must_last = False
@@ -53,6 +58,8 @@ class Books:
 
     def rolled_back(self) -> None:
         self.calls.append("rolled back")
+        happening, self.at_rollback = self.at_rollback, lambda: None
+        happening()
         if self.broken:
             self.broken -= 1
             raise apsw.IOError("input/output error")
@@ -62,18 +69,29 @@ class Desk:
     """A committer over a database of words, and what it did."""
 
     def __init__(self, path: str, *, durable: bool = True) -> None:
+        self.path = path
         self.connection = apsw.Connection(path)
         self.connection.pragma("journal_mode", "wal")
         self.connection.pragma("foreign_keys", True)
         self.connection.execute(SCHEMA)
         self.reader = apsw.Connection(path) if path != ":memory:" else self.connection
         self.books = Books()
-        self.between = 0
+        self.lost: str | None = None
+        self.due = False
+        self.between: list[str] = []
+        """The names of the threads that did what is done between two transactions."""
         self.commits: list[str] = []
         """The names of the threads that committed."""
         self.at_commit: Callable[[], None] = lambda: None
         self.connection.set_commit_hook(self._on_commit)
-        self.committer = Committer(self.connection, cast(Ledger, self.books), between=self._between, durable=durable)
+        self.committer = Committer(
+            self.connection,
+            cast(Ledger, self.books),
+            due=lambda: self.due,
+            between=self._between,
+            lost=lambda: self.lost,
+            durable=durable,
+        )
 
     def _on_commit(self) -> bool:
         self.at_commit()
@@ -82,7 +100,8 @@ class Desk:
 
     def _between(self) -> None:
         assert not self.connection.in_transaction
-        self.between += 1
+        self.due = False
+        self.between.append(threading.current_thread().name)
 
     def add(self, word: str) -> asyncio.Future[str]:
         """Write a word; a word that is there already is a fault."""
@@ -134,6 +153,163 @@ async def outcomes(*futures: asyncio.Future[Any]) -> list[Any]:
     return await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
 
 
+# -- another program holds the database -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long."""
+    monkeypatch.setattr(sqlite_commit, "PATIENCE", 0.1)
+    monkeypatch.setattr(sqlite_commit, "HELD_PAUSE", 0.005)
+    monkeypatch.setattr(sqlite_commit, "TROUBLE_PAUSE", 0.01)
+
+
+class Holder:
+    """Another program's connection."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.connection = apsw.Connection(desk.path)
+
+    def hold(self) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+
+    def let_go(self) -> None:
+        self.connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+def holder(desk: Desk) -> Iterator[Holder]:
+    holder = Holder(desk)
+    yield holder
+    holder.connection.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the committer tells nobody of its troubles
+            await asyncio.sleep(0)
+
+
+@pytest.mark.promise("O3")
+async def test_operations_while_the_database_is_held_for_a_moment_wait_in_their_order(
+    desk: Desk, holder: Holder
+) -> None:
+    holder.hold()
+    waiting = [desk.add("a"), desk.add("b")]
+    await until(lambda: desk.committer._trouble is not None)
+    waiting.append(desk.add("c"))
+    assert desk.committer.trouble is None, "a moment is no trouble"
+    holder.let_go()
+    assert await outcomes(*waiting) == ["a", "b", "c"]
+    assert desk.words() == ["a", "b", "c"]
+    assert desk.committer.trouble is None
+
+
+@pytest.mark.promise("O3")
+async def test_while_the_database_is_held_the_loop_continues_and_no_operation_waits_long(
+    desk: Desk, holder: Holder, patience: None
+) -> None:
+    holder.hold()
+    turns = 0
+    waiting = [desk.add("a"), desk.committer.submit_alone(lambda: "long")]
+    while not all(future.done() for future in waiting):
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 100, "the loop had its turns meanwhile"
+    for outcome in await outcomes(*waiting):
+        assert isinstance(outcome, StoreUnavailable)
+        assert outcome.message == "another program holds the database for writing"
+    trouble = desk.committer.trouble
+    assert trouble is not None
+    assert trouble.held
+    assert "(pid 7, 8). No changes have been taken for" in trouble.told([7, 8])
+    assert isinstance((await outcomes(desk.add("b")))[0], StoreUnavailable)
+    assert desk.words() == []
+
+
+@pytest.mark.promise("O3")
+async def test_when_the_database_is_free_again_all_goes_on_by_itself(
+    desk: Desk, holder: Holder, patience: None
+) -> None:
+    holder.hold()
+    await outcomes(desk.add("a"))
+    assert desk.committer.trouble is not None
+    with capture_logs() as logs:
+        holder.let_go()
+        await until(lambda: desk.committer.trouble is None)
+    assert [entry["event"] for entry in logs] == ["the database takes changes again"]
+    assert await outcomes(desk.add("a"), desk.committer.submit_alone(lambda: "long")) == ["a", "long"]
+    assert desk.words() == ["a"]
+
+
+@pytest.mark.promise("O3")
+async def test_a_program_that_comes_between_two_tries_of_a_transaction_costs_nothing(
+    desk: Desk, holder: Holder
+) -> None:
+    """The transaction was rolled back to be made lasting, and another program was faster."""
+    held: list[str] = []
+
+    def promise() -> str:
+        desk.books.must_last = True
+        desk.connection.execute("INSERT INTO word (word) VALUES ('a')")
+        if not held:
+            held.append("once")
+            desk.books.at_rollback = holder.hold
+        return "a"
+
+    answer = desk.do(promise, lasting=False)
+    await until(lambda: desk.committer._trouble is not None)
+    assert not answer.done()
+    holder.let_go()
+    assert await outcomes(answer) == ["a"]
+    assert desk.words() == ["a"]
+
+
+@pytest.mark.promise("O3")
+async def test_a_program_that_comes_after_a_fault_costs_only_the_guilty(desk: Desk, holder: Holder) -> None:
+    await outcomes(desk.add("a"))
+    desk.books.at_rollback = holder.hold
+    waiting = [desk.add("b"), desk.add("a"), desk.add("c")]
+    await until(lambda: desk.committer._trouble is not None)
+    assert not any(future.done() for future in waiting)
+    holder.let_go()
+    first, second, third = await outcomes(*waiting)
+    assert (first, third) == ("b", "c")
+    assert isinstance(second, StoreUnavailable)
+    assert desk.words() == ["a", "b", "c"]
+
+
+@pytest.mark.promise("O2")
+async def test_a_write_that_no_other_would_see_is_not_made_and_not_answered(desk: Desk, patience: None) -> None:
+    desk.lost = "ksi.db is gone"
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        await desk.add("a")
+    assert desk.committer.trouble is not None
+    assert not desk.committer.trouble.held
+    assert desk.words() == []
+    desk.lost = None
+    await until(lambda: desk.committer.trouble is None)
+    assert await outcomes(desk.add("a")) == ["a"]
+
+
+async def test_a_committer_that_is_closed_while_the_database_is_held_ends(
+    desk: Desk, holder: Holder, patience: None
+) -> None:
+    holder.hold()
+    waiting = desk.add("a")
+    await asyncio.wait_for(desk.committer.close(), 10)
+    assert isinstance((await outcomes(waiting))[0], StoreUnavailable)
+
+
+async def test_a_damaged_database_is_reported_until_the_end(desk: Desk) -> None:
+    outcome, *_ = await outcomes(desk.do(lambda: fail(apsw.CorruptError("malformed"))))
+    assert isinstance(outcome, StoreUnavailable)
+    assert desk.committer.trouble is None, "it takes changes"
+    assert await outcomes(desk.add("a")) == ["a"]
+    assert desk.committer.damage is not None
+    assert "damaged (malformed)" in desk.committer.damage
+
+
 # -- one turn, one transaction ----------------------------------------------------------------------------------------
 
 
@@ -144,15 +320,52 @@ async def test_operations_of_one_turn_share_a_transaction_in_the_order_they_came
     assert desk.books.calls == ["begin", "totals", "committed"]
 
 
+async def test_an_operation_that_comes_alone_waits_for_no_other(desk: Desk) -> None:
+    alone = desk.add("a")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert alone.done()
+
+
+async def test_a_transaction_waits_some_turns_of_the_loop_while_each_brings_more(desk: Desk) -> None:
+    loop = asyncio.get_running_loop()
+    words = [f"word {number}" for number in range(MOST_PUT_OFF + 3)]
+    futures: list[asyncio.Future[str]] = []
+
+    def one_in_each_turn() -> None:
+        if len(futures) < len(words):
+            loop.call_soon(one_in_each_turn)
+            futures.append(desk.add(words[len(futures)]))
+        else:
+            all_came.set()
+
+    all_came = asyncio.Event()
+    one_in_each_turn()
+    await all_came.wait()
+    await asyncio.gather(*futures)
+    assert desk.books.calls.count("begin") == 2
+    assert desk.words() == words
+
+
 async def test_operations_of_two_turns_have_a_transaction_each(desk: Desk) -> None:
     await desk.add("a")
     await desk.add("b")
     assert len(desk.commits) == 2
-    assert desk.between == 2
+    assert desk.between == []
+
+
+@pytest.mark.promise("O9")
+async def test_work_due_between_two_transactions_is_done_off_the_loop(desk: Desk) -> None:
+    await desk.add("a")
+    desk.due = True
+    assert await outcomes(desk.add("b"), desk.add("c")) == ["b", "c"]
+    assert len(desk.between) == 1
+    assert desk.between[0].startswith("ksi-commit")
+    assert desk.words() == ["a", "b", "c"]
 
 
 @pytest.mark.promise("Q3")
-async def test_nobody_is_answered_before_the_commit(desk: Desk) -> None:
+async def test_no_operation_is_answered_before_the_commit(desk: Desk) -> None:
     seen: list[list[str]] = []
     futures = [desk.add(word) for word in ("a", "b")]
     for future in futures:
@@ -169,7 +382,7 @@ async def test_a_long_line_is_committed_in_parts_and_in_order(desk: Desk) -> Non
     assert len(desk.commits) == 3
 
 
-async def test_what_an_answer_submits_comes_in_the_next_transaction(desk: Desk) -> None:
+async def test_an_operation_submitted_by_an_answer_comes_in_the_next_transaction(desk: Desk) -> None:
     later: list[asyncio.Future[str]] = []
     desk.add("a").add_done_callback(lambda _: later.append(desk.add("c")))
     await desk.add("b")
@@ -223,7 +436,7 @@ async def test_a_fault_that_only_the_commit_shows_fails_only_the_operation_that_
     assert desk.reader.execute("SELECT count(*) FROM likes").get == 0
 
 
-async def test_what_a_guilty_operation_wrote_before_its_fault_is_not_kept(desk: Desk) -> None:
+async def test_writes_of_a_guilty_operation_before_its_fault_are_not_kept(desk: Desk) -> None:
     def half() -> None:
         desk.connection.execute("INSERT INTO word (word) VALUES ('half')")
         desk.connection.execute("no such statement")
@@ -236,13 +449,13 @@ async def test_what_a_guilty_operation_wrote_before_its_fault_is_not_kept(desk: 
     assert desk.words() == ["a"]
 
 
-async def test_a_defect_is_told_to_its_caller_as_it_is(desk: Desk) -> None:
+async def test_a_defect_is_reported_to_its_caller_unchanged(desk: Desk) -> None:
     defect = LookupError("a defect")
     assert await outcomes(desk.add("a"), desk.do(lambda: fail(defect)), desk.add("b")) == ["a", defect, "b"]
     assert desk.words() == ["a", "b"]
 
 
-async def test_a_full_disk_is_told_as_such(desk: Desk) -> None:
+async def test_a_full_disk_is_reported_as_such(desk: Desk) -> None:
     (error,) = await outcomes(desk.do(lambda: fail(apsw.FullError("no space"))))
     assert isinstance(error, StoreFull)
     assert error.retryable
@@ -260,7 +473,7 @@ async def test_a_database_that_cannot_be_begun_fails_all_of_the_turn_and_the_nex
 
 
 @pytest.mark.parametrize("broken", [1, 2, 3])
-async def test_a_fault_of_the_roll_back_leaves_nobody_without_an_answer(desk: Desk, broken: int) -> None:
+async def test_a_fault_of_the_roll_back_leaves_no_operation_without_an_answer(desk: Desk, broken: int) -> None:
     await desk.add("there")
     desk.books.broken = broken
     answers = await outcomes(desk.add("a"), desk.add("there"), desk.add("b"))
@@ -269,7 +482,7 @@ async def test_a_fault_of_the_roll_back_leaves_nobody_without_an_answer(desk: De
     assert await asyncio.wait_for(desk.add("later"), 10) == "later"
 
 
-async def test_a_caller_that_gave_up_takes_nothing_back_and_harms_nobody(desk: Desk) -> None:
+async def test_a_caller_that_gave_up_withdraws_nothing_and_harms_no_other(desk: Desk) -> None:
     gone, other = desk.add("a"), desk.add("b")
     gone.cancel()
     assert await other == "b"
@@ -283,7 +496,7 @@ async def test_a_caller_that_gave_up_takes_nothing_back_and_harms_nobody(desk: D
 KINDS = ("write", "refuse", "fault", "defect", "orphan")
 
 
-@settings(max_examples=30)
+@settings(max_examples=effort(30, 300))
 @given(turns=st.lists(st.lists(st.sampled_from(KINDS), min_size=1, max_size=6), max_size=4), off_loop=st.booleans())
 async def test_whatever_happens_each_operation_has_its_own_answer_and_the_good_ones_are_there_in_order(
     turns: list[list[str]], off_loop: bool
@@ -356,7 +569,7 @@ async def test_a_fault_of_a_commit_off_the_loop_fails_only_the_guilty(desk: Desk
     assert desk.words() == ["a", "b", "c"]
 
 
-async def test_fast_commits_stay_on_the_loop_where_one_was_slow(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fast_commits_stay_on_the_loop_after_a_slow_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 0.015])
     monkeypatch.setattr(time, "perf_counter", lambda: next(moments, 1.0))
     for word in "abc":
@@ -369,7 +582,7 @@ async def test_fast_commits_stay_on_the_loop_where_one_was_slow(desk: Desk, monk
 
 @pytest.mark.promise("Q3")
 @pytest.mark.parametrize("off_loop", [False, True])
-async def test_close_finishes_what_was_submitted_and_then_takes_no_more(desk: Desk, off_loop: bool) -> None:
+async def test_close_finishes_submitted_operations_and_then_accepts_no_more(desk: Desk, off_loop: bool) -> None:
     if off_loop:
         desk.committer._commit_time = 1.0
     words = [f"{number:04}" for number in range(BATCH + 5)]
@@ -387,7 +600,7 @@ async def test_close_with_nothing_to_do_is_over_at_once(desk: Desk) -> None:
     assert desk.commits == []
 
 
-async def test_close_ends_where_nothing_can_be_committed_any_more(desk: Desk) -> None:
+async def test_close_ends_if_nothing_can_be_committed_any_more(desk: Desk) -> None:
     other = apsw.Connection(desk.connection.filename)
     other.execute("BEGIN IMMEDIATE")
     lost = desk.add("a")
@@ -408,7 +621,7 @@ def poisoned(name: str, conversation: str, at: int) -> NewRequest:
 
 @pytest.mark.promise("Q3", "Q8")
 @pytest.mark.parametrize("bad_at", [0, 1, 2])
-async def test_a_store_counts_and_knows_only_what_was_committed_after_a_fault(tmp_path: Path, bad_at: int) -> None:
+async def test_a_store_counts_and_knows_only_committed_changes_after_a_fault(tmp_path: Path, bad_at: int) -> None:
     """The batch is done again one by one: what the ledger had in memory of it must be forgotten first."""
     moment = Moment(1_000_000, 1_000_000)
     store = SqliteStore(tmp_path / "ksi.db", StoreRules(), Chance(random.Random(1)))
@@ -445,7 +658,7 @@ async def test_a_store_counts_and_knows_only_what_was_committed_after_a_fault(tm
 
 
 @pytest.mark.promise("Q3")
-async def test_a_transaction_is_synced_where_one_of_its_answers_is_a_promise(desk: Desk) -> None:
+async def test_a_transaction_is_synced_if_one_of_its_answers_is_a_promise(desk: Desk) -> None:
     await desk.do(lambda: None, lasting=False)
     assert not desk.synced
     await outcomes(desk.do(lambda: None, lasting=False), desk.add("a"), desk.do(lambda: None, lasting=False))
@@ -453,7 +666,7 @@ async def test_a_transaction_is_synced_where_one_of_its_answers_is_a_promise(des
 
 
 @pytest.mark.promise("Q3")
-async def test_what_turns_out_to_be_a_promise_is_written_anew_and_synced(desk: Desk) -> None:
+async def test_a_write_that_turns_out_to_be_a_promise_is_repeated_and_synced(desk: Desk) -> None:
     def operation() -> str:
         desk.connection.execute("INSERT INTO word (word) VALUES ('a')")
         desk.books.must_last = True
@@ -466,7 +679,7 @@ async def test_what_turns_out_to_be_a_promise_is_written_anew_and_synced(desk: D
 
 
 @pytest.mark.promise("Q3")
-async def test_a_promise_about_what_was_written_before_it_is_kept_too(desk: Desk) -> None:
+async def test_a_promise_about_an_earlier_write_is_kept_too(desk: Desk) -> None:
     await desk.do(lambda: desk.connection.execute("INSERT INTO word (word) VALUES ('a')"), lasting=False)
     assert "touch" not in desk.books.calls
     await desk.do(lambda: None)
@@ -487,7 +700,7 @@ async def test_after_a_fault_all_is_synced_until_a_sync_succeeds(desk: Desk) -> 
     assert not desk.synced
 
 
-async def test_where_a_loss_of_power_is_not_provided_for_nothing_is_synced(tmp_path: Path) -> None:
+async def test_with_durability_normal_nothing_is_synced(tmp_path: Path) -> None:
     desk = Desk(str(tmp_path / "words.db"), durable=False)
     await desk.do(lambda: None, lasting=False)
     await desk.add("a")
@@ -498,7 +711,7 @@ async def test_where_a_loss_of_power_is_not_provided_for_nothing_is_synced(tmp_p
 
 
 @pytest.mark.promise("Q3")
-async def test_only_a_request_that_nobody_was_promised_and_that_runs_at_once_is_not_synced(tmp_path: Path) -> None:
+async def test_only_a_request_without_a_promise_that_runs_at_once_is_not_synced(tmp_path: Path) -> None:
     moment, offers = Moment(1_000_000, 1_000_000), [Offer("r", "p", 9)]
     store = SqliteStore(tmp_path / "ksi.db", StoreRules(), Chance(random.Random(1)))
     await store.open(moment, lambda: None)

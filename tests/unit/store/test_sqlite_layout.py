@@ -12,8 +12,8 @@ from ksi.clock import Chance, Moment
 from ksi.errors import StoreVersion
 from ksi.request import State
 from ksi.store.chains import ChainLimits, Membership
-from ksi.store.sqlite import APPLICATION, LAYOUT, SqliteStore
-from ksi.store.statements import read_sql
+from ksi.store.sqlite.statements import read_sql
+from ksi.store.sqlite.store import APPLICATION, LAYOUT, SqliteStore
 from ksi.store.values import NewRequest, Offer, StoreRules
 
 HERE = Path(__file__).parent
@@ -53,10 +53,10 @@ def store_at(path: Path) -> SqliteStore:
 
 
 def layout_of(connection: apsw.Connection) -> dict[str, object]:
-    """Tables with their columns, in whatever order, and indexes as they were written."""
+    """Tables with their columns, in whatever order, and indexes, triggers and views as they were written."""
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
     columns = {table: sorted(row[1:] for row in connection.execute(f"PRAGMA table_info({table})")) for table in tables}
-    indexes = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger') ORDER BY name"
+    indexes = "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger', 'view') ORDER BY name"
     return {"tables": columns, "indexes": connection.execute(indexes).fetchall()}
 
 
@@ -75,7 +75,7 @@ async def test_an_old_database_has_the_new_layout_when_it_is_opened(tmp_path: Pa
 
 
 @pytest.mark.promise("C5")
-async def test_what_an_old_database_held_goes_on(tmp_path: Path) -> None:
+async def test_the_contents_of_an_old_database_stay_valid(tmp_path: Path) -> None:
     old_database(tmp_path / "ksi.db")
     store = store_at(tmp_path / "ksi.db")
     await store.open(NOW, lambda: None)
@@ -83,7 +83,7 @@ async def test_what_an_old_database_held_goes_on(tmp_path: Path) -> None:
     assert view is not None
     assert (view.state, view.answer and view.answer.text, view.chain) == (State.COMPLETED, "answer", None)
     (turn,) = await store.history(1, 1_000)
-    assert (turn.text, turn.reminders) == ("answer", ())
+    assert (turn.text, turn.content, turn.reminders) == ("answer", (), ())
     (claim,) = (await store.claim((OFFER,), 5, NOW)).started
     assert (claim.request_id, claim.fence, claim.chain, claim.reminders) == ("waits", 8, None, ())
     limits = ChainLimits(max_depth=3, token_budget=1_000, time_window=10**18)

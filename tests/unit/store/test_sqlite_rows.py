@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ksi.errors import InvalidData
 from ksi.request import Attempt, Outcome, Priority, State, Usage
-from ksi.store.sqlite_rows import (
+from ksi.store.sqlite.rows import (
     STATE_CODES,
     STATES,
     Row,
@@ -27,7 +27,7 @@ from ksi.store.sqlite_rows import (
     read_session,
     write_cursor,
 )
-from ksi.store.statements import read_sql
+from ksi.store.sqlite.statements import read_sql
 from ksi.store.values import Fork, LineEntry, Listing
 
 counts = st.integers(0, 2**53)
@@ -58,6 +58,7 @@ attempts = st.builds(
     provider_session=maybe_text,
     last_message=maybe_text,
     fork=maybe_text,
+    content=st.just(()) | st.just(({"type": "thinking", "thinking": "é", "signature": "s"},)),
     error=maybe_text,
     message=maybe_text,
     first_token_us=st.none() | st.integers(-(2**40), 2**40),
@@ -90,6 +91,7 @@ NOT_KEPT = {"node"}
 def test_every_field_of_an_attempt_is_tried_above() -> None:
     whole: dict[str, Any] = {"number": 1, "provider": "p", "outcome": "failed", "started_at": 1, "finished_at": 2}
     others: dict[str, Any] = {"usage": Usage(input_tokens=5), "mcp": True, "raw": b"{}", "first_token_us": 3}
+    others["content"] = ({"type": "tool_use", "id": "a", "name": "look", "input": {"x": [1]}},)
     for field in msgspec.structs.fields(Attempt):
         if field.name in whole or field.name in NOT_KEPT:
             continue
@@ -141,7 +143,7 @@ def test_the_layout_speaks_of_the_same_numbers() -> None:
 
 def test_a_listing_s_line_has_its_words_and_no_model_is_an_empty_one() -> None:
     values = ("r", "talk", STATE_CODES[State.RETRYING], int(Priority.LOW), None, "agent", 2, 10, 20, 11, None, "p", "e")
-    row = read_request_row((*values, "why", 15))
+    row = read_request_row((*values, "why", 15, None))
     assert (row.request_id, row.conversation, row.state, row.priority) == ("r", "talk", State.RETRYING, Priority.LOW)
     assert (row.model, row.agent_id, row.attempt) == ("", "agent", 2)
     assert (row.enqueued_at, row.due, row.started_at, row.finished_at) == (10, 20, 11, None)
@@ -158,7 +160,7 @@ def test_a_session_s_view_has_its_agents_and_its_lock_as_a_truth() -> None:
     assert read_session((*row, 0), ()).locked is False
 
 
-def test_a_free_lock_has_nobody() -> None:
+def test_a_free_lock_has_no_holder() -> None:
     view = read_lock("talk", (None,) * 7, 0)
     assert (view.holder, view.external, view.state, view.since) == (None, False, None, None)
     assert (view.expires_at, view.fence, view.metadata) == (None, None, None)
@@ -233,7 +235,7 @@ def forged(value: Any) -> str:
         forged([5, 1, "a"]),
     ],
 )
-def test_what_is_no_cursor_of_this_list_is_refused(cursor: str) -> None:
+def test_a_foreign_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(InvalidData) as caught:
         read_cursor(Listing.WAITING, cursor, (0, ""))
     assert caught.value.path == "cursor"

@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from ksi.clock import Chance, Moment
 from ksi.errors import StoreUnavailable
-from ksi.store import sqlite_usage
-from ksi.store.sqlite import SqliteStore
-from ksi.store.sqlite_usage import SLACK
+from ksi.store.sqlite import usage as sqlite_usage
+from ksi.store.sqlite.store import SqliteStore
+from ksi.store.sqlite.usage import SLACK
 from ksi.store.usage import Tariff, UsageQuery, UsageReport, UsageSums
 from ksi.store.values import StoreRules
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from ksi.store import statements as module
-from ksi.store.statements import load_statements, read_sql
+from ksi.store.sqlite import statements as module
+from ksi.store.sqlite.statements import load_statements, read_sql
 from ksi.store.values import Listing
 
 SOURCE = Path(module.__file__).parent

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from ksi.errors import InternalError, NotFound, QueueFull
-from ksi.event_bus import News
-from ksi.event_types import CompletionData, ReleaseReply, RequestReply
-from ksi.events import SPECS
+from ksi.events.bus import News
+from ksi.events.completions import CompletionData, RequestReply
+from ksi.events.conversations import ReleaseReply
+from ksi.events.specs import SPECS
 from ksi.testing import SimulatedClock
 from ksi.transports.dispatch import LATER, Dispatcher, Exchange, Handler
+from tests.effort import effort
 
 INCOMING = sorted(name for name, spec in SPECS.items() if spec.incoming)
 OUTGOING = sorted(name for name, spec in SPECS.items() if not spec.incoming)
@@ -36,8 +38,9 @@ class Wire:
     def news(self, news: News) -> None:
         self.push(news.line())
 
-    def settle(self) -> None:
+    def answer(self, line: bytes) -> None:
         self.settled += 1
+        self.push(line)
 
     def replies(self) -> list[dict[str, Any]]:
         """What was sent, as JSON."""
@@ -197,7 +200,7 @@ async def test_every_mistake_has_a_code_and_the_connection_lives_on(service: Ser
 
 
 @pytest.mark.promise("S1")
-@settings(max_examples=200)
+@settings(max_examples=effort(200, 2000))
 @given(st.binary(max_size=60) | st.text(max_size=30).map(str.encode))
 async def test_any_bytes_get_one_answer(line: bytes) -> None:
     service, wire = Service(), Wire()
@@ -214,7 +217,7 @@ async def test_an_error_keeps_the_event_s_name_and_correlation_id(service: Servi
 
 
 @pytest.mark.promise("S1")
-async def test_an_unknown_event_is_told_with_a_guess(service: Service) -> None:
+async def test_an_unknown_event_is_refused_with_a_guess(service: Service) -> None:
     reply = await service.say("completion:asinc")
     assert "'completion:async'" in reply["error"]["message"]
     assert reply["error"]["details"] == {"nearest": "completion:async"}
@@ -225,11 +228,11 @@ async def test_an_unknown_event_is_told_with_a_guess(service: Service) -> None:
 
 @pytest.mark.promise("S1")
 @pytest.mark.parametrize("event", OUTGOING)
-async def test_what_only_the_daemon_sends_is_not_taken(service: Service, event: str) -> None:
+async def test_an_event_that_only_the_daemon_sends_is_not_accepted(service: Service, event: str) -> None:
     assert (await service.say(event))["error"]["code"] == "invalid_direction"
 
 
-async def test_what_a_service_says_no_with_goes_over_the_wire_with_its_facts(service: Service) -> None:
+async def test_a_service_s_refusal_goes_over_the_wire_with_its_facts(service: Service) -> None:
     service.error = QueueFull("full; try again later", limit=5, nothing=None)
     reply = await service.say("completion:async", data={"prompt": "x"})
     assert reply["error"] == {

@@ -16,15 +16,19 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from ksi.config import Socket
+from ksi.clock import SystemStopwatch
+from ksi.config.schema import Socket
 from ksi.errors import ConfigError
-from ksi.platforms import SOCKET_PATH_LIMIT, find_socket, peer_uid, socket_place
+from ksi.host.platforms import SOCKET_PATH_LIMIT, find_socket, peer_uid, socket_place
 from ksi.testing import SimulatedClock, settle_down
 from ksi.transports.dispatch import Connection, Dispatcher
+from ksi.transports.outbox import BURST, MOST_ANSWERS
+from ksi.transports.rota import Budget
 from ksi.transports.unix_socket import (
-    BURST,
     HALF_CLOSED_LOOK,
     IN_FLIGHT,
+    IN_TURN,
+    LONG_LINE,
     SocketConnection,
     UnixSocket,
 )
@@ -39,6 +43,8 @@ class FakeTransport:
         self.closed = False
         self.aborted = False
         self.reading = True
+        self.buffered = 0
+        self.looked = 0
 
     def get_extra_info(self, name: str) -> socket.socket:
         assert name == "socket"
@@ -61,6 +67,10 @@ class FakeTransport:
         assert not self.reading
         self.reading = True
 
+    def get_write_buffer_size(self) -> int:
+        self.looked += 1
+        return self.buffered
+
     def events(self) -> list[dict[str, Any]]:
         """What was written, line by line."""
         return [msgspec.json.decode(line) for line in b"".join(self.writes).splitlines()]
@@ -79,8 +89,7 @@ class Echo:
         self.lines.append(line)
         await self.go_on.wait()
         if not self.later:
-            connection.push(b'"' + line + b'"\n')
-            connection.settle()
+            connection.answer(b'"' + line + b'"\n')
 
 
 class Door:
@@ -163,6 +172,7 @@ async def test_reading_waits_while_too_much_is_served_and_goes_on_later(door: Do
     connection, transport = door.connect()
     door.echo.go_on.clear()
     connection.data_received(b"x\n" * (IN_FLIGHT - 1))
+    await settle_down()
     assert transport.reading
     connection.data_received(b"x\n")
     assert not transport.reading
@@ -170,6 +180,136 @@ async def test_reading_waits_while_too_much_is_served_and_goes_on_later(door: Do
     await settle_down()
     assert transport.reading
     assert len(transport.events()) == IN_FLIGHT
+
+
+async def test_the_lines_of_one_client_take_turns_and_nothing_is_read_meanwhile(door: Door) -> None:
+    connection, transport = door.connect()
+    other, _ = door.connect()
+    connection.data_received(b"x\n" * (3 * IN_TURN))
+    assert not transport.reading, "what came is begun first"
+    other.data_received(b"y\n")
+    await settle_down()
+    begun = door.echo.lines
+    assert begun.index(b"y") <= 2 * IN_TURN, "the other client is not behind all of them"
+    assert len(begun) == 3 * IN_TURN + 1
+    assert transport.reading
+
+
+class OneInTurn(Budget):
+    """There is time for one line in each turn of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemStopwatch(), 0.0)
+        self.asked = 0
+        self._taken = False
+
+    def spent(self, who: object) -> bool:
+        self.asked += 1
+        if not self._taken:
+            self._taken = True
+            asyncio.get_running_loop().call_soon(self._next)
+            return False
+        return True
+
+    def _next(self) -> None:
+        self._taken = False
+
+
+@pytest.mark.promise("O9")
+async def test_where_turns_have_little_time_few_lines_are_begun_in_vain(door: Door) -> None:
+    door.server.budget = budget = OneInTurn()
+    connection, _ = door.connect()
+    lines = [b"%d" % number for number in range(2 * IN_TURN)]
+    connection.data_received(b"\n".join(lines) + b"\n")
+    await settle_down(10 * IN_TURN)
+    assert door.echo.lines == lines
+    assert budget.asked <= 5 * len(lines), "each turn began as many as if it had time for all"
+
+
+async def test_a_client_whose_answers_wait_is_not_served_further_and_never_disconnected(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.pause_writing()
+    connection.data_received(b"x\n" * 5)
+    await settle_down()
+    assert door.echo.lines == []
+    assert not transport.reading
+    connection.resume_writing()
+    await settle_down()
+    assert len(door.echo.lines) == 5
+    assert transport.reading
+
+
+async def test_lines_that_were_begun_when_the_answers_began_to_wait_are_put_back_in_order(door: Door) -> None:
+    connection, transport = door.connect()
+    connection.data_received(b"".join(b"%d\n" % number for number in range(3)))
+    connection.pause_writing()
+    await settle_down()
+    assert door.echo.lines == []
+    assert not transport.reading
+    connection.data_received(b"3\n")
+    connection.resume_writing()
+    await settle_down()
+    assert door.echo.lines == [b"0", b"1", b"2", b"3"]
+    assert transport.reading
+
+
+@pytest.mark.promise("R1")
+async def test_the_input_of_a_client_that_left_is_served_to_the_end(door: Door) -> None:
+    connection, _ = door.connect()
+    connection.data_received(b"x\n" * (2 * IN_TURN))
+    connection.pause_writing()
+    await settle_down()
+    connection.connection_lost(None)
+    await settle_down()
+    assert len(door.echo.lines) == 2 * IN_TURN
+
+
+async def test_a_client_that_left_is_taken_away_again_when_its_last_line_is_served(door: Door) -> None:
+    """What it asked for last may have entered something on its behalf after it was gone."""
+    connection, _ = door.connect()
+    door.echo.go_on.clear()
+    connection.data_received(b"x\n")
+    await settle_down()
+    connection.connection_lost(None)
+    await settle_down()
+    assert door.gone == [connection]
+    door.echo.go_on.set()
+    await settle_down()
+    assert door.gone == [connection, connection]
+
+
+@pytest.mark.promise("S4")
+async def test_all_clients_together_hold_unfinished_lines_up_to_one_bound(tmp_path: Path, doors: list[Door]) -> None:
+    doors.append(Door(tmp_path, max_line=1_000, max_input=2_000))
+    clients = [doors[0].connect() for _ in range(3)]
+    for connection, _ in clients[:2]:
+        connection.data_received(b"x" * 900)
+    with capture_logs() as logs:
+        clients[2][0].data_received(b"y" * 900)
+    assert [transport.closed for _, transport in clients] == [True, True, False]
+    (event,) = clients[0][1].events()
+    error = event["error"]
+    assert (error["code"], error["retryable"], error["details"]) == ("too_much_input", True, {"limit": 2_000})
+    assert [entry["code"] for entry in logs] == ["too_much_input"] * 2
+    clients[0][0].data_received(b"more\n")
+    clients[2][0].data_received(b"\n")
+    await settle_down()
+    assert doors[0].echo.lines == [b"y" * 900]
+
+
+@pytest.mark.promise("S4")
+async def test_long_lines_of_a_client_that_does_not_read_count_as_unfinished_ones(
+    tmp_path: Path, doors: list[Door]
+) -> None:
+    doors.append(Door(tmp_path, max_line=2 * LONG_LINE, max_input=1))
+    deaf = [doors[0].connect() for _ in range(2)]
+    for connection, _ in deaf:
+        connection.pause_writing()
+        connection.data_received(b"x" * (2 * LONG_LINE - 1) + b"\n")
+    assert [transport.closed for _, transport in deaf] == [False, False]
+    late, _ = doors[0].connect()
+    late.data_received(b"x" * LONG_LINE)
+    assert [transport.closed for _, transport in deaf] == [True, False]
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -191,13 +331,13 @@ async def test_a_burst_does_not_wait_for_the_turn_s_end(door: Door) -> None:
     connection.push(b"x" * BURST)
     assert transport.writes == []
     connection.push(b"y\n")
-    assert [len(data) for data in transport.writes] == [BURST + 2]
+    assert [len(data) for data in transport.writes] == [BURST, 2]
     await settle_down()
-    assert len(transport.writes) == 1
+    assert len(transport.writes) == 2
 
 
 @pytest.mark.promise("S4")
-async def test_what_a_paused_client_does_not_read_is_kept_in_order(door: Door) -> None:
+async def test_output_that_a_paused_client_does_not_read_is_kept_in_order(door: Door) -> None:
     connection, transport = door.connect()
     connection.pause_writing()
     for number in range(3):
@@ -210,7 +350,9 @@ async def test_what_a_paused_client_does_not_read_is_kept_in_order(door: Door) -
 
 
 @pytest.mark.promise("S4")
-async def test_a_client_that_reads_too_little_is_let_go_with_the_reason(tmp_path: Path, doors: list[Door]) -> None:
+async def test_a_client_that_reads_too_little_is_disconnected_with_the_reason(
+    tmp_path: Path, doors: list[Door]
+) -> None:
     doors.append(Door(tmp_path, max_backlog=1_000))
     connection, transport = doors[0].connect()
     connection.pause_writing()
@@ -228,6 +370,41 @@ async def test_a_client_that_reads_too_little_is_let_go_with_the_reason(tmp_path
     assert len(transport.events()) == 1
 
 
+@pytest.mark.promise("S4")
+@pytest.mark.parametrize("reads", [True, False])
+async def test_too_many_answers_cost_only_those_their_connection_who_read_nothing(
+    tmp_path: Path, doors: list[Door], reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ksi.transports.outbox.READS", 0.01)
+    doors.append(Door(tmp_path, max_backlog=1_000))
+    connection, transport = doors[0].connect()
+    connection.answer(b"x" * 5_000 + b"\n")
+    await settle_down()
+    transport.buffered = 5_001
+    connection.pause_writing()
+    connection.answer(b"y" * 2_000 + b"\n")
+    assert not transport.closed
+    async with asyncio.timeout(10):
+        while transport.looked < 5 and not transport.closed:
+            transport.buffered -= 100 * reads
+            await asyncio.sleep(0)
+    assert transport.closed is not reads
+    connection.resume_writing()
+    await settle_down()
+    assert (b"yy" in b"".join(transport.writes)) is reads
+
+
+@pytest.mark.promise("S4")
+async def test_answers_are_bounded_for_a_client_that_reads_too(tmp_path: Path, doors: list[Door]) -> None:
+    doors.append(Door(tmp_path, max_backlog=1_000))
+    connection, transport = doors[0].connect()
+    connection.pause_writing()
+    connection.answer(b"x" * (MOST_ANSWERS * 1_000))
+    assert not transport.closed
+    connection.answer(b"y")
+    assert transport.closed
+
+
 async def test_nothing_is_written_to_a_client_that_is_gone(door: Door) -> None:
     connection, transport = door.connect()
     connection.push(b"before\n")
@@ -239,7 +416,7 @@ async def test_nothing_is_written_to_a_client_that_is_gone(door: Door) -> None:
     assert door.server.connections == 0
 
 
-async def test_the_daemon_s_stop_sends_what_is_there_and_closes(door: Door) -> None:
+async def test_the_daemon_s_stop_sends_pending_lines_and_closes(door: Door) -> None:
     connection, transport = door.connect()
     connection.pause_writing()
     connection.push(b"last words\n")
@@ -256,7 +433,7 @@ async def test_the_daemon_s_stop_sends_what_is_there_and_closes(door: Door) -> N
 
 
 @pytest.mark.promise("S1")
-async def test_who_sends_no_more_gets_what_it_is_owed_and_is_closed_then(door: Door) -> None:
+async def test_a_client_that_sends_no_more_gets_its_outstanding_lines_and_is_closed_then(door: Door) -> None:
     connection, transport = door.connect()
     door.echo.go_on.clear()
     connection.data_received(b"one\nlast without an end")
@@ -269,7 +446,7 @@ async def test_who_sends_no_more_gets_what_it_is_owed_and_is_closed_then(door: D
     assert transport.closed
 
 
-async def test_who_sends_no_more_and_is_owed_nothing_is_closed(door: Door) -> None:
+async def test_a_client_that_sends_no_more_without_outstanding_lines_is_closed(door: Door) -> None:
     connection, transport = door.connect()
     connection.data_received(b"one\n")
     await settle_down()
@@ -277,7 +454,7 @@ async def test_who_sends_no_more_and_is_owed_nothing_is_closed(door: Door) -> No
     assert transport.closed
 
 
-async def test_who_sends_no_more_and_waits_for_something_stays_until_it_came(door: Door) -> None:
+async def test_a_client_that_sends_no_more_and_waits_stays_until_its_result_came(door: Door) -> None:
     connection, transport = door.connect()
     door.waits = True
     connection.eof_received()
@@ -297,8 +474,7 @@ async def test_a_later_answer_that_is_still_owed_keeps_the_connection(door: Door
     connection.eof_received()
     await settle_down()
     assert not transport.closed
-    connection.push(b"answer\n")
-    connection.settle()
+    connection.answer(b"answer\n")
     await settle_down()
     assert transport.writes == [b"answer\n"]
     assert transport.closed
@@ -341,6 +517,7 @@ async def test_a_half_closed_client_for_which_nothing_can_come_any_more_is_close
     door.pairs[0][1].shutdown(socket.SHUT_WR)
     connection.eof_received()
     door.waits = False
+    await settle_down()
     await door.clock.advance(HALF_CLOSED_LOOK)
     assert transport.closed
     assert not transport.aborted
@@ -387,7 +564,7 @@ async def test_only_this_user_and_root_come_in(door: Door, uid: int, welcome: bo
 
 
 @pytest.mark.promise("S4")
-async def test_one_client_too_many_is_told_so_and_the_others_stay(tmp_path: Path, doors: list[Door]) -> None:
+async def test_one_client_too_many_is_refused_and_the_others_stay(tmp_path: Path, doors: list[Door]) -> None:
     doors.append(Door(tmp_path, max_connections=2))
     inside = [doors[0].connect() for _ in range(2)]
     _, refused = doors[0].connect()
@@ -441,7 +618,7 @@ async def test_a_stale_socket_is_taken_over(door: Door, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-async def test_what_is_no_socket_is_left_alone(door: Door, tmp_path: Path, kind: str) -> None:
+async def test_a_path_that_is_no_socket_is_not_touched(door: Door, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "daemon.sock"
     if kind == "file":
         path.write_text("precious")
@@ -507,5 +684,76 @@ async def test_a_folder_that_is_not_there_is_named(door: Door, tmp_path: Path) -
         await at(Path("/nowhere/d.sock"), door).start()
 
 
-async def test_to_stop_what_never_started_is_harmless(door: Door) -> None:
+async def test_stopping_an_unstarted_socket_is_harmless(door: Door) -> None:
     await door.server.stop()
+
+
+# -- a path that was taken away ---------------------------------------------------------------------------------------
+
+
+async def echoed(path: Path) -> bool:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"hello\n")
+    answer = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await writer.wait_closed()
+    return answer == b'"hello"\n'
+
+
+@pytest.mark.promise("O2")
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced by a stale one"])
+async def test_a_socket_that_was_taken_away_is_bound_again_and_clients_stay(
+    door: Door, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "daemon.sock"
+    await door.server.start()
+    assert await door.server.restore() is False
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    if how == "moved":
+        path.rename(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+    if how.startswith("replaced"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+            stale.bind(str(path))
+    assert not door.server.is_served_by_another()
+    assert await door.server.restore() is True
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert await echoed(path)
+    assert await door.server.restore() is False
+    writer.write(b"hello\n")
+    assert await asyncio.wait_for(reader.readline(), 5) == b'"hello"\n'
+    writer.close()
+    await writer.wait_closed()
+    await door.server.stop()
+    assert not path.exists()
+
+
+@pytest.mark.promise("O2")
+async def test_a_socket_that_another_process_listens_on_is_not_touched(door: Door, tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    await door.server.start()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen()
+        theirs = path.stat().st_ino
+        assert door.server.is_served_by_another()
+        with pytest.raises(ConfigError, match="another process listens"):
+            await door.server.restore()
+        with pytest.raises(ConfigError, match="another process listens"):
+            at(path, door).bind()
+        await door.server.stop()
+        assert path.stat().st_ino == theirs, "nobody removes what is not his"
+
+
+@pytest.mark.promise("O2")
+async def test_a_file_in_the_socket_s_place_is_named_and_not_touched(door: Door, tmp_path: Path) -> None:
+    path = tmp_path / "daemon.sock"
+    await door.server.start()
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="is no socket"):
+        await door.server.restore()
+    await door.server.stop()
+    assert path.read_text() == "precious"

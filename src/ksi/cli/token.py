@@ -1,0 +1,103 @@
+"""`ksi token`: access by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from ksi.cli.render import clock_time, json_line, note, say, table
+from ksi.cli.settings import Settings, json_option, pass_settings
+from ksi.cli.status import ask_one
+from ksi.request import PRIORITY_WORDS
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  ksi token create nightly --priority background
+  ksi token list
+  ksi token revoke nightly
+  ksi token renew
+"""
+)
+def token() -> None:
+    """Make, list and revoke tokens for HTTP.
+
+    The daemon stores hashes only: a secret is printed once, when it is made. The owner's token is in var/run/token.
+    """
+
+
+@token.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    type=click.Choice(["submit", "read", "operate"]),
+    default="submit",
+    show_default=True,
+    help="submit: send requests, and look at its own; read: look at everything, too; operate: change everything, too.",
+)
+@click.option(
+    "--priority", type=click.Choice(list(PRIORITY_WORDS)), help="The priority of its requests that name none."
+)
+@json_option
+@pass_settings
+def create(settings: Settings, name: str, scope: str, priority: str | None, as_json: bool) -> None:
+    """Make a token and print its secret, which is not shown again."""
+    data = {"name": name, "scope": scope} | ({} if priority is None else {"priority": priority})
+    reply = _ask(settings, "token:create", data)
+    if as_json:
+        json_line(reply)
+        return
+    note(f"ksi: token {name} with the scope {scope}; its secret is not shown again:")
+    say(f"{reply['token']}")
+
+
+@token.command("list")
+@json_option
+@pass_settings
+def list_tokens(settings: Settings, as_json: bool) -> None:
+    """List the tokens except the owner's."""
+    _show(_ask(settings, "token:list"), as_json=as_json)
+
+
+@token.command()
+@click.argument("name")
+@json_option
+@pass_settings
+def revoke(settings: Settings, name: str, as_json: bool) -> None:
+    """Revoke a token at once, and close its open connections."""
+    reply = _ask(settings, "token:revoke", {"name": name})
+    if as_json:
+        json_line(reply)
+    else:
+        say(f"{name} is revoked")
+
+
+@token.command()
+@json_option
+@pass_settings
+def renew(settings: Settings, as_json: bool) -> None:
+    """Replace the owner's token; the old one is revoked at once."""
+    reply = _ask(settings, "token:renew")
+    if as_json:
+        json_line(reply)
+    else:
+        say(f"the owner's new token is in {reply['path']}")
+
+
+def _ask(settings: Settings, event: str, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    return asyncio.run(ask_one(settings, event, data))
+
+
+def _show(reply: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        for one in reply["tokens"]:
+            json_line(one)
+        return
+    rows = [
+        (one["name"], one["scope"], one.get("priority") or "", clock_time(one["created_at"]) or "")
+        for one in reply["tokens"]
+    ]
+    table(("name", "scope", "priority", "made"), rows)

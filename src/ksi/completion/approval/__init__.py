@@ -1,0 +1,1 @@
+"""Requests that wait for a person: the reasons of their waits, and the answers."""

@@ -1,0 +1,252 @@
+"""The budgets that hold now: the caps of requests, the usage of calls, and the notices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from ksi.budgets.rules import NANO, Ask, Budget, Caps, Demand, Notice, Raise, Spent, Unit, caps_at
+from ksi.clock import MICROSECONDS, Clock
+from ksi.completion.pool.routes import model_at, parse_route
+from ksi.completion.usage.prices import Prices
+from ksi.content.blocks import size_of, weight_of
+from ksi.errors import BudgetExceeded, FailureClass, InvalidData
+from ksi.events.budget import BudgetPush
+from ksi.events.bus import EventBus
+from ksi.providers.base import Capabilities
+from ksi.request import Attempt, Outcome, RequestBody, Usage, said_chars
+from ksi.store.chains import Aftermath, FollowUp
+from ksi.store.rules.budgets import UNSAID_OUTPUT, amount, figure
+from ksi.store.usage import PRICE_SLICE, rates_for
+from ksi.tokens import BYTES_PER_TOKEN, CHARACTERS_PER_TOKEN
+
+PER_TOKEN = NANO // 1_000_000
+"""Nanodollars for a token, of a price in US dollars for a million."""
+
+NOTHING_SENT = frozenset(
+    {
+        FailureClass.RATE_LIMITED,
+        FailureClass.OVERLOADED,
+        FailureClass.AUTHENTICATION,
+        FailureClass.BILLING,
+        FailureClass.MODEL_NOT_FOUND,
+        FailureClass.INVALID_REQUEST,
+        FailureClass.CONTEXT_TOO_LONG,
+        FailureClass.UNSUPPORTED,
+    }
+)
+"""Failures of calls on which no model worked."""
+
+
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The operators' settings, as stored."""
+
+    budgets: tuple[Budget, ...] = ()
+    raises: tuple[Raise, ...] = ()
+
+
+class BudgetBook:
+    """The configured budgets and those that operators set, as they are at any moment."""
+
+    def __init__(
+        self,
+        configured: Iterable[Budget],
+        prices: Prices,
+        providers: Mapping[str, Capabilities],
+        bus: EventBus,
+        clock: Clock,
+    ) -> None:
+        self.configured = tuple(configured)
+        self.kept = Kept()
+        self._prices = prices
+        self._providers = providers
+        self._bus = bus
+        self._clock = clock
+        self._caps: Caps | None = None
+        self._until = 0
+        self._refusals: dict[tuple[str, str], int] = {}
+        """The end of the time for which a refusal was reported."""
+        self.on_notice: list[Callable[[Notice], None]] = []
+        """Called with each notice."""
+        self._log = structlog.get_logger("ksi.budgets")
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """All budgets. One that was set under a configured one's name replaces it."""
+        taken = {budget.name for budget in self.kept.budgets}
+        return (*(one for one in self.configured if one.name not in taken), *self.kept.budgets)
+
+    def take(self, kept: Kept) -> None:
+        """Apply the operators' settings."""
+        self.kept = kept
+        self._caps = None
+
+    def caps(self, now: int) -> Caps:
+        """The budgets as they are now; `now` is wall time in microseconds."""
+        if not self.configured and not self.kept.budgets:
+            return ()
+        if self._caps is None or not self._since <= now < self._until:
+            self._caps = caps_at(self.budgets, self.kept.raises, now)
+            ends = [cap.end for cap in self._caps] + [one.until for one in self.kept.raises if one.until > now]
+            self._since, self._until = now, min(ends)
+        return self._caps
+
+    _since = 0
+
+    # -- caps of a request --------------------------------------------------------------------------------------------
+
+    async def demand(self, body: RequestBody, route: str, model: str) -> Demand:
+        """The caps of a request at each provider of its route; empty without budgets."""
+        if not self.budgets:
+            return ()
+        if any(budget.unit is Unit.USD for budget in self.budgets):
+            await self._prices.ready([step.provider for step in parse_route(route)])
+        return self.demand_now(body, route, model)
+
+    def demand_now(self, body: RequestBody, route: str, model: str) -> Demand:
+        """The same by the prices that are at hand."""
+        if not self.budgets:
+            return ()
+        tokens, said = _asked(body)
+        found: dict[str, Ask] = {}
+        for step in parse_route(route):
+            if step.provider not in found:
+                found[step.provider] = self._ask(step.provider, model_at(route, step.provider, model), tokens, said)
+        return tuple(found.values())
+
+    def _ask(self, provider: str, model: str, tokens: int, said: int | None) -> Ask:
+        can = self._providers.get(provider)
+        output = said or (can.output_tokens if can is not None and can.output_tokens else UNSAID_OUTPUT)
+        at = self._clock.now().wall // PRICE_SLICE * PRICE_SLICE
+        tariff = self._prices.tariff(provider, None, model, at)
+        rates = rates_for(tariff, Usage(input_tokens=tokens))
+        return Ask(
+            provider=provider,
+            model=model,
+            input=tokens,
+            output=output,
+            fixed=said is not None,
+            input_rate=None if rates is None else max(rates.input, rates.cache_write) * PER_TOKEN,
+            output_rate=0.0 if rates is None else max(rates.output, rates.reasoning) * PER_TOKEN,
+            call=0 if rates is None else math.ceil(rates.call * NANO),
+        )
+
+    def with_demands(self, aftermath: Aftermath, decode: Callable[[bytes], RequestBody]) -> Aftermath:
+        """A request's follow-ups with their caps."""
+        if not self.budgets or not any(follow_up.child is not None for follow_up in aftermath.follow_ups):
+            return aftermath
+        follow_ups = tuple(self._with_demand(follow_up, decode) for follow_up in aftermath.follow_ups)
+        return msgspec.structs.replace(aftermath, follow_ups=follow_ups)
+
+    def _with_demand(self, follow_up: FollowUp, decode: Callable[[bytes], RequestBody]) -> FollowUp:
+        child = follow_up.child
+        if child is None or not child.route:
+            return follow_up
+        demand = self.demand_now(decode(child.body), child.route, child.model)
+        return msgspec.structs.replace(follow_up, child=msgspec.structs.replace(child, demand=demand))
+
+    # -- usage of a call ----------------------------------------------------------------------------------------------
+
+    def spent(self, attempt: Attempt, *, asked: bool) -> Spent | None:
+        """The usage of an ended call; None if it used nothing. `asked`: its provider was asked at all."""
+        if not asked or not self.budgets:
+            return None
+        usage = attempt.usage
+        if usage is not None:
+            cost = self._prices.cost(attempt)
+            nanos = None if cost is None else math.ceil(round(cost * NANO, 3))
+            return Spent(tokens=usage.input_tokens + usage.output_tokens, nanos=nanos)
+        output = -(-said_chars(attempt) // CHARACTERS_PER_TOKEN)
+        if attempt.outcome is Outcome.COMPLETED or output or attempt.first_token_us is not None:
+            return Spent(output=output)
+        if attempt.error == FailureClass.TIMEOUT:
+            return Spent()
+        return None
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def tell(self, notices: Sequence[Notice]) -> None:
+        """Publish the notices of budgets: an event and a line in the log."""
+        for notice in notices:
+            push = notice_push(notice)
+            name = "budget:exceeded" if notice.threshold is None else "budget:warning"
+            self._log.warning(push.message, budget=push.budget, scope=push.scope)
+            self._bus.publish(name, push)
+            for listener in self.on_notice:
+                listener(notice)
+
+    def refused(self, error: BudgetExceeded) -> BudgetExceeded:
+        """A refusal as the wire has it. The first of a budget, its subject and window is published as an event."""
+        facts = dict(error.facts)
+        now, since, resets_at = self._clock.now().wall, facts.pop("since"), facts.pop("resets_at")
+        place = (facts["budget"], facts["scope"])
+        if facts["used"] > 0 and self._refusals.get(place, 0) <= now:
+            self._refusals = {key: until for key, until in self._refusals.items() if until > now} | {place: resets_at}
+            unit = Unit(facts["unit"])
+            scale = NANO if unit is Unit.USD else 1
+            self.tell(
+                [
+                    Notice(
+                        name=facts["budget"],
+                        subject=facts["scope"],
+                        unit=unit,
+                        used=round(facts["used"] * scale),
+                        limit=round(facts["limit"] * scale),
+                        start=since,
+                        end=resets_at,
+                    )
+                ]
+            )
+        return BudgetExceeded(
+            error.message,
+            **facts,
+            since=since / MICROSECONDS,
+            resets_at=resets_at / MICROSECONDS,
+            retry_after=max(0.0, (resets_at - now) / MICROSECONDS),
+        )
+
+    def why_waiting(self, line: str) -> str:
+        """Why a request waits that a store says waits for a budget."""
+        name, _, subject = line.partition("\n")
+        caps = [cap for cap in self.caps(self._clock.now().wall) if cap.name == name]
+        who = "" if subject == "all" else f" of {subject}"
+        until = f"; it is reset at {shown(caps[0].end)}" if caps else ""
+        return f"budget {name!r}{who} has no room{until}"
+
+
+def notice_push(notice: Notice) -> BudgetPush:
+    """A notice, as it goes over the wire."""
+    who = "" if notice.subject == "all" else f" of {notice.subject}"
+    used, limit = amount(notice.unit, notice.used), amount(notice.unit, notice.limit)
+    how = "is used up" if notice.threshold is None else f"has reached {notice.threshold:.0%}"
+    return BudgetPush(
+        budget=notice.name,
+        scope=notice.subject,
+        unit=notice.unit.value,
+        used=figure(notice.unit, notice.used),
+        limit=figure(notice.unit, notice.limit),
+        threshold=notice.threshold,
+        since=notice.start / MICROSECONDS,
+        resets_at=notice.end / MICROSECONDS,
+        message=f"budget {notice.name!r}{who} {how}: {used} of {limit}; it is reset at {shown(notice.end)}",
+    )
+
+
+def shown(at: int) -> str:
+    """A time for people, in this machine's zone."""
+    return datetime.fromtimestamp(at / MICROSECONDS).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _asked(body: RequestBody) -> tuple[int, int | None]:
+    """A request's input in tokens, its tools with it, and the `max_tokens` that it names."""
+    try:
+        asked = body.asked()
+    except InvalidData:
+        return int(weight_of(body.native.body if body.native is not None else "") / BYTES_PER_TOKEN) + 1, None
+    said = size_of(asked.system or "") + sum(size_of(message.content) for message in asked.messages)
+    tools = sum(len(msgspec.json.encode(tool)) for tool in asked.features.tools)
+    return int((said + tools) / BYTES_PER_TOKEN) + 1, asked.max_tokens

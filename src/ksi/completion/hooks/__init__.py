@@ -1,0 +1,1 @@
+"""Hooks: what happened is told to commands and webhooks."""

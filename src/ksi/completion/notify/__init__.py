@@ -1,0 +1,1 @@
+"""Notification of clients: waits for ends, subscriptions, and their events."""

@@ -1,0 +1,1 @@
+"""The configured providers at work: their order, limits and state."""

@@ -1,0 +1,1 @@
+"""Traces: requests, their attempts and deliveries as spans of OpenTelemetry."""

@@ -1,0 +1,1 @@
+"""One frozen configuration: its types, how it is read, and how it may be shown."""

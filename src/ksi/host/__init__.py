@@ -1,0 +1,1 @@
+"""What the daemon needs of its machine: files, processes, logs, and where systems differ."""

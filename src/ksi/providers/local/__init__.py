@@ -1,0 +1,5 @@
+"""Kind `local`: a model on this machine, served by a process of its own."""
+
+from ksi.providers.local.provider import LocalProvider, Options, build
+
+__all__ = ["LocalProvider", "Options", "build"]

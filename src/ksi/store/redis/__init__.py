@@ -1,0 +1,1 @@
+"""The store that several daemons share, in Redis or Valkey: `store.RedisStore` has the verbs."""
