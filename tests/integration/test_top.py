@@ -57,7 +57,8 @@ def send(home: Path, data: dict[str, object]) -> None:
 
 
 def top(daemon: DaemonProcess) -> Terminal:
-    return Terminal(command(daemon.home, "top", "--every", "0.2"), clean_environ())
+    # A shell's size of an earlier window is passed on, as readline does.
+    return Terminal(command(daemon.home, "top", "--every", "0.2"), {**clean_environ(), "LINES": "24"})
 
 
 def test_it_shows_running_and_waiting_requests_and_keys_choose(daemon: DaemonProcess) -> None:

@@ -223,8 +223,9 @@ class StoresAgree(RuleBasedStateMachine):
         claimed=st.booleans(),
     )
     def pause(self, agents: set[str], conversations: set[str], priorities: set[Priority], claimed: bool) -> None:
-        """Other things are paused than before; what is not any more is not brought back yet."""
-        self.paused = Paused(frozenset(agents), frozenset(conversations), frozenset(priorities))
+        """More is paused than before. Which of it a claim sets aside is the store's affair: `resume` brings it back."""
+        before = self.paused
+        self.paused = Paused(before.agents | agents, before.conversations | conversations, before.priorities | priorities)
         self.both.set_aside = True
         if claimed:
             self.claim(PLENTY, 50)

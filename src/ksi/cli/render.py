@@ -165,10 +165,18 @@ def figures(values: Mapping[str, object], *, title: str | None = None) -> None:
 
 
 def terminal_size() -> tuple[int, int]:
-    """Columns and lines of the terminal."""
+    """Columns and lines of the terminal on stdout now.
+
+    `COLUMNS` and `LINES` count only where there is none: a shell that passed them on does not follow the window.
+    """
     import shutil
 
-    size = shutil.get_terminal_size()
+    try:
+        size = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        size = os.terminal_size((0, 0))
+    if not (size.columns and size.lines):
+        size = shutil.get_terminal_size()
     return max(size.columns, 1), max(size.lines, 1)
 
 

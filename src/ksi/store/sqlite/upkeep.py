@@ -10,7 +10,7 @@ from ksi.store.sqlite.budgets import Budgets
 from ksi.store.sqlite.chains import Chains
 from ksi.store.sqlite.ends import CANCELLED
 from ksi.store.sqlite.ledger import Ledger
-from ksi.store.sqlite.rows import HOLDS, STATES, Row, read_cursor, write_cursor
+from ksi.store.sqlite.rows import HOLDS, IN_LINE, STATE_CODES, STATES, Row, read_cursor, write_cursor
 from ksi.store.values import Ended, Expiry, Finish, Lapsed, Paused, Pruned, Recovery
 
 LOOKS = 200
@@ -40,10 +40,20 @@ class Upkeep:
         left = limit - len(lapsed)
         ended = [self._expire_request(row, now) for row in self._ledger.all("overdue_requests", now.wall, left)]
         left -= len(ended)
-        due = self._ledger.all("due_requests", now.wall, left)
-        for row in due:
-            self._wake(row, now)
-        left -= len(due)
+        woken = 0
+        for key, request_id, conversation, state, place, chain, expires in self._ledger.all(
+            "due_requests", now.wall, left
+        ):
+            if not left:
+                break
+            self._wake(key, conversation, STATES[state], place, now)
+            woken, left = woken + 1, left - 1
+            # A yes that came in its last moment: it is due, and late at once.
+            if left and expires is not None and expires <= now.wall:
+                in_line = place if place == HOLDS else IN_LINE
+                late = (key, request_id, conversation, STATE_CODES[State.QUEUED], in_line, chain)
+                ended.append(self._expire_request(late, now))
+                left -= 1
         lapsed += [self._lapse(row, now) for row in self._ledger.all("lapsed_locks", now.mono, left)]
         again = self._budgets.bring_back_ended(now.wall, limit)
         times = (self._ledger.scalar("next_due"), self._ledger.scalar("next_expiry"), self._budgets.next_end())
@@ -51,7 +61,7 @@ class Upkeep:
         next_wall, next_mono = min(walls, default=None), self._ledger.scalar("next_deadline")
         more = (next_wall is not None and next_wall <= now.wall) or (next_mono is not None and next_mono <= now.mono)
         return Expiry(
-            woken=len(due) + again,
+            woken=woken + again,
             ended=tuple(ended),
             lapsed=tuple(lapsed),
             next_wall=next_wall,
@@ -79,9 +89,8 @@ class Upkeep:
             injections=injections,
         )
 
-    def _wake(self, row: Row, now: Moment) -> None:
-        key, conversation, state, place = row
-        self._ledger.move(STATES[state], State.QUEUED)
+    def _wake(self, key: int, conversation: int, state: State, place: int, now: Moment) -> None:
+        self._ledger.move(state, State.QUEUED)
         if place == HOLDS:
             self._ledger.run("wake_kept", key)
         else:

@@ -189,7 +189,8 @@ UPDATE request SET cancelling = 1 WHERE key = ?;
 UPDATE request SET interrupted_by = coalesce(interrupted_by, ?2) WHERE key = ?1;
 
 -- name: due_requests
-SELECT key, conversation, state, place FROM request WHERE state IN (0, 3, 4) AND due <= ?1 ORDER BY due, key LIMIT ?2;
+SELECT key, request_id, conversation, state, place, chain, expires FROM request
+WHERE state IN (0, 3, 4) AND due <= ?1 ORDER BY due, key LIMIT ?2;
 -- name: wake_kept
 UPDATE request SET state = 1, ready = 1, due = NULL, asks = 0 WHERE key = ?;
 -- name: wake_into_line
