@@ -225,7 +225,9 @@ class StoresAgree(RuleBasedStateMachine):
     def pause(self, agents: set[str], conversations: set[str], priorities: set[Priority], claimed: bool) -> None:
         """More is paused than before. Which of it a claim sets aside is the store's affair: `resume` brings it back."""
         before = self.paused
-        self.paused = Paused(before.agents | agents, before.conversations | conversations, before.priorities | priorities)
+        self.paused = Paused(
+            before.agents | agents, before.conversations | conversations, before.priorities | priorities
+        )
         self.both.set_aside = True
         if claimed:
             self.claim(PLENTY, 50)
