@@ -162,7 +162,7 @@ async def test_a_crash_in_mid_answer_is_a_provider_error_and_the_next_call_works
 
 @pytest.mark.promise("F7")
 async def test_a_hung_process_is_a_timeout_and_is_killed(local: Local) -> None:
-    provider = local.make(idle_timeout=2)
+    provider = local.make(idle_timeout=10)
     answers = provider.complete(call("Tell me a story.", **LONG))
     await started(answers)
     first = provider.pid

@@ -7,6 +7,7 @@ import gc
 import json
 import socket
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ WAITERS = 50
 BEFORE = 10 * IN_TURN
 """Lines that are served before the one in question, in turns of their own: their answers have no reader."""
 LATER = {"prompt": "later", "request_id": "later", "delay": 86_400}
+
+
+@pytest.fixture(autouse=True)
+def _new_objects_only() -> Iterator[None]:
+    """Leaves what earlier tests made out of the collector's looks, which would hold the loop for most of a test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.promise("O9", "S4")
@@ -90,7 +100,7 @@ async def test_clients_that_wait_and_leave_are_forgotten_before_their_requests_e
         async def forgotten() -> bool:
             return not _connections() - before
 
-        await until(forgotten, patience=60)  # to look goes through all objects, and holds the loop meanwhile
+        await until(forgotten)
         await wire.ask("completion:cancel", request_id="later")
 
 
@@ -121,7 +131,7 @@ async def test_a_client_that_is_gone_before_its_lines_are_served_is_forgotten_to
         async def forgotten() -> bool:
             return not _connections() - before
 
-        await until(forgotten, patience=60)  # to look goes through all objects, and holds the loop meanwhile
+        await until(forgotten)
 
 
 @pytest.mark.promise("O9")
@@ -144,10 +154,10 @@ async def test_a_wait_with_a_long_timeout_that_was_answered_holds_nothing() -> N
         async def forgotten() -> bool:
             return not _connections() - before
 
-        await until(forgotten, patience=60)  # to look goes through all objects, and holds the loop meanwhile
+        await until(forgotten)
 
 
 def _connections() -> weakref.WeakSet[SocketConnection]:
-    """The clients that anything in this process still holds; those of earlier tests may go at any time."""
+    """The clients of this test that anything still holds."""
     gc.collect()
     return weakref.WeakSet(one for one in gc.get_objects() if isinstance(one, SocketConnection))

@@ -384,12 +384,15 @@ class Endpoint:
         return read(body)
 
     async def _read(self, arrivals: _Arrivals, most: int) -> tuple[bytes, Exception | None]:
-        """A body, untouched, and the fault that it broke with; no more than the piece that goes over `most` bytes."""
+        """A body without blanks before it, and the fault that it broke with; no more than the piece that goes over
+        `most` bytes. Blanks are sent by the megabyte to keep a connection awake, and take long to read over.
+        """
         parts: list[bytes] = []
         size = 0
         while True:
             part, fault = await arrivals.next()
-            parts.append(part)
+            if parts or not part.isspace():
+                parts.append(part)
             size += len(part)
             if fault is not None or not part or size >= most:
                 return b"".join(parts), fault
