@@ -26,7 +26,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
-PATIENCE = 30_000.0
+PATIENCE = 60_000.0
 """Milliseconds that anything on a page gets before the test gives up on it."""
 
 

@@ -18,7 +18,7 @@ from tests.endpoint import ScriptedEndpoint
 
 Json = dict[str, Any]
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything gets before the test gives up on it."""
 
 

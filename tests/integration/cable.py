@@ -131,6 +131,7 @@ class Cable:
     def close(self) -> None:
         """Cut it for good."""
         self._do(self._shut())
+        self._do(_nothing_left())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -170,15 +171,28 @@ class Cable:
             pair.free()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if isinstance(self._server, int):
-            behind, out = await asyncio.open_connection("127.0.0.1", self._server)
-        else:
-            behind, out = await asyncio.open_unix_connection(str(self._server.socket))
+        try:
+            if isinstance(self._server, int):
+                behind, out = await asyncio.open_connection("127.0.0.1", self._server)
+            else:
+                behind, out = await asyncio.open_unix_connection(str(self._server.socket))
+        except BaseException:
+            writer.transport.abort()
+            raise
         pair = _Pair(writer, out, self._heed)
         pair.start(reader, behind)
         self._pairs.append(pair)
         if not self._frozen:
             pair.free()
+
+
+async def _nothing_left() -> None:
+    """End what still connects, until nothing of it is left."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # connections that were broken off close a turn later
 
 
 @contextlib.contextmanager

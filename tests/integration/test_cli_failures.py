@@ -17,6 +17,7 @@ from tests.integration.wire import Json
 TROUBLE = """
 [breaker]
 failures = 2
+open_for = 300
 
 [providers.sick]
 kind = "stub"

@@ -22,7 +22,7 @@ from tests.http_door import Door, door
 from tests.integration.serving import AT_ONCE
 from tests.integration.wire import until
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "/v1/events": lambda body: body["error"]["code"],

@@ -104,7 +104,7 @@ class Weather:
         return interruptions
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.promise("D2", "D3", "L1", "Q3")
 async def test_daemons_cut_off_beyond_their_lease_lose_their_runs_to_the_one_that_is_not(
     redis_server: RedisServer, tmp_path: Path, dice: random.Random

@@ -24,7 +24,7 @@ from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.wire import Json, Wire, in_state, until
 from tests.redis_server import RedisServer
 
-pytestmark = [pytest.mark.promise("D4"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.promise("D4"), pytest.mark.timeout(300)]
 
 LEASE = 2.0
 NODE_TIMEOUT = 3.0

@@ -15,7 +15,7 @@ import pytest
 Json = dict[str, Any]
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that anything gets before the test gives up on it."""
 
 

@@ -49,7 +49,7 @@ FAULTS: dict[str, Callable[[], Exception]] = {
 
 FINAL = {"completed", "failed", "cancelled", "expired", "blocked"}
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Real seconds that everything gets to come to its end; threads write the response log meanwhile."""
 
 

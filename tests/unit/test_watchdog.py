@@ -16,7 +16,7 @@ from ksi.host import watchdog
 from ksi.host.watchdog import Lease, Stalls, Watchdog
 from ksi.testing import SimulatedClock
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Standing(SystemStopwatch):
