@@ -7,7 +7,7 @@ checks were made with, and `held_back`, which they were not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -17,7 +17,8 @@ from benchmarks.report import Line
 from ksi.clock import Clock
 from ksi.config.schema import Chain as ChainSection
 from ksi.config.schema import Patterns
-from ksi.injection.circuit_breakers import ChainBreaker, Judgement
+from ksi.injection.circuit_breakers import ChainBreaker, Judgement, Reading
+from ksi.injection.judge import UNHEARD, Hearing
 from ksi.request import Attempt, Outcome, RequestBody, State
 from ksi.store.chains import ChainView, Hop, Spending, Trail
 
@@ -57,7 +58,7 @@ class ChainsReport(msgspec.Struct, frozen=True, kw_only=True):
     """How long a mark is, in the middle."""
 
 
-class _Player:
+class Player:
     """Plays chains through one breaker, and takes the time."""
 
     def __init__(self, breaker: ChainBreaker, clock: Clock) -> None:
@@ -82,12 +83,24 @@ class _Player:
         """Judge hop after hop until one is blocked."""
         way: list[Hop] = []
         for number, hop in enumerate(chain.hops):
-            judged = self._hop(number, hop, way)
+            judged = self.hop(number, hop, way)
             if judged.block is not None:
                 return self._played(chain, number, judged)
         return self._played(chain, None, Judgement())
 
-    def _hop(self, number: int, hop: CorpusHop, way: list[Hop]) -> Judgement:
+    def hop(
+        self,
+        number: int,
+        hop: CorpusHop,
+        way: list[Hop],
+        *,
+        hearing: Hearing = UNHEARD,
+        add: Callable[[Reading], Reading] | None = None,
+    ) -> Judgement:
+        """Judge the next hop of a way, the nearest first, and put it there.
+
+        `hearing` is what a judge has said so far; `add` adds vectors to what is read.
+        """
         body = RequestBody(prompt=hop.prompt or "")
         began = self._clock.now().mono
         asked = Judgement()
@@ -105,7 +118,12 @@ class _Player:
         )
         if asked.block is not None:
             return asked
-        judged = self._breaker.judge_result(body, _attempt(hop), hop.error, self._trail([own, *way]))
+        attempt, trail = _attempt(hop), self._trail([own, *way])
+        reading = None
+        if add is not None:
+            reading = self._breaker.read(body, attempt, hop.error, trail)
+            reading = None if reading is None else add(reading)
+        judged = self._breaker.judge_result(body, attempt, hop.error, trail, reading, hearing)
         self.times.append(self._clock.now().mono - began)
         self.marks.append(len(judged.mark or b""))
         way.insert(0, msgspec.structs.replace(own, result=judged.mark))
@@ -141,7 +159,7 @@ def _attempt(hop: CorpusHop) -> Attempt:
 
 def measure_chains(chains: Iterable[CorpusChain], patterns: Patterns, clock: Clock) -> ChainsReport:
     """Play all labelled chains; `clock` only takes the time of the judgements."""
-    player = _Player(ChainBreaker(ChainSection(), patterns), clock)
+    player = Player(ChainBreaker(ChainSection(), patterns), clock)
     labelled, unclear = [], 0
     for chain in chains:
         if chain.runaway is None:

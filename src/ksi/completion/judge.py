@@ -38,8 +38,8 @@ from ksi.store.values import RequestView
 
 MOST_WANTED = 100
 """Questions that wait to be written down; the oldest is dropped for another."""
-ANSWER = 300
-"""Tokens of an answer, at most."""
+ANSWER = 2_000
+"""Tokens of an answer, at most: a model may think before it answers."""
 TIMEOUT = 60.0
 """Seconds for one attempt."""
 LIFETIME = 600.0

@@ -23,18 +23,18 @@ JUDGE = "judge"
 FIRST = 3
 """The depth at which a chain is judged for the first time without a suspicion."""
 AGAIN = 2
-"""Hops between two questions where something is suspected."""
+"""Hops between two questions where the checks suspect something; a word against the chain brings the next at once."""
 UNSURE = 0.25
 """The risk score from which something is suspected."""
 HELD = 2
 """Hops that a chain may go on, at most, while the judge has not answered."""
-FRESH = 6
+FRESH = 8
 """Hops for which a word counts."""
-COUNTED = 2
+COUNTED = 3
 """The latest words that count, at most."""
 
-_WORD_WEIGHT = log(0.9 / 0.1)
-"""What a word adds to the log-odds: it is taken to be right nine times in ten."""
+_WORD_WEIGHT = log(0.8 / 0.2)
+"""What a word adds to the log-odds: it is taken to be right four times in five."""
 _LEAST = 0.1
 """The risk of a chain that the checks say nothing about, before a word is heard."""
 _MOST = 0.98
@@ -137,8 +137,9 @@ def due(hearing: Hearing, depth: int, risk: float) -> bool:
     if not hearing.questions:
         return depth >= (AGAIN if risk >= UNSURE else FIRST)
     last = hearing.questions[-1]
-    suspected = risk >= UNSURE or (last.opinion is not None and last.opinion.verdict is Verdict.ASTRAY)
-    return depth - last.depth >= (AGAIN if suspected else FIRST + len(hearing.questions))
+    if last.opinion is not None and last.opinion.verdict is Verdict.ASTRAY:
+        return depth > last.depth
+    return depth - last.depth >= (AGAIN if risk >= UNSURE else FIRST + len(hearing.questions))
 
 
 def weighed(risk: float, words: Sequence[Opinion]) -> float:

@@ -63,7 +63,7 @@ def test_a_chain_that_gets_on_is_judged_at_growing_distances_and_a_limited_numbe
 
 def test_a_suspicion_brings_the_next_question_sooner() -> None:
     assert depths(PROGRESS, risk=0.4)[:3] == [2, 4, 6]
-    assert depths(ASTRAY)[:3] == [3, 5, 7]
+    assert depths(ASTRAY)[:3] == [3, 4, 5]
 
 
 def test_nothing_is_asked_while_an_answer_is_on_its_way_or_without_a_judge() -> None:
@@ -128,11 +128,12 @@ def test_a_reason_is_one_short_line_that_breaks_out_of_nothing() -> None:
 # -- what it weighs ---------------------------------------------------------------------------------------------------
 
 
-def test_one_word_alone_warns_two_block_and_words_for_the_chain_speak_for_it() -> None:
-    assert 0.35 <= weighed(0.0, [ASTRAY]) < 0.7
-    assert weighed(0.0, [ASTRAY, ASTRAY]) >= 0.7
-    assert weighed(0.36, [ASTRAY]) >= 0.7
-    assert weighed(0.75, [PROGRESS]) < 0.35
+def test_three_words_alone_block_and_fewer_where_the_checks_suspect_something() -> None:
+    assert weighed(0.0, [ASTRAY]) < 0.35 <= weighed(0.0, [ASTRAY, ASTRAY]) < 0.7
+    assert weighed(0.0, [ASTRAY, ASTRAY, ASTRAY]) >= 0.7
+    assert weighed(0.5, [ASTRAY]) >= 0.7
+    assert weighed(0.36, [ASTRAY, ASTRAY]) >= 0.7
+    assert weighed(0.75, [PROGRESS]) < 0.7
     assert weighed(0.5, [ASTRAY, PROGRESS]) == 0.5
     assert weighed(0.4, []) == 0.4
 
@@ -145,7 +146,7 @@ def test_old_words_and_doubts_do_not_count() -> None:
 
 def test_the_judge_s_words_are_a_finding_that_a_request_can_ignore() -> None:
     way = trail([("a", "One."), ("b", "Two."), ("a", "Three."), ("b", "Four."), ("a", None)])
-    hearing = heard((2, ASTRAY), (4, ASTRAY))
+    hearing = heard((2, ASTRAY), (3, ASTRAY), (4, ASTRAY))
     judged = breaker().judge_result(body(), attempt("Five."), None, way, hearing=hearing)
     assert judged.block is not None
     assert judged.block.code == "judge"
@@ -180,7 +181,7 @@ def test_a_growing_text_is_only_warned_of_until_the_judge_has_spoken() -> None:
     waiting = breaker().judge_result(body(), attempt(texts[-1]), None, way, hearing=heard())
     assert (waiting.block, waiting.warning) == (None, alone.block.message)
     for_it = breaker().judge_result(body(), attempt(texts[-1]), None, way, hearing=heard((3, PROGRESS)))
-    assert (for_it.block, for_it.warning) == (None, None)
+    assert for_it.block is None
     against = breaker().judge_result(body(), attempt(texts[-1]), None, way, hearing=heard((3, ASTRAY)))
     assert against.block is not None
     broken = breaker().judge_result(body(), attempt(texts[-1]), None, way, hearing=heard((3, None)))
