@@ -24,6 +24,8 @@ from ksi.store.chains import ChainView, Hop, Spending, Trail
 
 RECALL_TARGET = 0.95
 ALARM_TARGET = 0.01
+IN_TIME = 4
+"""Hops after the first without news in which a written runaway should be stopped."""
 LAST_ROUND = 3
 """A constructed loop has to be stopped in this round at the latest."""
 
@@ -36,6 +38,10 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     part: str
     runaway: bool
     constructed: bool
+    written: bool = False
+    """Whether it was written by hand."""
+    onset: int = 0
+    """The first hop without news, of a runaway."""
     hops: int
     stopped_at: int | None = None
     """The hop whose judgement blocked it, from 0."""
@@ -142,6 +148,8 @@ class Player:
             part=chain.part,
             runaway=bool(chain.runaway),
             constructed=chain.constructed,
+            written=chain.written,
+            onset=chain.loop_from,
             hops=len(chain.hops),
             stopped_at=stopped,
             round=place if chain.runaway else None,
@@ -181,6 +189,8 @@ def chain_lines(report: ChainsReport) -> list[Line]:
     found: list[Line] = []
     for part in PARTS:
         found += _part_lines(part, [chain for chain in report.chains if chain.part == part])
+    for part in PARTS:
+        found += _written_lines(part, [chain for chain in report.chains if chain.part == part and chain.written])
     for kind in dict.fromkeys(chain.kind for chain in report.chains):
         found += _kind_lines(kind, [chain for chain in report.chains if chain.kind == kind])
     found.append(
@@ -218,6 +228,24 @@ def _part_lines(part: str, chains: Sequence[Played]) -> Iterator[Line]:
         target=f"<= {ALARM_TARGET}",
         met=share <= ALARM_TARGET,
     )
+
+
+def _written_lines(part: str, chains: Sequence[Played]) -> Iterator[Line]:
+    """The chains that were written by hand: what was found in time, late, and before anything was wrong."""
+    astray = [chain for chain in chains if chain.runaway]
+    honest = [chain for chain in chains if not chain.runaway]
+    late = [None if chain.stopped_at is None else chain.stopped_at - chain.onset for chain in astray]
+    in_time = sum(1 for hops in late if hops is not None and 0 <= hops <= IN_TIME)
+    counts = (
+        (f"stopped within {IN_TIME} hops of the onset", in_time, astray),
+        ("stopped later", sum(1 for hops in late if hops is not None and hops > IN_TIME), astray),
+        ("stopped before the onset", sum(1 for hops in late if hops is not None and hops < 0), astray),
+        ("false alarms", sum(1 for chain in honest if chain.stopped_at is not None), honest),
+    )
+    for what, count, of in counts:
+        if of:
+            said = f"written, {part}: {what}"
+            yield Line(row="written", what=said, figure=f"{count} of {len(of)}", value=count / len(of), unit="")
 
 
 def _share(part: str, what: str, of: Sequence[Played], all_: Sequence[Played], target: str, least: float) -> Line:
