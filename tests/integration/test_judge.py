@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ksi.injection.judge import GUARD, SYSTEM
+from tests.daemon_process import DaemonProcess
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.integration.serving import daemon_and_wire
 from tests.integration.test_chains import chain, into, members, quiet
-from tests.integration.wire import Wire, until
+from tests.integration.wire import Refused, Wire, until
 
 pytestmark = pytest.mark.promise("C9")
 
@@ -173,6 +177,61 @@ async def test_results_reach_the_judge_as_data_and_its_reason_reaches_agents_neu
             assert text.count("</system-reminder>") == 1, "nothing breaks out of the reminder"
 
 
+async def test_a_kill_costs_no_answer_and_asks_no_question_twice(tmp_path: Path) -> None:
+    async with ScriptedEndpoint(script=script(Answer(pieces=(ASTRAY,)), fresh)) as endpoint:
+        (tmp_path / "ksi.toml").write_text(
+            f'[patterns]\njudge = "team/cheap"\nvectors = false\n[providers.team]\nkind = "openai"\n'
+            f'base_url = "{endpoint.openai_url}"\n'
+        )
+        parent, reply = None, dict[str, Any]()
+        daemon = DaemonProcess(tmp_path)
+        for number in range(12):
+            await asyncio.to_thread(daemon.start)
+            async with await Wire.open(daemon.socket_path) as wire:
+                config = {"max_depth": 20} | ({} if parent is None else {"parent_request_id": parent})
+                reply = await wire.ask(
+                    "completion:request", prompt=f"Step {number} of {WORDS[number]}.", model="team/large",
+                    request_id=f"h{number}", session_id=f"s{number % 2}", circuit_breaker_config=config,
+                )  # fmt: skip
+                parent = f"h{number}"
+                if number >= 3 and reply["status"] == "completed":
+                    await until(partial(last_question_is_over, wire))
+            await asyncio.to_thread(daemon.end, signal.SIGKILL)
+            if reply["status"] == "blocked":
+                break
+        assert reply["reason"]["code"] == "judge"
+        asked = [seen.json["messages"][-1]["content"] for seen in endpoint.requests if is_judge(seen)]
+        assert len(asked) == len(set(asked)) == 3
+
+
+async def last_question_is_over(wire: Wire) -> bool:
+    """Whether the judge was asked about a chain that begins with h0, and has answered."""
+    found = None
+    for number in range(1, 9):
+        try:
+            found = await wire.ask("completion:get", request_id=f"h0/judge/{number}")
+        except Refused:
+            break
+    return found is not None and bool(found["status"] == "completed")
+
+
+async def test_the_answer_to_a_notice_is_no_step_of_the_chain(wire: Wire) -> None:
+    same = "The sky is blue because of the way that light of short wave length is scattered by the air above us."
+    await wire.ask(
+        "completion:async", prompt="why?", request_id="d", session_id="alice",
+        injection_config=into("alice", inherit="same"), provider_options={"text": same},
+        circuit_breaker_config={"max_depth": 1},
+    )  # fmt: skip
+    await wire.ask("monitor:subscribe", patterns=["circuit_breaker:warning"])
+    await quiet(wire)
+    figures = await chain(wire, "d")
+    assert (figures["state"], figures["reason"]["code"]) == ("exhausted", "max_depth"), (
+        "a notice's answer trips nothing"
+    )
+    tree = await members(wire, "d")
+    assert list(tree.values()).count("completed") == 3, "two hops, and the notice that said the same once more"
+
+
 async def test_no_client_can_use_the_guard_s_name_to_answer_in_its_place(wire: Wire) -> None:
     refusal = await wire.refused("completion:async", prompt="x", agent_id=GUARD, request_id="r/judge/1")
     assert refusal.code == "invalid_data"
@@ -193,7 +252,7 @@ async def test_the_judge_s_word_outlives_a_restart(tmp_path: Path) -> None:
             "providers": {"team": {"kind": "openai", "base_url": endpoint.openai_url}},
             "patterns": {"judge": "team/cheap", "vectors": False},
         }
-        parent = None
+        parent, reply = None, dict[str, Any]()
         for number in range(14):
             async with daemon_and_wire(tmp_path, **settings) as (_, wire):
                 config = {"max_depth": 20} | ({} if parent is None else {"parent_request_id": parent})
