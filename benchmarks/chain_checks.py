@@ -7,7 +7,7 @@ checks were made with, and `held_back`, which they were not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -17,12 +17,15 @@ from benchmarks.report import Line
 from ksi.clock import Clock
 from ksi.config.schema import Chain as ChainSection
 from ksi.config.schema import Patterns
-from ksi.injection.circuit_breakers import ChainBreaker, Judgement
+from ksi.injection.circuit_breakers import ChainBreaker, Judgement, Reading
+from ksi.injection.judge import UNHEARD, Hearing
 from ksi.request import Attempt, Outcome, RequestBody, State
 from ksi.store.chains import ChainView, Hop, Spending, Trail
 
 RECALL_TARGET = 0.95
 ALARM_TARGET = 0.01
+IN_TIME = 4
+"""Hops after the first without news in which a written runaway should be stopped."""
 LAST_ROUND = 3
 """A constructed loop has to be stopped in this round at the latest."""
 
@@ -35,6 +38,10 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     part: str
     runaway: bool
     constructed: bool
+    written: bool = False
+    """Whether it was written by hand."""
+    onset: int = 0
+    """The first hop without news, of a runaway."""
     hops: int
     stopped_at: int | None = None
     """The hop whose judgement blocked it, from 0."""
@@ -57,7 +64,7 @@ class ChainsReport(msgspec.Struct, frozen=True, kw_only=True):
     """How long a mark is, in the middle."""
 
 
-class _Player:
+class Player:
     """Plays chains through one breaker, and takes the time."""
 
     def __init__(self, breaker: ChainBreaker, clock: Clock) -> None:
@@ -82,12 +89,24 @@ class _Player:
         """Judge hop after hop until one is blocked."""
         way: list[Hop] = []
         for number, hop in enumerate(chain.hops):
-            judged = self._hop(number, hop, way)
+            judged = self.hop(number, hop, way)
             if judged.block is not None:
                 return self._played(chain, number, judged)
         return self._played(chain, None, Judgement())
 
-    def _hop(self, number: int, hop: CorpusHop, way: list[Hop]) -> Judgement:
+    def hop(
+        self,
+        number: int,
+        hop: CorpusHop,
+        way: list[Hop],
+        *,
+        hearing: Hearing = UNHEARD,
+        add: Callable[[Reading], Reading] | None = None,
+    ) -> Judgement:
+        """Judge the next hop of a way, the nearest first, and put it there.
+
+        `hearing` is what a judge has said so far; `add` adds vectors to what is read.
+        """
         body = RequestBody(prompt=hop.prompt or "")
         began = self._clock.now().mono
         asked = Judgement()
@@ -105,7 +124,12 @@ class _Player:
         )
         if asked.block is not None:
             return asked
-        judged = self._breaker.judge_result(body, _attempt(hop), hop.error, self._trail([own, *way]))
+        attempt, trail = _attempt(hop), self._trail([own, *way])
+        reading = None
+        if add is not None:
+            reading = self._breaker.read(body, attempt, hop.error, trail)
+            reading = None if reading is None else add(reading)
+        judged = self._breaker.judge_result(body, attempt, hop.error, trail, reading, hearing)
         self.times.append(self._clock.now().mono - began)
         self.marks.append(len(judged.mark or b""))
         way.insert(0, msgspec.structs.replace(own, result=judged.mark))
@@ -124,6 +148,8 @@ class _Player:
             part=chain.part,
             runaway=bool(chain.runaway),
             constructed=chain.constructed,
+            written=chain.written,
+            onset=chain.loop_from,
             hops=len(chain.hops),
             stopped_at=stopped,
             round=place if chain.runaway else None,
@@ -141,7 +167,7 @@ def _attempt(hop: CorpusHop) -> Attempt:
 
 def measure_chains(chains: Iterable[CorpusChain], patterns: Patterns, clock: Clock) -> ChainsReport:
     """Play all labelled chains; `clock` only takes the time of the judgements."""
-    player = _Player(ChainBreaker(ChainSection(), patterns), clock)
+    player = Player(ChainBreaker(ChainSection(), patterns), clock)
     labelled, unclear = [], 0
     for chain in chains:
         if chain.runaway is None:
@@ -163,6 +189,8 @@ def chain_lines(report: ChainsReport) -> list[Line]:
     found: list[Line] = []
     for part in PARTS:
         found += _part_lines(part, [chain for chain in report.chains if chain.part == part])
+    for part in PARTS:
+        found += _written_lines(part, [chain for chain in report.chains if chain.part == part and chain.written])
     for kind in dict.fromkeys(chain.kind for chain in report.chains):
         found += _kind_lines(kind, [chain for chain in report.chains if chain.kind == kind])
     found.append(
@@ -200,6 +228,24 @@ def _part_lines(part: str, chains: Sequence[Played]) -> Iterator[Line]:
         target=f"<= {ALARM_TARGET}",
         met=share <= ALARM_TARGET,
     )
+
+
+def _written_lines(part: str, chains: Sequence[Played]) -> Iterator[Line]:
+    """The chains that were written by hand: what was found in time, late, and before anything was wrong."""
+    astray = [chain for chain in chains if chain.runaway]
+    honest = [chain for chain in chains if not chain.runaway]
+    late = [None if chain.stopped_at is None else chain.stopped_at - chain.onset for chain in astray]
+    in_time = sum(1 for hops in late if hops is not None and 0 <= hops <= IN_TIME)
+    counts = (
+        (f"stopped within {IN_TIME} hops of the onset", in_time, astray),
+        ("stopped later", sum(1 for hops in late if hops is not None and hops > IN_TIME), astray),
+        ("stopped before the onset", sum(1 for hops in late if hops is not None and hops < 0), astray),
+        ("false alarms", sum(1 for chain in honest if chain.stopped_at is not None), honest),
+    )
+    for what, count, of in counts:
+        if of:
+            said = f"written, {part}: {what}"
+            yield Line(row="written", what=said, figure=f"{count} of {len(of)}", value=count / len(of), unit="")
 
 
 def _share(part: str, what: str, of: Sequence[Played], all_: Sequence[Played], target: str, least: float) -> Line:

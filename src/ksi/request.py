@@ -169,7 +169,7 @@ class RetryBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 ORIGINATING = "originating"
 """The target that means the request's own conversation."""
 
-PatternCode = Literal["repetition", "cycle", "growth", "collapse", "error_loop", "no_progress"]
+PatternCode = Literal["repetition", "cycle", "growth", "collapse", "error_loop", "no_progress", "judge"]
 """The kinds of findings of the pattern checks."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=65_536)]

@@ -48,6 +48,7 @@ from ksi.events.completions import (
 )
 from ksi.events.conversations import ForkBody
 from ksi.events.specs import conversation_name
+from ksi.injection.judge import GUARD
 from ksi.providers.base import Piece
 from ksi.request import State
 from ksi.store.base import Store
@@ -102,6 +103,7 @@ class CompletionService:
                 if data.stream:
                     self._catch_up(listener, enqueued.request_id, None)
 
+        _check_agent(data)
         new = _counted_for(await self._requests.of(data), data, listener)
         enqueued = await self._entry.enter(new, follow)
         if enqueued.existing is not None:
@@ -131,11 +133,16 @@ class CompletionService:
                 self._bus.follow(listener, enqueued.request_id, end=False, chunks=True)
                 self._catch_up(listener, enqueued.request_id, None)
 
+        _check_agent(data)
         new = _counted_for(await self._requests.of(data), data, listener)
         enqueued = await self._entry.enter(new, wait, awaited=True)
         if enqueued.existing is not None and enqueued.existing.state.final:
             return await self._teller.tell(enqueued.existing)
         return None
+
+    async def ask_for_guard(self, data: CompletionData) -> None:
+        """Enqueue a question of the guard's own; nobody is told of its end. Raises as `submit`."""
+        await self._entry.enter(await self._requests.of(data), lambda _: None)
 
     # -- look and wait --------------------------------------------------------------------------------------------
 
@@ -317,6 +324,16 @@ class CompletionService:
         new = await self._requests.again(view)
         enqueued = await self._entry.enter(new, lambda _: None)
         return submit_reply(enqueued, None, self._clock.now().wall)
+
+
+def _check_agent(data: CompletionData) -> None:
+    """Keep the guard's name to itself: its requests are believed to be the judge's.
+
+    Raises:
+        InvalidData: a client uses it.
+    """
+    if data.agent_id == GUARD:
+        raise InvalidData(f"agent_id: {GUARD!r} is KSI's own name", path="agent_id")
 
 
 def _requested_fork(parent: str, child: str) -> ForkBody:

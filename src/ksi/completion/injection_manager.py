@@ -14,6 +14,7 @@ from ksi.clock import Clock
 from ksi.completion.approval.gate import ApprovalGate, approve_at_of
 from ksi.completion.approval.news import ApprovalNews
 from ksi.completion.budget.book import BudgetBook
+from ksi.completion.judge import Judge
 from ksi.completion.notify.injection_events import InjectionEvents
 from ksi.completion.provider_manager import ProviderManager
 from ksi.config.schema import Config
@@ -21,12 +22,24 @@ from ksi.errors import FailureClass, InvalidData, StoreError, UnknownModel
 from ksi.host.supervise import Supervised
 from ksi.injection.circuit_breakers import ChainBreaker, Judgement, Reading, estimate, prompt_text
 from ksi.injection.injection_router import Ended, InjectionRouter, effort, unknown_triggers
+from ksi.injection.judge import UNHEARD
 from ksi.injection.meaning.features import WINDOW
 from ksi.injection.meaning.quotes import telling
 from ksi.injection.meaning.sentences import read_sentences
 from ksi.injection.reminders import Templates
 from ksi.injection.vectors.encoder import Encoder
-from ksi.request import CUT_SHORT, ApproveAt, Attempt, ChainConfig, Outcome, RequestBody, State, decode_body, full_model
+from ksi.request import (
+    CUT_SHORT,
+    ApproveAt,
+    Attempt,
+    ChainConfig,
+    Outcome,
+    Priority,
+    RequestBody,
+    State,
+    decode_body,
+    full_model,
+)
 from ksi.store.base import Store
 from ksi.store.chains import (
     Aftermath,
@@ -81,9 +94,12 @@ class InjectionManager:
         config: Config,
         clock: Clock,
         encoder: Encoder | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        """`encoder` adds to results what they mean; without it their words are judged alone."""
+        """`encoder` adds to results what they mean; without it their words are judged alone. `judge` is a model that
+        is asked about chains, where there is one."""
         self._encoder = encoder
+        self._judge = judge
         self._budgets = budgets
         self._store = store
         self._providers = providers
@@ -116,8 +132,12 @@ class InjectionManager:
             await self._encoder.stop()
 
     def problems(self) -> list[str]:
-        """What keeps results from being judged by what they mean, for `system:health`."""
-        return [] if self._encoder is None or self._encoder.problem is None else [self._encoder.problem]
+        """What keeps results from being judged by what they mean, or by a model, for `system:health`."""
+        found = (
+            None if self._encoder is None else self._encoder.problem,
+            None if self._judge is None else self._judge.problem,
+        )
+        return [problem for problem in found if problem is not None]
 
     # -- coming in ------------------------------------------------------------------------------------------------
 
@@ -200,8 +220,10 @@ class InjectionManager:
             return None
         trail = await self._store.trail(claim.request_id, self._breaker.hops)
         judgement = None
-        if trail is not None and trail.hops:
-            judgement = await self._judged(body, attempt, verdict.error, trail)
+        # The answer to a notice is no step of the chain: it is not judged, and leaves no mark.
+        notice = grant.output_cap is None
+        if trail is not None and trail.hops and not notice:
+            judgement = await self._judged(body, attempt, verdict.error, trail, Priority(claim.priority))
         ended = self._ended(claim.request_id, claim.conversation, body, verdict.state, model)
         ended = msgspec.structs.replace(
             ended,
@@ -215,7 +237,9 @@ class InjectionManager:
         )
         return await self._route(ended, trail, judgement)
 
-    async def _judged(self, body: RequestBody, attempt: Attempt, error: str | None, trail: Trail) -> Judgement:
+    async def _judged(
+        self, body: RequestBody, attempt: Attempt, error: str | None, trail: Trail, priority: Priority
+    ) -> Judgement:
         """Judge an end: in a thread if that takes long. It is written when this is done, so order and locks do not
         depend on its place."""
         long = trail.hops[0].depth >= SHALLOW or len(attempt.text or "") + len(prompt_text(body)) > SHORT
@@ -223,8 +247,14 @@ class InjectionManager:
         if reading is not None and self._encoder is not None:
             said = await self._encoder.add((*reading.said, *reading.task))
             reading = Reading(tuple(said[: len(reading.said)]), tuple(said[len(reading.said) :]))
-        judged = partial(self._breaker.judge_result, body, attempt, error, trail, reading)
+        hearing = UNHEARD
+        if reading is not None and self._judge is not None:
+            hearing = await self._judge.heard(trail)
+        judged = partial(self._breaker.judge_result, body, attempt, error, trail, reading, hearing)
         judgement = await _done(judged, in_thread=long)
+        if reading is not None and self._judge is not None:
+            text = attempt.text if error is None else attempt.message
+            self._judge.consider(trail, text or "", judgement, hearing, priority)
         if judgement.to_be_shown and reading is not None:
             judgement = judgement.showing(await self._quotes(trail, reading))
         if judgement.warning is not None:

@@ -230,6 +230,11 @@ class Patterns(_Section, frozen=True, kw_only=True):
     vectors: bool = True
     """Compare results by meaning too, with a small model in a process of its own (about 220 MB while chains run). Needs
     the extra `meaning`."""
+    judge: str = ""
+    """The model that is asked whether a chain gets on, such as `haiku`; none if empty. Its
+    requests belong to the agent `ksi-guard`."""
+    judge_questions: int = 8
+    """Number of questions about a chain, at most."""
 
 
 class Loops(_Section, frozen=True, kw_only=True):

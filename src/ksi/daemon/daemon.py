@@ -26,6 +26,7 @@ from ksi.completion.conversations import Conversations
 from ksi.completion.entry import Entry
 from ksi.completion.injection_manager import InjectionManager
 from ksi.completion.intake import Intake
+from ksi.completion.judge import Judge
 from ksi.completion.lookups import Lookups
 from ksi.completion.new_requests import NewRequests
 from ksi.completion.notify.agent_loops import LoopTeller
@@ -168,7 +169,7 @@ class Daemon(Served):
         node = config.store.node if config.store.shared else None
         sessions = SessionManager(self.store, config.session, node)
         templates = Templates(config.path("var/templates"))
-        breaker = ChainBreaker(config.chain, config.patterns)
+        breaker, self._judge = ChainBreaker(config.chain, config.patterns), _judge(config, self.store, clock)
         approval_news = ApprovalNews(self.store, self.bus, self._time_came)
         self._injections = InjectionManager(
             self.store,
@@ -183,6 +184,7 @@ class Daemon(Served):
             config,
             clock,
             _encoder(config, clock),
+            self._judge,
         )
         (self._alerts, self._loops), self._hooks, self._tallies, self._traces = (
             _alerts(config, self.store, prices, self.bus, clock),
@@ -215,7 +217,7 @@ class Daemon(Served):
         self._budgets = BudgetService(self.store, book, prices, self.queue.on_work, clock)
         self._tokens = TokenService(self.store, config.run_dir / "token", clock)
         team.on_records = self._hear_records
-        completions = CompletionService(
+        completions = self._completions = CompletionService(
             self.store,
             NewRequests(
                 Intake(head_starts, chance),
@@ -338,6 +340,9 @@ class Daemon(Served):
             await self._budgets.start()
             await self._injections.start()
             undo.push_async_callback(self._injections.stop)
+            if self._judge is not None:
+                self._judge.start(self._completions.ask_for_guard)
+                undo.push_async_callback(self._judge.task.stop)
             await self.queue.start(recovery)
             undo.push_async_callback(self.queue.stop, 0.0)
             if self._sharing is not None:
@@ -385,6 +390,8 @@ class Daemon(Served):
             await self._hooks.stop()
         await self._cleaner.task.stop()
         await self._trend.task.stop()
+        if self._judge is not None:
+            await self._judge.task.stop()
         await self.queue.stop(self.config.service.shutdown_grace)
         if self._sharing is not None:
             await self._sharing.stop()
@@ -584,6 +591,7 @@ class Daemon(Served):
             self._trend.task,
             self._responses.task,
             self._clock_keeper.task,
+            *([] if self._judge is None else [self._judge.task]),
             *([] if self._hooks is None else [self._hooks.task]),
             *([] if self._sharing is None else [self._sharing.task]),
             *([] if self.http is None else [self.http.task]),
@@ -703,3 +711,11 @@ def _encoder(config: Config, clock: Clock) -> Encoder | None:
     if not config.patterns.enabled or not config.patterns.vectors:
         return None
     return Encoder(ProcessRegistry(config.path("var/run/vectors")), clock)
+
+
+def _judge(config: Config, store: Store, clock: Clock) -> Judge | None:
+    """What asks a model about chains; None where none is named."""
+    patterns = config.patterns
+    if not patterns.enabled or not patterns.judge or not patterns.judge_questions:
+        return None
+    return Judge(store, patterns.judge, patterns.judge_questions, clock)

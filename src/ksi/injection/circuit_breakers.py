@@ -11,6 +11,7 @@ from ksi.config.schema import Chain, Patterns
 from ksi.content.blocks import size_of, text_of
 from ksi.errors import FailureClass
 from ksi.injection.fingerprint import mark_failure, mark_text, read_mark, with_sentences
+from ksi.injection.judge import JUDGE, UNHEARD, Hearing, Opinion, Verdict, weighed
 from ksi.injection.meaning.features import Result
 from ksi.injection.meaning.model import NO_PROGRESS, Weights, judge, learned
 from ksi.injection.meaning.sentence import Sentence
@@ -25,6 +26,8 @@ FIRST_JUDGED = 1
 
 WARNED = 0.5
 """The share of the threshold from which the chain's agents are told."""
+SURE = 0.85
+"""The weight of a finding on the surface, such as a loop word by word, from which no judge is asked first."""
 
 BESIDE = 8
 """This many concurrent requests without `max_tokens` fit into a chain's whole budget ..."""
@@ -172,10 +175,11 @@ class ChainBreaker:
         error: str | None,
         trail: Trail,
         reading: Reading | None = None,
+        hearing: Hearing = UNHEARD,
     ) -> Judgement:
         """An ended request's result, or failure, against its own way; `trail` begins with the request itself.
 
-        `reading` is what `read` said, if it was read before.
+        `reading` is what `read` said, if it was read before; `hearing` is what the judge was asked so far.
         """
         reading = reading or self.read(body, attempt, error, trail)
         if reading is None:
@@ -190,7 +194,7 @@ class ChainBreaker:
         if own.depth < FIRST_JUDGED:
             return Judgement(mark=mark)
         way = msgspec.structs.replace(trail, hops=(ended, *before))
-        return self._judged(self._assessed(way), body.patterns, mark)
+        return self._judged(self._assessed(way), body.patterns, mark, hearing, own.depth)
 
     def _assessed(self, trail: Trail) -> Suspicion:
         """The findings on the surface of the results and on their sentences."""
@@ -204,13 +208,28 @@ class ChainBreaker:
     def _enabled(self, wish: PatternsConfig | None) -> bool:
         return self._patterns.enabled if wish is None or wish.enabled is None else wish.enabled
 
-    def _judged(self, suspicion: Suspicion, wish: PatternsConfig | None, mark: bytes) -> Judgement:
-        findings = [f for f in suspicion.findings if wish is None or f.code not in wish.ignore]
+    def _judged(
+        self,
+        suspicion: Suspicion,
+        wish: PatternsConfig | None,
+        mark: bytes,
+        hearing: Hearing = UNHEARD,
+        depth: int = 0,
+    ) -> Judgement:
+        ignored = wish.ignore if wish is not None else ()
+        findings = [f for f in suspicion.findings if f.code not in ignored]
+        words = [] if JUDGE in ignored else hearing.words(depth)
         score = combined(findings)
+        sure = any(f.weight >= SURE and f.code != NO_PROGRESS for f in findings)
+        if not sure:
+            score = weighed(score, words)
+        findings = _with_words(findings, words)
         evidence = tuple(f.words for f in findings)
         threshold = wish.threshold if wish is not None and wish.threshold is not None else self._patterns.threshold
+        over = bool(findings) and score >= threshold
+        held = over and not sure and not words and JUDGE not in ignored and hearing.may_hold(depth)
         block = None
-        if findings and score >= threshold:
+        if over and not held:
             block = Block(code=findings[0].code, message=findings[0].words, risk_score=score, evidence=evidence)
         warned = bool(findings) and block is None and score >= WARNED * threshold
         return Judgement(
@@ -221,6 +240,16 @@ class ChainBreaker:
             code=findings[0].code if findings else None,
             warning=findings[0].words if warned else None,
         )
+
+
+def _with_words(findings: Sequence[Finding], words: Sequence[Opinion]) -> list[Finding]:
+    """The findings with what the judge said against the chain, behind those of the checks that weigh more."""
+    astray = [word for word in words if word.verdict is Verdict.ASTRAY]
+    if not astray:
+        return list(findings)
+    weight = weighed(0.0, astray)
+    said = Finding(JUDGE, weight, f"the judge says that the chain has gone astray: {astray[-1].reason}")
+    return sorted((*findings, said), key=lambda finding: -finding.weight)
 
 
 def combined(findings: list[Finding]) -> float:

@@ -67,6 +67,9 @@ _FAULT = re.compile(
 _FAULT_LENGTH = 600
 
 
+_WAITING_WORDS = "running pending queued processing scheduled provisioning läuft ausstehend pendiente"
+
+
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """The stored mark of one text."""
 
@@ -140,6 +143,12 @@ def likeness(one: Mark, other: Mark) -> float:
     if one.numbers != other.numbers and Indel.normalized_similarity(one.numbers, other.numbers) < 0.8:
         return 0.0
     return _alike(one, other)
+
+
+def waits(mark: Mark) -> bool:
+    """Whether a short text says that something is not over yet, as the answer of a poll does. One that waits for
+    somebody is another thing: two who wait for each other go round."""
+    return mark.size <= _POLL and not mark.fault and not _WAITING.isdisjoint(mark.words)
 
 
 def containment(one: Mark, other: Mark) -> float:
@@ -290,3 +299,8 @@ def _periodic(units: list[str], longest: int) -> float:
 def _says_something(unit: str) -> bool:
     """True if a unit has a word in it: rows of figures and rules of tables repeat by nature."""
     return any(letter.isalpha() for letter in unit)
+
+
+_POLL = 25
+"""Words of a poll's answer, at most."""
+_WAITING = frozenset(_codes({word[:_STEM] for word in _WAITING_WORDS.split()}))

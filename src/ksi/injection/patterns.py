@@ -13,7 +13,7 @@ from statistics import median
 
 import msgspec
 
-from ksi.injection.fingerprint import SAMPLE, Mark, containment, likeness, read_mark
+from ksi.injection.fingerprint import SAMPLE, Mark, containment, likeness, read_mark, waits
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +72,8 @@ CHORUS = 25
 """Words from which the same text from one speaker after the other is no coincidence: "nothing found" may be one."""
 LOOPED = 50
 """Percent of a text that is one piece said again and again, from which it counts."""
+PATIENCE = 8
+"""Equal rounds in which one speaker may say that something is not over yet: it polls."""
 STEPS = 4
 """Texts that make a trend: three steps."""
 
@@ -116,15 +118,21 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
     best: Finding | None = None
     for length in range(1, min(LONGEST_CYCLE, len(said) - 1) + 1):
         agents = len({step.agent for step in said[-length:]}) > 1
+        polls = waits(said[-1].mark) and len({step.speaker for step in said[-2 * length :]}) == 1
+        if polls and length > 1:
+            continue  # one that polls goes round with nobody
+        enough = PATIENCE if polls else 2 * length
         matches: list[_Match] = []
         for number in range(len(said) - 1, length - 1, -1):
             match = _match(said, number, length, agents=agents)
             if match is None:
                 break
             matches.append(match)
-            if len(matches) >= 2 * length:
+            if len(matches) >= enough:
                 break
         weight = _round_weight(matches, length, said[-1].mark)
+        if polls and len(matches) < PATIENCE:
+            weight = min(weight, 0.5)
         if weight and (best is None or weight > best.weight):
             fault = any(step.mark.fault for step in said[-length:])
             best = _round_finding(length, matches, weight, fault=fault)

@@ -39,7 +39,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     """`max_depth`, `token_budget`, `time_window`, `chain_closed`; from the patterns `repetition`, `cycle`, `growth`,
-    `collapse`, `error_loop`, `no_progress`."""
+    `collapse`, `error_loop`, `no_progress`, `judge`."""
     message: str
     risk_score: float | None = None
     """0..1, if patterns were the reason."""

@@ -1,0 +1,22 @@
+"""The weights of the package are those that the chains in the repository teach."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.corpus import CORPUS
+from tests.effort import effort
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.promise("C7")
+@pytest.mark.skipif(not effort(0, 1), reason="two minutes: `./ksi test --long`")
+def test_learning_again_gives_the_same_weights() -> None:
+    done = subprocess.run(
+        [sys.executable, str(CORPUS / "learn.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
