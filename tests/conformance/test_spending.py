@@ -444,3 +444,35 @@ async def test_a_model_that_costs_nothing_runs_though_the_money_is_used_up(world
     assert (await run(world, "free", caps, demand=free)).claim is not None
     with pytest.raises(BudgetExceeded):
         await come(world, "paid", caps)
+
+
+@pytest.mark.promise("B1")
+async def test_a_request_too_large_for_the_room_holds_up_no_smaller_one_behind_it(world: World) -> None:
+    caps = (cap(limit=100),)
+    first = (await run(world, "first", caps, demand=demand(45, 45))).claim
+    await come(world, "large", caps, demand=demand(45, 45))
+    await come(world, "small", caps)
+    assert await ids(world, caps) == []
+    await end(world, first, caps, spent=Spent(tokens=60, nanos=0))
+    assert await ids(world, caps) == ["small"]
+
+
+@pytest.mark.promise("B1", "F10")
+async def test_late_reports_of_two_runs_both_take_their_estimates_place_and_let_others_go_on(world: World) -> None:
+    if not isinstance(world.store, RedisStore):
+        return
+    caps = (cap(limit=90),)
+    lost = [(await run(world, "one", caps)).claim]
+    await world.crash()
+    lost += (await claim(world, caps)).started
+    await world.crash()
+    assert (await figures(world))[0].tokens == 60
+    await come(world, "two", caps, demand=demand(20, 20))
+    assert await ids(world, caps) == ["one"]
+    for one in lost:
+        assert (await end(world, one, caps)).fenced
+    assert (await figures(world))[0] == Amount(2, 30, 300)
+    assert await ids(world, caps) == []
+    caps = (cap(limit=110),)
+    await world.store.reconsider(None, world.clock.now())
+    assert await ids(world, caps) == ["two"]

@@ -72,10 +72,8 @@ class Budgets:
             use = self._data.uses.get((share.name, share.subject, share.start), UNUSED)
             left = cap.limit_of(share.subject) - use.used.of(cap.unit) - use.held.of(cap.unit)
             for waiter in self._waiting(f"{share.name}\n{share.subject}")[:LOOKS]:
-                left -= min(account.least(cap, ask) for ask in self._demand(waiter) or (rough("", "", 0),))
-                if left < 0:
-                    break
-                self._bring_back(waiter)
+                if min(account.least(cap, ask) for ask in self._demand(waiter) or (rough("", "", 0),)) <= left:
+                    self._bring_back(waiter)
         return notices
 
     def interrupted(self, request: Request) -> None:

@@ -223,10 +223,9 @@ class Budgets:
             left = cap.limit_of(share.subject) - use.used.of(cap.unit) - use.held.of(cap.unit)
             for key, asks in self._ledger.all("over_this_budget", f"{share.name}\n{share.subject}", LOOKS):
                 demand: Sequence[Ask] = decode_demand(asks) if asks is not None else (rough("", "", 0),)
-                left -= min(account.least(cap, ask) for ask in demand)
-                if left < 0:
-                    break
-                self._ledger.run("set_ready", key, 1)
+                # Each by itself: one that is too large, or that another budget stops, holds up nobody behind it.
+                if min(account.least(cap, ask) for ask in demand) <= left:
+                    self._ledger.run("set_ready", key, 1)
 
     def bring_back_ended(self, now: int, limit: int) -> int:
         """Let those be claimed again whose budget's window is over; how many."""

@@ -7,7 +7,7 @@
 --   ends_over     ZSET    end of a window + number of a conversation whose next request waits for it
 --
 -- What waits stands in the lane `ready:<route>\n\2`. A request keeps `demand`, what it may use at each provider, `reserved`,
--- what is set aside while it runs, and `late`, what was counted for a run whose daemon died.
+-- what is set aside while it runs, and `late`, what was counted for each run whose daemon died: {attempt, hold}.
 -- `caps` are {name, kind, named, unit, limit, start, end, refuse, warn_at, unpriced, raised}; `found` are what is over.
 
 local budgets = {LEAST_OUTPUT = 1024, UNSAID_OUTPUT = 4096, LOOKS = 64, EXCEEDED = 1}
@@ -296,7 +296,8 @@ local function current_cap(share)
   end
 end
 
--- Let those go on for whom what is left now makes room.
+-- Let those go on for whom what is left now makes room, each by itself: one that is too large, or that another budget
+-- stops, holds up nobody behind it.
 local function let_go_on(share, cap, use)
   local line, unit = share[1] .. '\n' .. share[2], FIGURES[cap[4]]
   local left = limit_of(cap, share[2]) - figure(use, unit) - figure(use, 'held_' .. unit)
@@ -307,11 +308,9 @@ local function let_go_on(share, cap, use)
       local wanted = need(ask, cap, ask[3], least_output(ask))
       least = least and math.min(least, wanted) or wanted
     end
-    left = left - least
-    if left < 0 then
-      return
+    if least <= left then
+      bring_back_entry(entry)
     end
-    bring_back_entry(entry)
   end
 end
 
@@ -346,18 +345,32 @@ function budgets.interrupted(rec)
   for _, share in ipairs(hold[6]) do
     change(share, held(hold, share), less(held(hold, share)))
   end
-  set(rec, 'late', cmsgpack.pack({tonumber(rec.attempt), hold}))
+  local late = rec.late and cmsgpack.unpack(rec.late) or {}
+  late[#late + 1] = {tonumber(rec.attempt), hold}
+  set(rec, 'late', cmsgpack.pack(late))
   set(rec, 'reserved', nil)
 end
 
 -- The report of such a call came after all.
 function budgets.came_late(rec)
-  local late = rec.late and A.spent and cmsgpack.unpack(rec.late)
-  if late and late[1] == A.number then
-    set(rec, 'late', nil)
-    for _, share in ipairs(late[2][6]) do
-      local counted, real = held(late[2], share), used(late[2], share)
-      change(share, {real[1] - counted[1], real[2] - counted[2], real[3] - counted[3]}, NOTHING)
+  local kept, its = {}, nil
+  for _, late in ipairs(rec.late and A.spent and cmsgpack.unpack(rec.late) or {}) do
+    if late[1] == A.number then
+      its = late[2]
+    else
+      kept[#kept + 1] = late
+    end
+  end
+  if not its then
+    return
+  end
+  set(rec, 'late', kept[1] and cmsgpack.pack(kept) or nil)
+  for _, share in ipairs(its[6]) do
+    local counted, real = held(its, share), used(its, share)
+    local use = change(share, {real[1] - counted[1], real[2] - counted[2], real[3] - counted[3]}, NOTHING)
+    local _, cap = current_cap(share)
+    if cap and first('lines_over') then
+      let_go_on(share, cap, use)
     end
   end
 end
