@@ -141,7 +141,7 @@ async def test_a_judge_that_fails_harms_nothing(tmp_path: Path, broken: Answer) 
             await wire.pushed("completion:result", request_id="r")
 
             async def over() -> bool:
-                return (await chain(wire, "r"))["state"] == "exhausted"
+                return bool((await chain(wire, "r"))["state"] == "exhausted")
 
             await until(over)
             done = await wire.ask("completion:wait", request_id="r" + "/1" * 6)
