@@ -335,8 +335,12 @@ async def test_scopes_bind_whom_they_name(world: World) -> None:
         cap("model", kind="model", named="stub/echo"),
         cap("provider", kind="provider", named="other"),
         cap("session", kind="session"),
+        cap("token", kind="token", named="ann"),
+        cap("tokens", kind="token"),
+        cap("another", kind="token", named="an"),
     )
     await run(world, "r", caps, agent_id="ann")
+    await run(world, "s", (cap("token", kind="token", named="ann"), cap("tokens", kind="token")), agent_id="ann/x")
     found = {(name.name, use.subject) for name in caps for use in await world.store.budget_uses(name.name, 0)}
     assert found == {
         ("one", "agent:ann"),
@@ -344,7 +348,10 @@ async def test_scopes_bind_whom_they_name(world: World) -> None:
         ("each", "agent:ann"),
         ("model", "model:stub/echo"),
         ("session", "session:talk-r"),
+        ("token", "token:ann"),
+        ("tokens", "token:ann"),
     }
+    assert (await figures(world, "token", "token:ann"))[1].calls == 2
 
 
 @pytest.mark.promise("B1", "B2")

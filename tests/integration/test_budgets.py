@@ -14,7 +14,7 @@ from tests.endpoint import ScriptedEndpoint
 from tests.http_door import door
 from tests.integration.redis_team import team
 from tests.integration.test_pauses import ksi
-from tests.integration.wire import Json, Wire, in_state, until
+from tests.integration.wire import Json, Refused, Wire, in_state, until
 from tests.redis_server import RedisServer
 
 PRICED = """
@@ -137,3 +137,29 @@ async def _known(wires: list[Wire]) -> bool:
 
 async def _completed(wire: Wire, requests: int) -> bool:
     return bool((await wire.ask("completion:queue_status"))["completed"] == requests)
+
+
+@pytest.mark.promise("B1", "H1")
+async def test_a_tokens_budget_binds_all_agents_of_its_holder_and_goes_with_it() -> None:
+    async with ScriptedEndpoint() as endpoint, door(endpoint, endpoint) as here:
+        wire = await Wire.open(here.daemon.config.socket_path)
+        async with wire:
+            limit = {"requests": 2, "per": "day"}
+            made = await wire.ask("token:create", name="intern", budget=limit)
+            with pytest.raises(Refused, match="there is a token 'intern' already"):
+                await wire.ask("token:create", name="intern", budget={"requests": 99})
+            with pytest.raises(Refused, match="can raise every budget"):
+                await wire.ask("token:create", name="boss", scope="operate", budget=limit)
+            intern = {"Authorization": f"Bearer {made['token']}"}
+            assert (await here.message(headers=intern)).status == 200
+            assert (await here.message(headers={**intern, "x-ksi-agent": "helper"})).status == 200
+            refused = await here.message(headers={**intern, "x-ksi-agent": "another"})
+            assert refused.status == 429
+            assert "budget 'token:intern' of token:intern has no room" in refused.json["error"]["message"]
+            assert "ksi budgets raise token:intern" in refused.json["error"]["message"]
+            assert (await here.message()).status == 200
+            assert subject(await wire.ask("budget:status"), "token:intern")["used"] == 2
+            await wire.ask("budget:raise", budget="token:intern", amount=1)
+            assert (await here.message(headers=intern)).status == 200
+            await wire.ask("token:revoke", name="intern")
+            assert (await wire.ask("budget:status"))["budgets"] == []

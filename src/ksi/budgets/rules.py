@@ -20,8 +20,8 @@ NANO = 1_000_000_000
 LEAST_OUTPUT = 1_024
 """Output tokens without which a request that names no `max_tokens` is not begun: less would be cut too short."""
 
-Kind = Literal["all", "agent", "model", "provider", "session"]
-KINDS: tuple[Kind, ...] = ("all", "agent", "model", "provider", "session")
+Kind = Literal["all", "agent", "token", "model", "provider", "session"]
+KINDS: tuple[Kind, ...] = ("all", "agent", "token", "model", "provider", "session")
 
 EXCEEDED = 1
 """The bit of `Use.told` for `budget:exceeded`; those above it are for the thresholds, in order."""
@@ -95,7 +95,9 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.kind == "all":
             return "all"
         name = facts.agent or ""
-        if self.kind != "agent":
+        if self.kind == "token":
+            name = name.partition("/")[0]
+        elif self.kind != "agent":
             name = facts.session if self.kind == "session" else provider if self.kind == "provider" else model
         if self.named == "*" or self.named == name:
             return f"{self.kind}:{name}"

@@ -78,7 +78,9 @@ def _scope(scope: str) -> tuple[Kind, str]:
     kind = next((one for one in KINDS if one == word), None)
     if kind is None or (kind == "all") != (not colon) or (kind != "all" and not named):
         raise ValueError(
-            "scope", f"{scope!r} is none of all, agent:NAME, model:NAME, provider:NAME, session:NAME (* for each one)"
+            "scope",
+            f"{scope!r} is none of all, agent:NAME, token:NAME, model:NAME, provider:NAME, "
+            "session:NAME (* for each one)",
         )
     if "*" in named[:-1] or not named.isprintable():
         raise ValueError("scope", f"{scope!r}: a star stands at the end, or alone for each one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import click
@@ -12,11 +13,31 @@ from ksi.cli.settings import Settings, json_option, pass_settings
 from ksi.cli.status import ask_one
 from ksi.request import PRIORITY_WORDS
 
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?) ?(usd|tokens|requests)/(hour|day|week|month)")
+
+
+class Limit(click.ParamType[dict[str, Any]]):
+    """A limit in a period, as `5usd/day`; what an event takes as a budget."""
+
+    name = "limit"
+
+    def convert(
+        self, value: str | dict[str, Any], param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """See `click.ParamType`."""
+        if not isinstance(value, str):
+            return value
+        found = _LIMIT.fullmatch(value)
+        if found is None or ("." in found[1] and found[2] != "usd"):
+            self.fail(f"{value!r} is no limit; write 5usd/day, 200000tokens/hour or 100requests/month", param, ctx)
+        return {found[2]: float(found[1]) if found[2] == "usd" else int(found[1]), "per": found[3]}
+
 
 @click.group(
     epilog="""\b
 Examples:
   ksi token create nightly --priority background
+  ksi token create intern --budget 5usd/day
   ksi token list
   ksi token revoke nightly
   ksi token renew
@@ -41,11 +62,20 @@ def token() -> None:
 @click.option(
     "--priority", type=click.Choice(list(PRIORITY_WORDS)), help="The priority of its requests that name none."
 )
+@click.option(
+    "--budget",
+    type=Limit(),
+    metavar="LIMIT/PERIOD",
+    help="The limit of all its requests together, as 5usd/day, 200000tokens/hour or 100requests/month.",
+)
 @json_option
 @pass_settings
-def create(settings: Settings, name: str, scope: str, priority: str | None, as_json: bool) -> None:
+def create(
+    settings: Settings, name: str, scope: str, priority: str | None, budget: dict[str, Any] | None, as_json: bool
+) -> None:
     """Make a token and print its secret, which is not shown again."""
-    data = {"name": name, "scope": scope} | ({} if priority is None else {"priority": priority})
+    wishes = {"name": name, "scope": scope, "priority": priority, "budget": budget}
+    data = {key: value for key, value in wishes.items() if value is not None}
     reply = _ask(settings, "token:create", data)
     if as_json:
         json_line(reply)

@@ -404,8 +404,9 @@ class BudgetConfig(_Section, frozen=True, kw_only=True):
     """A limit of usage in a time window, `[budgets.NAME]`: one of `usd`, `tokens` and `requests`."""
 
     scope: str = "all"
-    """Whom it binds: `all`, `agent:NAME`, `model:NAME`, `provider:NAME` or `session:NAME`. `*` in place of the name
-    binds each one by itself, a name with `*` at its end all that begin so together."""
+    """Whom it binds: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it), `model:NAME`,
+    `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*` at its end all
+    that begin so together."""
     usd: Annotated[float, Meta(gt=0)] | None = None
     """US dollars."""
     tokens: Annotated[int, Meta(gt=0)] | None = None

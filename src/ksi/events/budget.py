@@ -24,8 +24,9 @@ class BudgetSetData(BudgetNameData):
     """A budget, as `[budgets.NAME]` has it; it takes the place of one that was set under the same name."""
 
     scope: Name = "all"
-    """Whom it binds: `all`, `agent:NAME`, `model:NAME`, `provider:NAME` or `session:NAME`. `*` in place of the name
-    binds each one by itself, a name with `*` at its end all that begin so together."""
+    """Whom it binds: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it), `model:NAME`,
+    `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*` at its end all
+    that begin so together."""
     usd: Annotated[float, Meta(gt=0)] | None = None
     """US dollars, or ..."""
     tokens: Annotated[int, Meta(gt=0)] | None = None

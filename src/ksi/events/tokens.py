@@ -31,6 +31,21 @@ class Scope(IntEnum):
         return self.name.lower()
 
 
+class TokenBudget(Data):
+    """The limit of a token: one of `usd`, `tokens` and `requests`."""
+
+    usd: Annotated[float, Meta(gt=0)] | None = None
+    """US dollars, or ..."""
+    tokens: Annotated[int, Meta(gt=0)] | None = None
+    """... input and output tokens, or ..."""
+    requests: Annotated[int, Meta(gt=0)] | None = None
+    """... calls of providers. One of the three."""
+    per: Literal["hour", "day", "week", "month"] = "day"
+    """`hour`, `day`, `week` or `month`, by the calendar."""
+    on_exceed: Literal["wait", "refuse"] = "refuse"
+    """`refuse`: a request that would exceed it is refused with `budget_exceeded`; `wait`: it waits in its place."""
+
+
 class TokenCreateData(Data):
     """A new token."""
 
@@ -42,6 +57,9 @@ class TokenCreateData(Data):
     too."""
     priority: Literal["critical", "high", "normal", "low", "background"] | None = None
     """The priority of requests that name none."""
+    budget: TokenBudget | None = None
+    """The limit of all its requests together, under whatever agents below it they are. It is kept as the budget
+    `token:NAME`, which `budget:raise` raises and `token:revoke` drops."""
 
 
 class TokenNameData(Data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,14 @@ import msgspec
 import structlog
 
 from ksi.clock import MICROSECONDS, Clock
-from ksi.errors import InvalidData, NotFound
+from ksi.completion.budget.service import BudgetService
+from ksi.errors import InvalidData, KsiError, NotFound
+from ksi.events.budget import BudgetNameData, BudgetSetData
 from ksi.events.tokens import (
     OwnerTokenReply,
     Scope,
     TokenBody,
+    TokenBudget,
     TokenCreateData,
     TokenCreateReply,
     TokenNameData,
@@ -59,6 +63,23 @@ class KeptToken(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
+def budget_name(token: str) -> str:
+    """The name of a token's own budget, which is its scope as well."""
+    return f"token:{token}"
+
+
+def _budget(token: str, wanted: TokenBudget) -> BudgetSetData:
+    return BudgetSetData(
+        budget=budget_name(token),
+        scope=budget_name(token),
+        usd=wanted.usd,
+        tokens=wanted.tokens,
+        requests=wanted.requests,
+        per=wanted.per,
+        on_exceed=wanted.on_exceed,
+    )
+
+
 _Kept = dict[str, KeptToken]
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Kept).decode
@@ -67,8 +88,9 @@ _decode = msgspec.msgpack.Decoder(_Kept).decode
 class TokenService:
     """Tokens hold at all daemons of a store and over restarts; the owner's is one daemon's, in a file of its own."""
 
-    def __init__(self, store: Store, owner_path: Path, clock: Clock) -> None:
+    def __init__(self, store: Store, budgets: BudgetService, owner_path: Path, clock: Clock) -> None:
         self._store = store
+        self._budgets = budgets
         self.tokens = Tokens()
         """Those that are valid now."""
         self._owner_path = owner_path
@@ -82,7 +104,7 @@ class TokenService:
         """`token:create`: a new one, whose secret is in this reply and nowhere else.
 
         Raises:
-            InvalidData: the name is taken, or there are too many.
+            InvalidData: the name is taken, there are too many, or its budget is none.
             StoreError: it could not be kept, and is not valid.
         """
         if data.name == OWNER:
@@ -92,6 +114,12 @@ class TokenService:
                 f"name: {data.name!r} is not a valid name; use letters, digits, '.', '_' and '-', beginning with a "
                 "letter or digit",
                 path="name",
+            )
+        if data.budget is not None and data.scope == "operate":
+            raise InvalidData(
+                "budget: a token with the scope operate names the agents of its requests and can raise every budget; "
+                "give it the scope submit or read",
+                path="budget",
             )
         secret = new_token()
         token = KeptToken(
@@ -111,7 +139,15 @@ class TokenService:
                 raise InvalidData(f"there are {MOST} tokens; revoke some that are not used any more")
             return {**kept, digest(secret): token}
 
-        await self._change(add)
+        add(self._kept)  # A taken name says so before its budget is touched.
+        if data.budget is not None:
+            # Before the token is valid: no request of its comes without the limit.
+            await self._budgets.set(_budget(data.name, data.budget))
+        try:
+            await self._change(add)
+        except KsiError:
+            await self._drop_budget(data.name)
+            raise
         self._log.warning("token created", name=data.name, scope=data.scope)
         return TokenCreateReply(token=secret, **msgspec.structs.asdict(token.shown()))
 
@@ -137,6 +173,7 @@ class TokenService:
             return left
 
         await self._change(remove)
+        await self._drop_budget(data.name)
         self._log.warning("token revoked", name=data.name)
         return await self.list()
 
@@ -145,6 +182,11 @@ class TokenService:
         self.tokens.take_owner(await asyncio.to_thread(write_owner_token, self._owner_path))
         self._log.warning("the owner's token was replaced", path=str(self._owner_path))
         return OwnerTokenReply(path=str(self._owner_path))
+
+    async def _drop_budget(self, name: str) -> None:
+        """Forget a token's own budget, if it has one."""
+        with contextlib.suppress(NotFound):
+            await self._budgets.drop(BudgetNameData(budget=budget_name(name)))
 
     def hear(self, found: KeptRecords) -> None:
         """Use the stored tokens; called with all records when they were read."""

@@ -39,6 +39,7 @@ LAST_HOURS = 3 * 3_600 * MICROSECONDS
 
 _GROUPS: Mapping[str, UsageBy] = {
     "agent": UsageBy.AGENT,
+    "token": UsageBy.AGENT,
     "model": UsageBy.MODEL,
     "provider": UsageBy.PROVIDER,
     "session": UsageBy.SESSION,
@@ -230,6 +231,8 @@ class BudgetService:
         found: dict[str, float] = {}
         for row in report.groups[by].rows:
             name = row.key or ""
+            if budget.kind == "token":
+                name = name.partition("/")[0]
             if budget.named == "*" or budget.named == name:
                 subject = f"{budget.kind}:{name}"
             elif budget.named.endswith("*") and name.startswith(budget.named[:-1]):

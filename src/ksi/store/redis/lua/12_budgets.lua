@@ -33,8 +33,8 @@ function budgets.subject(cap, facts, ask)
   if kind == 'all' then
     return 'all'
   end
-  local name = kind == 'agent' and (facts.agent or '') or kind == 'session' and facts.session
-    or kind == 'provider' and ask[1] or ask[2]
+  local name = kind == 'agent' and (facts.agent or '') or kind == 'token' and string.match(facts.agent or '', '^[^/]*')
+    or kind == 'session' and facts.session or kind == 'provider' and ask[1] or ask[2]
   if named == '*' or named == name then
     return kind .. ':' .. name
   end
