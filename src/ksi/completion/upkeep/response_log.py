@@ -40,7 +40,7 @@ _BATCH_CHARS = 8 * 1024 * 1024
 """Characters of answers in one batch, about."""
 
 _MOST_NOTED = 1_000
-"""Files in the journal at which the watermark moves before its time: each new file writes the journal again."""
+"""Files in the journal at which the watermark moves before its time."""
 
 _PAUSE = 2.0
 """Seconds between unrequested looks, and between moves of the watermark."""
@@ -209,7 +209,7 @@ def _answer(askers: asyncio.Future[None] | None) -> None:
 
 
 class _Journal(msgspec.Struct):
-    """The lengths at a watermark of those files that were appended to since."""
+    """The lengths at a watermark of those files that were appended to since; in the journal, a line of them."""
 
     behind: int
     sizes: dict[str, int]
@@ -274,8 +274,12 @@ class _Files:
         if new:
             sizes = {name: self._private_size(name) for name in new}
             self._sizes.update(sizes)
-            self._noted = _Journal(watermark, {**self._noted.sizes, **sizes})
-            write_whole(self._journal, msgspec.json.encode(self._noted))
+            line = msgspec.json.encode(_Journal(watermark, sizes)) + b"\n"
+            if self._noted.sizes:
+                append(self._journal, line, private=True)
+            else:
+                write_whole(self._journal, line)
+            self._noted.sizes.update(sizes)
 
     @property
     def noted(self) -> int:
@@ -292,7 +296,7 @@ class _Files:
         False if the journal is damaged and nothing could be undone.
         """
         try:
-            journal = msgspec.json.decode(self._journal.read_bytes(), type=_Journal)
+            journal = _read_journal(self._journal.read_bytes())
         except FileNotFoundError:
             return True
         except msgspec.MsgspecError as error:
@@ -387,6 +391,19 @@ class _Files:
         if size:
             os.close(open_to_append(self._folder / name))
         return size
+
+
+def _read_journal(data: bytes) -> _Journal:
+    """All lines of a journal together. A half-written last line is left out: its files were not appended to yet.
+
+    Raises:
+        msgspec.MsgspecError: it is damaged.
+    """
+    first, *more = data.split(b"\n")
+    journal = msgspec.json.decode(first, type=_Journal)
+    for line in more[:-1]:
+        journal.sizes.update(msgspec.json.decode(line, type=_Journal).sizes)
+    return journal
 
 
 def _end_of_lines(file: BinaryIO) -> int:
