@@ -100,6 +100,11 @@ class Door:
         async with self.session.get(f"{self.url}{path}", headers={**known, **given}) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
 
+    async def delete(self, path: str, **headers: str) -> Reply:
+        """Delete."""
+        async with self.session.delete(f"{self.url}{path}", headers=headers) as answer:
+            return Reply(answer.status, answer.headers, await answer.read())
+
     async def event(self, event: str, *, token: str | None = None, via: str | None = None, **data: Any) -> Reply:
         """`POST /v1/events`; `via` names a stream that is read."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -237,6 +237,30 @@ async def test_a_feature_of_this_api_that_ksi_lacks_is_refused_by_name() -> None
             await client.responses.retrieve("resp_none")
         with pytest.raises(openai.NotFoundError):
             await client.responses.create(model="stub/echo", input="Hi.", previous_response_id="resp_none")
-        made = await client.responses.create(model="stub/echo", input="Hi.")
-        with pytest.raises(openai.InternalServerError, match="cannot be deleted"):
-            await client.responses.delete(made.id)
+
+
+@pytest.mark.promise("H3", "V4")
+async def test_a_response_is_deleted_with_the_conversation_that_it_is_alone_in() -> None:
+    async with door() as here, openai_at(here) as client:
+        alone = await client.responses.create(model="stub/echo", input="Hi.")
+        await client.responses.delete(alone.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(alone.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.delete(alone.id)
+
+
+@pytest.mark.promise("H3", "V4")
+async def test_a_response_among_others_is_deleted_with_its_whole_conversation_only() -> None:
+    async with door() as here, openai_at(here) as client:
+        talk = await client.conversations.create()
+        one = await client.responses.create(model="stub/echo", input="One.", conversation=talk.id)
+        other = await client.responses.create(model="stub/echo", input="Two.", previous_response_id=one.id)
+        for response in (one, other):
+            with pytest.raises(openai.ConflictError, match=f"one of 2 turns.*DELETE /v1/conversations/{talk.id}"):
+                await client.responses.delete(response.id)
+        gone = await client.conversations.delete(talk.id)
+        assert (gone.id, gone.deleted) == (talk.id, True)
+        for response in (one, other):
+            with pytest.raises(openai.NotFoundError):
+                await client.responses.retrieve(response.id)

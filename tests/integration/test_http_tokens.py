@@ -164,6 +164,9 @@ async def test_responses_and_conversations_of_others_are_not_there_for_a_submit_
             assert (await here.get(path, Authorization=f"Bearer {ann}")).status == 200
         assert (await here.get("/v1/conversations/c1/items", Authorization=f"Bearer {bob}")).status == 403
         assert (await here.post(f"/v1/responses/{first}/cancel", {}, Authorization=f"Bearer {bob}")).status == 404
+        assert (await here.delete(f"/v1/responses/{first}", Authorization=f"Bearer {bob}")).status == 404
+        for token in (ann, bob):
+            assert (await here.delete("/v1/conversations/c1", Authorization=f"Bearer {token}")).status == 403
 
 
 @pytest.mark.promise("H1")

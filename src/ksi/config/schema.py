@@ -110,6 +110,11 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
         return self.url.partition("://")[0] in ("redis", "rediss", "unix") or self.url.startswith(("redis+", "rediss+"))
 
     @property
+    def home_node(self) -> str | None:
+        """The machine to which provider sessions are bound; None if there is only one."""
+        return self.node if self.shared else None
+
+    @property
     def shown_url(self) -> str:
         """The address without possible secrets."""
         return shown_url(self.url)

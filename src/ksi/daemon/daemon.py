@@ -166,8 +166,7 @@ class Daemon(Served):
             team,
             shared=config.store.shared,
         )
-        node = config.store.node if config.store.shared else None
-        sessions = SessionManager(self.store, config.session, node)
+        sessions = SessionManager(self.store, config.session, config.store.home_node)
         templates = Templates(config.path("var/templates"))
         breaker, self._judge = ChainBreaker(config.chain, config.patterns), _judge(config, self.store, clock)
         approval_news = ApprovalNews(self.store, self.bus, self._time_came)
@@ -207,7 +206,7 @@ class Daemon(Served):
             config,
             clock,
             chance,
-            node,
+            config.store.home_node,
         )
         self.queue = QueueManager(
             self.store, self.providers, runner, announcer, lock_events, self.bus, book, config, clock
@@ -270,21 +269,22 @@ class Daemon(Served):
         approvals = ApprovalService(
             self.store, announcer, lock_events, injection_events, approval_news, self.queue.on_due, clock
         )
+        conversations = Conversations(
+            self.store,
+            sessions,
+            self._responses,
+            checkpoints,
+            self._built,
+            self.bus,
+            clock,
+            shared=config.store.shared,
+        )
         events = handlers(
             completions,
             Reports(self.store, self.queue, sessions, config, clock),
             self.providers,
             Lookups(self.store),
-            Conversations(
-                self.store,
-                sessions,
-                self._responses,
-                checkpoints,
-                self._built,
-                self.bus,
-                clock,
-                shared=config.store.shared,
-            ),
+            conversations,
             ChainService(self.store, self._injections, clock),
             approvals,
             tracker,
@@ -306,7 +306,7 @@ class Daemon(Served):
             catch_up=self.bus.catch_up,
             on_gone=self._client_gone,
         )
-        self.http = self._http_door(completions, announcer, tracker, approvals, runner, events, chance)
+        self.http = self._http_door(completions, conversations, announcer, tracker, approvals, runner, events, chance)
         self._presence = Presence(self.socket, pid_file, clock, self.stopping.set, self.store.condition)
         self._watchdog = Watchdog(clock, lease_of(config, self.store))
 
@@ -448,6 +448,7 @@ class Daemon(Served):
     def _http_door(
         self,
         completions: CompletionService,
+        conversations: Conversations,
         announcer: Announcer,
         tracker: TokenTracker,
         approvals: ApprovalService,
@@ -480,6 +481,7 @@ class Daemon(Served):
         doors = Doors(
             completions=completions,
             announcer=announcer,
+            conversations=conversations,
             locks=self._locks,
             tracker=tracker,
             approvals=approvals,

@@ -44,6 +44,8 @@ class Answer:
         self._attempt: Attempt | None = None
         self.kept = False
         """True if the request continues without a follower."""
+        self.over = False
+        """True when its end or its refusal is among the items."""
 
     async def next(self, seconds: float | None = None) -> Item | None:
         """The next item; None if there was none for the given seconds."""
@@ -85,14 +87,20 @@ class Answer:
         self._attempt = attempt
 
     def ended(self, reply: RequestReply) -> None:
-        """The request's end."""
+        """The request's end. Its watch and its wait both tell of it: the first one counts."""
+        if self.over:
+            return
+        self.over = True
         if reply.status == State.COMPLETED.value:
             self._items.put_nowait(Done(reply, self._attempt))
         else:
             self._items.put_nowait(Refusal.of_reply(reply))
 
     def refused(self, error: Exception) -> None:
-        """The daemon stops before its end, or did not take it."""
+        """The daemon stops before its end."""
+        if self.over:
+            return
+        self.over = True
         if isinstance(error, KsiError):
             self._items.put_nowait(Refusal.of(error, self.request_id))
         else:
@@ -114,32 +122,19 @@ async def asking(
     answer = Answer(request_id)
     answer.kept = keep
     leave = announcer.watch(request_id, answer)
-    over = True  # as long as it is not taken
-
-    def ended(reply: RequestReply) -> None:
-        nonlocal over
-        over = True
-        answer.ended(reply)
-
-    def refused(error: Exception) -> None:
-        nonlocal over
-        over = True
-        answer.refused(error)
-
     try:
-        over = False
         try:
-            reply = await completions.request(data, answer, ended, refused)
+            reply = await completions.request(data, answer, answer.ended, answer.refused)
         except KsiError:
-            over = True
+            answer.over = True
             raise
         if reply is not None:
-            ended(reply)
+            answer.ended(reply)
         yield answer
     finally:
         leave()
         announcer.forget(answer)
-        if not over and not answer.kept:
+        if not answer.over and not answer.kept:
             await asyncio.shield(completions.cancel(CancelData(request_id=request_id)))
 
 

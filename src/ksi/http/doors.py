@@ -14,6 +14,7 @@ from ksi.clock import Chance, Clock
 from ksi.completion.approval.service import ApprovalService
 from ksi.completion.budget.service import BudgetService
 from ksi.completion.completion_service import CompletionService
+from ksi.completion.conversations import Conversations
 from ksi.completion.notify.announcer import Announcer
 from ksi.completion.token_tracker import TokenTracker
 from ksi.config.schema import Config
@@ -48,6 +49,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
 
     completions: CompletionService
     announcer: Announcer
+    conversations: Conversations
     locks: ConversationLocks
     tracker: TokenTracker
     approvals: ApprovalService

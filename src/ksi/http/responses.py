@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
@@ -23,6 +24,7 @@ from ksi.events.completions import (
     ResponseFormat,
     ToolChoice,
 )
+from ksi.events.owned import DeleteData
 from ksi.http import responses_wire as wire
 from ksi.http.ask import Answer, asking, following
 from ksi.http.doors import Doors, agent_of, chain_of, keeps, number_header, read_object, traceparent_of
@@ -73,6 +75,7 @@ class ResponsesDoor:
             web.get("/v1/responses/{id}/input_items", self.input_items),
             web.post("/v1/conversations", self.create_conversation),
             web.get("/v1/conversations/{id}", self.conversation),
+            web.delete("/v1/conversations/{id}", self.delete_conversation),
             web.get("/v1/conversations/{id}/items", self.conversation_items),
         ]
 
@@ -231,13 +234,21 @@ class ResponsesDoor:
         return web.json_response(wire.of_reply(told, await self._view(request_id)), dumps=_dumps)
 
     async def delete(self, request: web.Request) -> web.Response:
-        """Refused by name: requests leave with their retention."""
+        """Delete a response with the conversation that it is alone in. One of several turns is refused: the later ones
+        were said on its ground."""
         require(request, Scope.SUBMIT)
-        raise Refusal(
-            501,
-            "unsupported",
-            "a response cannot be deleted; it leaves with its retention, [retention] finished",
-        )
+        view = await self._view(wire.request_id(request.match_info["id"]))
+        session = await self._doors.store.session(view.session_id)
+        if session is not None and session.turns > 0 and not (session.turns == 1 and await self._is_head(view)):
+            raise Refusal(
+                409,
+                "unsupported",
+                f"the response is one of {session.turns} turns of the conversation {view.session_id!r} and cannot be "
+                f"deleted alone; DELETE /v1/conversations/{quote(view.session_id, safe='')} deletes them together",
+            )
+        await self._doors.conversations.delete(DeleteData(session_id=view.session_id))
+        gone = {"id": wire.response_id(view.request_id), "object": "response", "deleted": True}
+        return web.json_response(gone)
 
     async def input_items(self, request: web.Request) -> web.Response:
         """The items that a response was asked with."""
@@ -281,6 +292,13 @@ class ResponsesDoor:
         """A conversation, also one in which nothing was said yet."""
         require(request, Scope.SUBMIT)
         return web.json_response(self._conversation(request.match_info["id"], None))
+
+    async def delete_conversation(self, request: web.Request) -> web.Response:
+        """Delete a conversation with all of its turns, whoever asked them: so an operator's token is needed."""
+        require(request, Scope.OPERATE)
+        name = request.match_info["id"]
+        await self._doors.conversations.delete(DeleteData(session_id=name))
+        return web.json_response({"id": name, "object": "conversation.deleted", "deleted": True})
 
     def _conversation(self, name: str, metadata: Any) -> Json:
         return {

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
+from ksi.completion.notify.announcer import Announcer
+from ksi.completion.notify.injection_events import InjectionEvents
+from ksi.completion.replies import Teller
+from ksi.completion.usage.prices import Prices
+from ksi.conversation.lock_events import LockEvents
 from ksi.events.bus import CHUNK, RESULT
 from ksi.events.completions import ChunkPush, RequestReply
-from ksi.providers.base import Chunk
+from ksi.providers.base import Chunk, Frame, Piece
 from ksi.request import Attempt, Outcome, State, Usage
 from ksi.store.values import Claimed, Ended, Finish, Passing, Retry, Settled, Verdict
+from ksi.testing import settle_down
 from tests.unit.completion.parts import Ear, Parts
 
 
@@ -245,6 +252,60 @@ async def test_an_end_passes_the_lock_on_before_the_result_is_published(parts: P
     await parts.enqueue(conversation="talk")
     await settle(parts, claim)
     assert ear.names() == ["conversation:lock_transferred", RESULT]
+
+
+class Client:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.replies: list[RequestReply] = []
+
+    def piece(self, attempt: int, piece: Piece) -> None:
+        """See `Watcher`."""
+
+    def frame(self, attempt: int, frame: Frame) -> None:
+        """See `Watcher`."""
+
+    def answered(self, attempt: Attempt) -> None:
+        """See `Watcher`."""
+
+    def ended(self, reply: RequestReply) -> None:
+        """See `Watcher`."""
+        self.replies.append(reply)
+
+
+@pytest.mark.promise("R3", "H5")
+async def test_a_watcher_is_told_of_an_end_before_its_line_is_written_and_a_waiting_client_after_it(
+    parts: Parts,
+) -> None:
+    written = asyncio.get_running_loop().create_future()
+    announcer = Announcer(
+        parts.store,
+        Teller(Prices({}, {})),
+        parts.bus,
+        LockEvents(parts.bus),
+        InjectionEvents(parts.bus),
+        lambda: written,
+        parts.clock,
+    )
+    claim = await parts.claim()
+    client, waited = Client(), list[RequestReply]()
+    announcer.watch("r1", client)
+    announcer.wait_for("r1", waited.append)
+    attempt = Attempt(
+        number=1,
+        provider=claim.provider,
+        outcome=Outcome.COMPLETED,
+        started_at=claim.started_at,
+        finished_at=parts.clock.now().wall,
+        text="hi",
+    )
+    settled = await parts.store.settle(claim, attempt, DONE, parts.clock.now())
+    await announcer.settled(claim, "m/echo", attempt, DONE, settled)
+    assert ([reply.result for reply in client.replies], waited) == (["hi"], [])
+    written.set_result(None)
+    await settle_down()
+    assert waited == client.replies
 
 
 @pytest.mark.promise("L7")

@@ -47,6 +47,11 @@ class Watcher(Protocol):
         """The answer, when it is stored: before the request's end is published."""
         ...
 
+    def ended(self, reply: RequestReply) -> None:
+        """The request's end, if it completed at its first attempt, as soon as it is stored: a watcher's client does not
+        read the response log, so it does not wait for that."""
+        ...
+
 
 class _End(msgspec.Struct, frozen=True):
     """A run's end, with all the facts of its notification."""
@@ -170,6 +175,14 @@ class Announcer:
                 await self._tell_end(end)
             else:
                 self._tell_when_saved(end, saved)
+                self._tell_watchers(end)
+
+    def _tell_watchers(self, end: _End) -> None:
+        watchers = self._watchers.get(end.claim.request_id, ())
+        if watchers and self._teller.ready and end.first_try:
+            reply = self._teller.reply(end.view())
+            for watcher in watchers:
+                watcher.ended(reply)
 
     def _tell_when_saved(self, end: _End, saved: asyncio.Future[None]) -> None:
         """Tell it with all others whose lines are written with its line. Its run is over, and does not wait."""
