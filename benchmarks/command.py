@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 from ksi.cli.settings import Settings, json_option, pass_settings
 
 if TYPE_CHECKING:
+    from benchmarks.machine import Machine
     from benchmarks.report import Line, Report
+
+
+class Measured(Protocol):
+    """A report of any kind."""
+
+    @property
+    def machine(self) -> Machine:
+        """Where it was measured."""
+        ...
+
 
 ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "memory", "life")
 
@@ -27,6 +38,7 @@ Examples:
   ksi bench --chains
   ksi bench --versions
   ksi bench --http
+  ksi bench --page
   ksi bench --store redis://localhost
   ksi bench --json > bench.json
 """
@@ -41,6 +53,7 @@ Examples:
 @click.option("--chains", is_flag=True, help="How well runaway chains are recognised, on the corpus; this alone.")
 @click.option("--versions", is_flag=True, help="What version 2 costs over version 1; this alone, a minute.")
 @click.option("--http", is_flag=True, help="What a call by HTTP costs over its endpoint; this alone, two minutes.")
+@click.option("--page", is_flag=True, help="What an open page costs the daemon under load; this alone, two minutes.")
 @click.option(
     "--corpus",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -62,6 +75,7 @@ def command(
     chains: bool,
     versions: bool,
     http: bool,
+    page: bool,
     corpus: Path | None,
     store: str | None,
     keep: bool,
@@ -81,6 +95,9 @@ def command(
         return
     if http:
         _http(settings, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
+        return
+    if page:
+        _page(settings, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
         return
     if store is not None:
         _shared(settings, store, quick=quick, seconds=seconds, runs=runs, as_json=as_json)
@@ -125,17 +142,12 @@ def _versions(settings: Settings, *, quick: bool, seconds: float | None, runs: i
     import msgspec
 
     from benchmarks import versions
-    from ksi.cli.render import json_line, note
+    from ksi.cli.render import note
 
     plan = versions.QUICK if quick else versions.VersionsPlan()
     plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
     report = versions.measure_versions(plan, settings.config.path("var"), note)
-    found = versions.version_lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
+    _show(report, versions.version_lines(report), as_json=as_json)
 
 
 def _http(settings: Settings, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool) -> None:
@@ -143,17 +155,25 @@ def _http(settings: Settings, *, quick: bool, seconds: float | None, runs: int |
     import msgspec
 
     from benchmarks import http
-    from ksi.cli.render import json_line, note
+    from ksi.cli.render import note
 
     plan = http.QUICK if quick else http.HttpPlan()
     plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
     report = http.measure_http(plan, settings.config.path("var"), note)
-    found = list(http.http_lines(report))
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
+    _show(report, list(http.http_lines(report)), as_json=as_json)
+
+
+def _page(settings: Settings, *, quick: bool, seconds: float | None, runs: int | None, as_json: bool) -> None:
+    """The daemon's load without and with an open page."""
+    import msgspec
+
+    from benchmarks import page
+    from ksi.cli.render import note
+
+    plan = page.QUICK if quick else page.PagePlan()
+    plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
+    report = page.measure_page(plan, settings.config.path("var"), note)
+    _show(report, list(page.page_lines(report)), as_json=as_json)
 
 
 def _shared(
@@ -163,17 +183,12 @@ def _shared(
     import msgspec
 
     from benchmarks import shared
-    from ksi.cli.render import json_line, note
+    from ksi.cli.render import note
 
     plan = shared.QUICK if quick else shared.SharedPlan()
     plan = msgspec.structs.replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
     report = shared.measure_shared(url, plan, settings.config.path("var"), note)
-    found = shared.shared_lines(report)
-    if as_json:
-        json_line({"lines": found, "runs": report})
-        return
-    click.echo(report.machine.text)
-    _print(found)
+    _show(report, shared.shared_lines(report), as_json=as_json)
 
 
 def _claude_command(settings: Settings) -> list[str]:
@@ -186,9 +201,13 @@ def _claude_command(settings: Settings) -> list[str]:
 def show(report: Report, *, as_json: bool) -> None:
     """Print a report: a table for people, one object for programs."""
     from benchmarks.report import lines
+
+    _show(report, lines(report), as_json=as_json)
+
+
+def _show(report: Measured, found: Sequence[Line], *, as_json: bool) -> None:
     from ksi.cli.render import json_line
 
-    found = lines(report)
     if as_json:
         json_line({"lines": found, "runs": report})
         return
