@@ -409,6 +409,22 @@ async def test_turns_are_found_by_their_words_and_a_conversation_is_renamed_and_
         assert (await here.told("completion:session_status"))["sessions"] == []
 
 
+async def test_many_problems_leave_room_for_the_rest_and_lead_to_their_requests(browser: Browser) -> None:
+    async with door(loops={"repeats": 10}) as here:
+        for agent in "abcde":
+            for number in range(16):
+                asked: dict[str, Any] = {"agent_id": agent, "request_id": f"{agent}-{number}"}
+                await here.told("completion:request", prompt="Again.", model="stub/x", **asked)
+        async with opened(browser, here) as (page, _):
+            problems = page.locator(".attention li")
+            await expect(problems).to_have_count(4)
+            await expect(problems.last).to_contain_text("2 more problems.")
+            await page.get_by_role("button", name="Show all problems").click()
+            await expect(problems).to_have_count(5)
+            await problems.first.get_by_role("link").click()
+            await expect(page.get_by_role("heading", level=1)).to_contain_text("a-")
+
+
 async def test_dead_letters_providers_spend_and_settings_are_seen_and_acted_on(browser: Browser) -> None:
     async with serving() as here:
         await here.told("completion:request", prompt="t", session_id="inbox", model="stub/x", agent_id="ann")

@@ -13,6 +13,7 @@ import { needs_somebody } from "./chains.js";
 import { lamp } from "./providers.js";
 
 const TAILS = 6; // running answers whose text is shown
+const PROBLEMS = 3; // of health, until a person wants to see all: they must not hide what stands below
 const PRIORITIES = ["critical", "high", "normal", "low", "background"];
 
 /** Ask for something at most once in so many seconds. */
@@ -57,7 +58,7 @@ export const overview = {
     badge("requests", status.active, "running");
     const later = status.scheduled + status.retrying + status.parked;
     return [
-      attention({ status, health, providers, dead: letters, chains, asked, budgets }),
+      attention({ status, health, providers, dead: letters, chains, asked, budgets }, own, again),
       figures([
         ["Running", compact(status.active), { href: "#/requests/active", tone: status.active ? "run" : "" }],
         ["Waiting", compact(status.queued), { href: "#/requests/waiting", note: status.queued > 1 ? `limit ${compact(queue.max_queued)}` : null }],
@@ -66,7 +67,7 @@ export const overview = {
         ["Spent today", dollars(spent.totals.cost_usd), { href: "#/spend", note: `${compact(spent.totals.total_tokens)} tokens${spent.totals.unpriced_attempts ? `, ${compact(spent.totals.unpriced_attempts)} unpriced calls` : ""}` }],
       ]),
       h("div", { class: "columns even" },
-        panel("Queue", { wide: true, side: status.paused.some((one) => one.scope === "all") || status.draining ? [] : [pause("all", "", "Pause all"), drain()] }, queue_over_time(trend, own, again), routes(queue, providers)),
+        panel("Queue", { wide: true, side: status.paused.some((one) => one.scope === "all") || status.draining ? [] : [pause("all", "", "Pause all"), drain()] }, queue_over_time(trend, own, again), routes(queue, providers, status.queued)),
         panel("Providers", { side: [link("#/providers", "Details")] }, short_providers(providers))),
       panel("Running", { side: status.active > 1 ? [link("#/requests/active", `Show all ${count(status.active)}`)] : [], note: status.active > tails.length && tails.length ? `With the live text of the first ${TAILS}.` : null },
         status.running.length ? running(status.running.slice(0, 12), tails) : empty("No request is running.")),
@@ -95,7 +96,7 @@ async function tail(id, own, signal) {
 // -- problems ------- -------------------------------------------------------------------------------------------
 
 /** Everything that is wrong or paused, with its remedy. */
-function attention({ status, health, providers, dead, chains, asked, budgets }) {
+function attention({ status, health, providers, dead, chains, asked, budgets }, own, again) {
   const found = [];
   const told = [];
   if (status.status === "stopping") found.push({ tone: "wait", text: "The daemon is stopping." });
@@ -105,10 +106,12 @@ function attention({ status, health, providers, dead, chains, asked, budgets }) 
     found.push({ tone: "wait", text: one.sentence, until: one.until, told: true, remedy: resume(one) });
   }
   for (const [name, provider] of Object.entries(providers)) found.push(...troubles(name, provider));
-  for (const problem of health.problems) {
+  const unknown = health.problems.filter((problem) => {
     const known = told.some((one) => problem.startsWith(one)) || /^provider \S+: /.test(problem) || Object.values(providers).some((one) => one.disabled && problem.startsWith(one.disabled)) || problem.startsWith("the daemon drains") || problem === "stopping";
-    if (!known) found.push({ tone: "bad", text: problem });
-  }
+    return !known;
+  });
+  for (const problem of own.problems ? unknown : unknown.slice(0, PROBLEMS)) found.push({ tone: "bad", text: with_link(problem) });
+  if (!own.problems && unknown.length > PROBLEMS) found.push({ tone: "bad", text: `${plural(unknown.length - PROBLEMS, "more problem")}.`, remedy: button("Show all", () => { own.problems = true; again(); }, { class: "quiet", "aria-label": "Show all problems" }) });
   badge("approvals", asked.length, "waiting for a decision", "wait");
   for (const one of asked.slice(0, 3)) found.push({ tone: "wait", text: [requestLink(one.request_id), " waits for a decision: ", one.question.text], remedy: link("#/approvals", "Review") });
   if (asked.length > 3) found.push({ tone: "wait", text: `${count(asked.length - 3)} more requests wait for a decision.`, remedy: link("#/approvals", "Review") });
@@ -122,6 +125,12 @@ function attention({ status, health, providers, dead, chains, asked, budgets }) 
   return h("section", { class: "attention", "aria-labelledby": "attention", "data-key": "attention" },
     h("h2", { id: "attention" }, "Needs attention"),
     h("ul", found.map((one) => h("li", { class: one.tone }, h("p", one.text, one.until ? h("span", { class: "quiet" }, one.told ? [" (", within(one.until), ")"] : [" Until ", until(one.until), "."]) : null), one.remedy ? h("div", { class: "buttons" }, one.remedy) : null))));
+}
+
+/** A problem; the request that it names for the terminal is a link here. */
+function with_link(problem) {
+  const [before, id, after] = problem.split(/`ksi show (\S+)`/);
+  return id ? [before, requestLink(id), after] : problem;
 }
 
 // -- the queue -----------------------------------------------------------------------------------------------------
@@ -161,15 +170,17 @@ function route_series(samples) {
 }
 
 /** Requests that wait for a slot, by route, with the states of the providers. */
-function routes(queue, providers) {
+function routes(queue, providers, queued) {
   const found = Object.entries(queue.ready_by_route).sort((a, b) => b[1] - a[1]);
   if (!found.length) return empty("No request waits for a slot.");
   const most = Math.max(...found.map(([, number]) => number));
-  return table("Waiting for a slot, by route", [
+  const ready = found.reduce((sum, [, number]) => sum + number, 0);
+  const behind = found.every(([, number]) => number < 1000) && queued > ready ? h("p", { class: "quiet" }, `${compact(queued - ready)} more wait behind an earlier request of their conversation.`) : null;
+  return [table("Waiting for a slot, by route", [
     ["Route", ([name]) => name, { main: true }],
     ["Waiting", ([, number]) => [h("span", { class: "figure-in-row" }, number >= 1000 ? "1,000 or more" : count(number)), bar(number, most, `${count(number)} waiting`)]],
     ["", ([name]) => name.split(",").map((step) => step.split("=")[0]).filter((one) => providers[one]).map((one) => lamp(providers[one], troubles(one, providers[one]), providers[one].running >= providers[one].max_concurrency)), { right: true }],
-  ], found.slice(0, 12), ([name]) => name);
+  ], found.slice(0, 12), ([name]) => name), behind];
 }
 
 // -- providers and what runs ---------------------------------------------------------------------------------------
