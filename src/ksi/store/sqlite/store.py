@@ -203,6 +203,7 @@ class SqliteStore:
             due=checkpointer.is_long,
             between=checkpointer.reset,
             lost=self._files.lost,
+            on_damage=self._on_work,
             durable=durable,
         )
         undo.push_async_callback(self._committer.close)
@@ -273,6 +274,7 @@ class SqliteStore:
         caps: Caps = NO_CAPS,
     ) -> Enqueued:
         """See `Store.enqueue`."""
+        self._committer.take_new_work()
         enqueued = await self._committer.submit(
             lambda: self._enqueue(new, offers, now, paused, caps), lasting=not awaited
         )
@@ -290,6 +292,7 @@ class SqliteStore:
         self, offers: Sequence[Offer], limit: int, now: Moment, paused: Paused = NO_PAUSE, caps: Caps = NO_CAPS
     ) -> Claims:
         """See `Store.claim`."""
+        self._committer.take_new_work()
         return await self._committer.submit(lambda: self._requests.claim(offers, limit, now, paused, caps))
 
     async def bring_back(self, paused: Paused, now: Moment, after: str | None = None, limit: int = 500) -> str | None:
@@ -392,6 +395,7 @@ class SqliteStore:
 
     async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
         """See `Store.acquire`."""
+        self._committer.take_new_work()
         return await self._committer.submit(lambda: self._locks.acquire(lock, now))
 
     async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
