@@ -33,7 +33,7 @@ from ksi.store.snapshot.records import Loaded, Record
 from ksi.store.sqlite.budgets import Budgets
 from ksi.store.sqlite.chain_reads import ChainReads
 from ksi.store.sqlite.chains import Chains
-from ksi.store.sqlite.checkpoint import LOG_BYTES, Checkpointer, lengthen_log, sync_fully
+from ksi.store.sqlite.checkpoint import AHEAD_PAGES, LOG_BYTES, Checkpointer, lengthen_log, sync_fully
 from ksi.store.sqlite.commit import Committer, as_ksi_error
 from ksi.store.sqlite.conversations import Conversations, Finder, Holding
 from ksi.store.sqlite.ends import Ends
@@ -194,14 +194,16 @@ class SqliteStore:
         self._conversations = Conversations(self._ledger, self._chains)
         self._text = TextIndex(self._path, self._connect)
         undo.callback(self._text.close)
-        checkpointer = self._checkpointer = Checkpointer(writer, str(self._path))
+        checkpointer = self._checkpointer = Checkpointer(
+            writer, str(self._path), ahead=AHEAD_PAGES if self._log_bytes else 0
+        )
         undo.callback(checkpointer.close)
         durable = self._durability == "full"
         self._committer = Committer(
             writer,
             self._ledger,
-            due=checkpointer.is_long,
-            between=checkpointer.reset,
+            due=checkpointer.due,
+            between=checkpointer.tend,
             lost=self._files.lost,
             on_damage=self._on_work,
             durable=durable,
