@@ -20,6 +20,7 @@ from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError, StoreUnavailable
 from ksi.events.bus import EventBus
 from ksi.host.supervise import MAX_BACKOFF, Periodic, Supervised, is_cancelled
+from ksi.request import Outcome
 from ksi.store.base import Store
 from ksi.store.values import CLAIM_BYTES, Claimed, Recovery
 
@@ -118,7 +119,10 @@ class QueueManager:
         """Wait for the requeueing. Requests that cannot be requeued (a store error) are left to the next start's
         recovery."""
         if not await self.drained(seconds):
-            self._log.error("left running for the next start to recover", requests=sorted(self._runs)[:100])
+            answers = sum(run.attempt is not None and run.attempt.outcome is Outcome.COMPLETED for run in self._live)
+            self._log.error(
+                "left running for the next start to recover", requests=sorted(self._runs)[:100], answers_lost=answers
+            )
             tasks = [run.task for run in self._live if run.task is not None]
             for task in tasks:
                 task.cancel()
