@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 from tests.integration.serving import daemon_and_wire
-from tests.integration.wire import Json, in_state, until
+from tests.integration.wire import PATIENCE, Json, in_state, until
 
 
 class Disk(apsw.VFS):
@@ -22,6 +22,7 @@ class Disk(apsw.VFS):
         self.beneath = apsw.vfs_names()[0]
         self.full = False
         self.broken = False
+        self.damaged = False
         self.sync_time = 0.0
         """Seconds that a sync takes; if it is long, commits are made off the loop."""
         self.refusals = 0
@@ -44,6 +45,8 @@ class DiskFile(apsw.VFSFile):
         if self._disk.full and self._grows:
             self._disk.refusals += 1
             raise apsw.FullError("no space left on device")
+        if self._disk.damaged and self._grows:
+            raise apsw.CorruptError("database disk image is malformed")
         super().xWrite(data, offset)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
@@ -123,6 +126,31 @@ async def test_an_answer_that_cannot_be_written_waits_for_room_and_keeps_its_loc
         assert len(first["attempts"]) == 1, "asked once, paid once"
     words = [line.split("\t")[:4:3] for line in (tmp_path / "record.tsv").read_text().splitlines()]
     assert words == [["begin", "r"], ["end", "r"], ["begin", "n"], ["end", "n"]]
+
+
+@pytest.mark.promise("Q3", "R1")
+async def test_a_database_that_is_known_to_be_damaged_takes_no_new_work_and_lets_nobody_wait(
+    tmp_path: Path, disk: Disk
+) -> None:
+    async with daemon_and_wire(tmp_path) as (_, wire):
+        await wire.ask("conversation:acquire_lock", request_id="lock", conversation_id="c")
+        waiting = wire.post("completion:request", {"prompt": "x", "request_id": "r", "session_id": "c"})
+        await in_state(wire, "r", "queued")
+        disk.damaged = True
+        assert (await wire.refused("conversation:release_lock", request_id="lock")).code == "store_unavailable"
+        for event, data in (
+            ("completion:async", {"prompt": "x", "request_id": "new"}),
+            ("conversation:acquire_lock", {"request_id": "other", "conversation_id": "d"}),
+        ):
+            error = await wire.refused(event, **data)
+            assert error.code == "store_unavailable"
+            assert "restore a backup" in error.message
+        async with asyncio.timeout(PATIENCE):
+            assert (await waiting)["error"]["code"] == "store_unavailable"
+        disk.damaged = False
+        assert (await wire.refused("completion:async", prompt="x", request_id="new")).code == "store_unavailable"
+        assert (await wire.ask("completion:get", request_id="r"))["status"] == "queued"
+        assert (await wire.ask("system:ready"))["ready"] is False
 
 
 @pytest.mark.promise("Q3", "Q7")

@@ -17,9 +17,10 @@ from ksi.completion.provider_manager import ProviderManager
 from ksi.completion.wakeup import TICK, Alarm
 from ksi.config.schema import Config
 from ksi.conversation.lock_events import LockEvents
-from ksi.errors import StoreError
+from ksi.errors import StoreError, StoreUnavailable
 from ksi.events.bus import EventBus
 from ksi.host.supervise import MAX_BACKOFF, Periodic, Supervised, is_cancelled
+from ksi.request import Outcome
 from ksi.store.base import Store
 from ksi.store.values import CLAIM_BYTES, Claimed, Recovery
 
@@ -118,7 +119,10 @@ class QueueManager:
         """Wait for the requeueing. Requests that cannot be requeued (a store error) are left to the next start's
         recovery."""
         if not await self.drained(seconds):
-            self._log.error("left running for the next start to recover", requests=sorted(self._runs)[:100])
+            answers = sum(run.attempt is not None and run.attempt.outcome is Outcome.COMPLETED for run in self._live)
+            self._log.error(
+                "left running for the next start to recover", requests=sorted(self._runs)[:100], answers_lost=answers
+            )
             tasks = [run.task for run in self._live if run.task is not None]
             for task in tasks:
                 task.cancel()
@@ -255,6 +259,12 @@ class QueueManager:
             await self._clock.sleep(pause)
             pause = min(2 * pause, MAX_BACKOFF)
 
+    def _refuse_waiting(self, fault: StoreUnavailable) -> None:
+        """The store is damaged: clients should not wait until an operator has repaired it."""
+        for request_id in self._announcer.awaited():
+            if request_id not in self._runs:
+                self._announcer.refuse(request_id, fault)
+
     def stop_run(self, request_id: str, why: Stop) -> bool:
         """Stop a request if it runs here; returns True if it does."""
         run = self._runs.get(request_id)
@@ -327,8 +337,10 @@ class QueueManager:
             claims = await self._store.claim(
                 self._providers.offers(now), CLAIMS, now, self._providers.paused(now), self._budgets.caps(now.wall)
             )
-        except BaseException:
+        except BaseException as fault:
             work.ring()
+            if isinstance(fault, StoreUnavailable) and not fault.passes:
+                self._refuse_waiting(fault)
             raise
         for claim in claims.started:
             self._take_up(claim)

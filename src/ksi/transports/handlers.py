@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any, Protocol
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from ksi.completion.approval.service import ApprovalService
 from ksi.completion.budget.service import BudgetService
@@ -211,14 +212,24 @@ async def discover(data: DiscoverData, _: Exchange, specs: Mapping[str, EventSpe
     if data.event is not None and data.event not in specs:
         guess = nearest(data.event, specs)
         raise UnknownEvent(f"no event {data.event[:100]!r}" + (f"; did you mean {guess!r}?" if guess else ""))
-    chosen = specs.values() if data.event is None else [specs[data.event]]
-    events = []
-    for spec in chosen:
-        direction: Literal["in", "out"] = "in" if spec.incoming else "out"
-        # A schema takes up to 80 ms when it is made, at its first use: too long for a turn of the loop.
-        shown = await asyncio.to_thread(schema, spec) if data.schemas else UNSET
-        events.append(EventEntry(name=spec.name, direction=direction, doc=spec.doc, schema=shown))
-    return DiscoverReply(events=events)
+    chosen = list(specs.values()) if data.event is None else [specs[data.event]]
+    if data.schemas:
+        # Schemas take a second when they are made, at their first use: too long for a turn of the loop.
+        return DiscoverReply(events=await asyncio.to_thread(_with_schemas, chosen))
+    return DiscoverReply(events=[_entry(spec, UNSET) for spec in chosen])
+
+
+_MAKING = Lock()
+"""Held by the thread that makes schemas: several that make the same ones would hold the event loop up together."""
+
+
+def _with_schemas(chosen: Sequence[EventSpec]) -> list[EventEntry]:
+    with _MAKING:
+        return [_entry(spec, schema(spec)) for spec in chosen]
+
+
+def _entry(spec: EventSpec, shown: dict[str, Any] | UnsetType) -> EventEntry:
+    return EventEntry(name=spec.name, direction="in" if spec.incoming else "out", doc=spec.doc, schema=shown)
 
 
 def _plain(call: Callable[[Any], Awaitable[Any]]) -> Handler:

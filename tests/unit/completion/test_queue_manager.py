@@ -13,7 +13,7 @@ from ksi.completion import queue_manager
 from ksi.completion.completion_runner import Stop
 from ksi.completion.queue_manager import CLAIMS, FAULT_PAUSE
 from ksi.completion.wakeup import TICK
-from ksi.errors import FailureClass, NotFound, ProviderError, StoreUnavailable
+from ksi.errors import FailureClass, NotFound, ProviderError, StoreFull, StoreUnavailable
 from ksi.events.bus import RESULT
 from ksi.request import Outcome, RetryBody, State
 from ksi.store.values import NewLock, Offer, StoreRules
@@ -443,6 +443,22 @@ async def test_a_stop_claims_no_more_and_requeues_running_requests(parts: Parts)
     parts.queue.on_work()
     await settle_down()
     assert len(parts.player.calls) == 2
+
+
+@pytest.mark.promise("R6")
+async def test_the_log_tells_of_an_answer_that_a_stop_could_not_write(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_manager, "GIVE_BACK", 0.05)
+    await parts.open()
+    parts.store.faults["settle"] = [StoreFull("no room")]
+    with capture_logs() as lines:
+        parts.queue.launch(await parts.claim())
+        await settle_down()
+        await parts.queue.stop(0)
+    (line,) = [line for line in lines if line["event"].startswith("left running")]
+    assert (line["requests"], line["answers_lost"]) == (["r1"], 1)
+    assert await state(parts, "r1") is State.RUNNING
 
 
 @pytest.mark.promise("R6")

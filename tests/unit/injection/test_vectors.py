@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,9 +16,9 @@ from ksi.injection.meaning.sentences import Piece, read_sentences
 from ksi.injection.vectors import encoder as encoders
 from ksi.injection.vectors import network
 from ksi.injection.vectors.encoder import PAUSE, Encoder
-from ksi.injection.vectors.wire import LENGTH, frame
+from ksi.injection.vectors.wire import LENGTH, Meant, frame
 from ksi.injection.vectors.wordpiece import WordPieces
-from ksi.providers.process import ProcessRegistry
+from ksi.providers.process import ChildProcess, ProcessRegistry
 from ksi.testing import SimulatedClock
 from tests.integration.wire import until
 
@@ -74,11 +75,12 @@ async def test_when_its_process_dies_results_go_on_without_vectors_and_it_is_tri
     assert await encoder.add(PIECES) == PIECES
     assert encoder.problem is not None
     assert "SIGKILL" in encoder.problem
+    await clock.advance(PAUSE - 1)
     assert await encoder.add(PIECES) == PIECES
     assert not encoder.running
-    await clock.advance(PAUSE + 1)
+    await clock.advance(2)
+    assert encoder.problem is None, "a fault is not told for longer than it keeps anything from being asked"
     assert (await encoder.add(PIECES))[0].sentence.vector
-    assert encoder.problem is None
     await encoder.stop()
 
 
@@ -99,6 +101,22 @@ async def test_a_process_that_says_nothing_costs_its_time_once(tmp_path: Path, m
     assert await encoder.add(PIECES) == PIECES
     assert encoder.problem is not None
     assert "no answer within" in encoder.problem
+    assert not children()
+
+
+async def test_results_that_wait_behind_one_without_an_answer_do_not_wait_for_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder(ProcessRegistry(tmp_path / "vectors"), SimulatedClock())
+    begun: list[str] = []
+
+    async def never(_: ChildProcess, sentences: list[str]) -> list[Meant]:
+        begun.append(sentences[0])
+        raise TimeoutError
+
+    monkeypatch.setattr(encoder, "_answer", never)
+    assert await asyncio.gather(*(encoder.add(PIECES) for _ in range(8))) == [PIECES] * 8
+    assert len(begun) == 1
     assert not children()
 
 

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from ksi.store.sqlite import checkpoint as sqlite_checkpoint
-from ksi.store.sqlite.checkpoint import LOG_BYTES, RESET_PAGES, Checkpointer, lengthen_log
+from ksi.store.sqlite.checkpoint import LEFT_FREE, LOG_BYTES, RESET_PAGES, Checkpointer, lengthen_log
 from tests.integration.wire import until
 
 
@@ -61,8 +61,47 @@ def test_a_log_that_finds_no_room_takes_none(
             raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(sqlite_checkpoint, "bytes", Full, raising=False)
-    lengthen_log(path, LOG_BYTES)
-    assert log_size(path) == before
+    assert lengthen_log(path, LOG_BYTES) == log_size(path) == before
+
+
+@pytest.mark.promise("O11", "Q3")
+def test_the_log_has_room_on_the_disk_ahead_of_what_is_written(database: tuple[apsw.Connection, str]) -> None:
+    connection, path = database
+    checkpointer = Checkpointer(connection, path, ahead=20)
+    checkpointer.tend()
+    for number in range(100):
+        before = log_size(path)
+        connection.execute("INSERT INTO t VALUES (?, zeroblob(40000))", (number,))
+        assert log_size(path) == before, "a commit that makes the file longer fails on a full disk"
+        if checkpointer.due():
+            checkpointer.tend()
+    assert log_size(path) > 100 * 40_000
+    checkpointer.close()
+
+
+@pytest.mark.promise("O11", "Q3")
+@pytest.mark.parametrize("free", [0, LEFT_FREE + 100 * 4_120 - 1], ids=["a full disk", "a small disk"])
+def test_a_log_that_the_disk_has_no_room_for_restarts(
+    database: tuple[apsw.Connection, str], monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    connection, path = database
+    lengthen_log(path, 200 * 4_120)
+    checkpointer = Checkpointer(connection, path, ahead=100)
+    tries: list[Path] = []
+
+    def look(folder: Path) -> int:
+        tries.append(folder)
+        return free
+
+    monkeypatch.setattr(sqlite_checkpoint, "free_bytes", look)
+    for number in range(100):
+        connection.execute("INSERT INTO t VALUES (?, zeroblob(40000))", (number,))
+        if checkpointer.due():
+            checkpointer.tend()
+            assert not checkpointer.due(), "it is not asked again at once"
+    assert log_size(path) == 200 * 4_120
+    assert 5 < len(tries) < 20
+    checkpointer.close()
 
 
 def test_under_load_the_log_restarts_within_its_length(database: tuple[apsw.Connection, str]) -> None:
@@ -72,8 +111,8 @@ def test_under_load_the_log_restarts_within_its_length(database: tuple[apsw.Conn
     checkpointer = Checkpointer(connection, path)
     for number in range(RESET_PAGES):
         connection.execute("INSERT INTO t VALUES (?, zeroblob(9000))", (number,))
-        if checkpointer.is_long():
-            checkpointer.reset()
+        if checkpointer.due():
+            checkpointer.tend()
     checkpointer.close()
     # Three times as much was written. How far it grows while the thread copies is up to the machine.
     assert log_size(path) <= 2 * RESET_PAGES * 4_120

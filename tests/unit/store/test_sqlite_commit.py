@@ -90,6 +90,7 @@ class Desk:
             due=lambda: self.due,
             between=self._between,
             lost=lambda: self.lost,
+            on_damage=lambda: self.books.calls.append("damage"),
             durable=durable,
         )
 
@@ -308,6 +309,8 @@ async def test_a_damaged_database_is_reported_until_the_end(desk: Desk) -> None:
     assert await outcomes(desk.add("a")) == ["a"]
     assert desk.committer.damage is not None
     assert "damaged (malformed)" in desk.committer.damage
+    await outcomes(desk.do(lambda: fail(apsw.CorruptError("malformed"))))
+    assert desk.books.calls.count("damage") == 1
 
 
 # -- one turn, one transaction ----------------------------------------------------------------------------------------

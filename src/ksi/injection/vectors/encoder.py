@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import structlog
 
-from ksi.clock import Clock
+from ksi.clock import Clock, microseconds
 from ksi.errors import ConfigError
 from ksi.injection.meaning.sentences import Piece
 from ksi.injection.vectors.network import model_file
@@ -19,7 +19,8 @@ from ksi.providers.process import ChildProcess, ProcessRegistry, ProcessStartErr
 
 NAME = "sentence-vectors"
 TIMEOUT = 10.0
-"""Seconds that one result may take, the start of the process included; after that it is judged without vectors."""
+"""Seconds that one result may wait for its turn, and then for its answer, the start of the process included; after
+that it is judged without vectors."""
 MOST_WAITING = 16
 """Results that wait for it at once; what comes above that is judged without vectors."""
 IDLE = 900.0
@@ -41,25 +42,35 @@ class Encoder:
         self._environment = {name: value for name, value in environment.items() if name in _KEPT}
         self._process: ChildProcess | None = None
         self._asking = asyncio.Lock()
-        self._retry_at = 0.0
+        self._retry_at = 0
+        """Monotonic time until which it is not asked after a fault, in microseconds."""
         self._waiting = 0
         self._idle: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("ksi.vectors")
-        self.problem: str | None = None
-        """Why results are judged without vectors, for `system:health`."""
+        self._missing: str | None = None
+        """What is not installed."""
+        self._fault = ""
+        """What happened last, in a sentence."""
         try:
             model_file()
         except ConfigError as error:
-            self.problem = error.message
-            self._there = False
-        else:
-            self._there = True
+            self._missing = error.message
 
     @property
     def running(self) -> bool:
         """Whether its process is there."""
         return self._process is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why results are judged without vectors now, for `system:health`. A fault counts until it may be asked again:
+        no chain may come that asks, and the fault is past by then as far as is known."""
+        return self._fault if self._pausing else self._missing
+
+    @property
+    def _pausing(self) -> bool:
+        return self._clock.now().mono < self._retry_at
 
     async def start(self) -> None:
         """End what an earlier daemon left running; its own process is started when it is needed."""
@@ -68,7 +79,7 @@ class Encoder:
     async def add(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces with their vectors; as they came where none can be had. Lines of code and tables have none."""
         prose = [piece for piece in pieces if not piece.sentence.formal]
-        if not prose or not self._there or self._waiting >= MOST_WAITING or self._clock.now().mono < self._retry_at:
+        if not prose or self.problem is not None or self._waiting >= MOST_WAITING:
             return list(pieces)
         self._waiting += 1
         try:
@@ -77,8 +88,16 @@ class Encoder:
             self._waiting -= 1
 
     async def _added(self, pieces: Sequence[Piece], prose: Sequence[Piece]) -> list[Piece]:
-        async with self._asking:
-            found = await self._asked([piece.text[:LONGEST] for piece in prose])
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await self._asking.acquire()
+        except TimeoutError:
+            return list(pieces)
+        try:
+            # It may have failed for the results before this one.
+            found = None if self._pausing else await self._asked([piece.text[:LONGEST] for piece in prose])
+        finally:
+            self._asking.release()
         if found is None:
             return list(pieces)
         meant = {id(piece): one for piece, one in zip(prose, found, strict=True)}
@@ -105,7 +124,6 @@ class Encoder:
         except asyncio.CancelledError:
             await self.stop()
             raise
-        self.problem = None
         self._rest()
         return found
 
@@ -129,8 +147,8 @@ class Encoder:
 
     async def _failed(self, fault: Exception) -> None:
         words = f"no answer within {TIMEOUT:g} s" if isinstance(fault, TimeoutError) else str(fault)
-        self.problem = f"what results mean is not looked at: {words}; tried again in {PAUSE:g} s"
-        self._retry_at = self._clock.now().mono + PAUSE
+        self._fault = f"what results mean is not looked at for {PAUSE:g} s: {words}"
+        self._retry_at = self._clock.now().mono + microseconds(PAUSE)
         self._log.warning("no vectors", problem=words)
         process, self._process = self._process, None
         if process is not None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
 import structlog
+
+from ksi.host.private_files import free_bytes
 
 PASSIVE_PAGES = 2_000
 """New pages in the log after which it is copied into the database (8 MiB)."""
@@ -24,19 +27,38 @@ A shorter log costs more: pages that many commits rewrite are copied once for ea
 LOG_BYTES = 20 * 1024 * 1024
 """The log's length on disk from the start. It grows to its full length once, under load."""
 
+AHEAD_PAGES = 1_000
+"""Pages that the log has on the disk ahead of what is written (4 MiB), and by which it grows. On a disk that another
+program fills, what runs can still write its end."""
 
-def lengthen_log(path: str, to: int) -> None:
-    """Give an open database's log a length of so many bytes. SQLite takes zeros for the log's end.
+TRY_AGAIN_PAGES = 50
+"""Pages written since the disk had no room for that, after which it is asked again."""
 
-    Without space for that it keeps its length, and grows on demand.
+LEFT_FREE = 16 * 1024 * 1024
+"""Free bytes below which the log is not made longer: it keeps its length, and on a small disk nothing else would have
+room again."""
+
+_FRAME = 4_096 + 24
+"""Bytes of a page in the log."""
+
+
+def lengthen_log(path: str, to: int) -> int:
+    """Give an open database's log a length of so many bytes, and return its length. SQLite takes zeros for the log's
+    end.
+
+    Without space for that it keeps its length, and grows on demand. Nothing may be committed meanwhile.
     """
     with Path(f"{path}-wal").open("r+b", buffering=0) as log:
         length = log.seek(0, os.SEEK_END)
+        if length >= to:
+            return length
         try:
-            if length < to and log.write(bytes(to - length)) < to - length:
-                log.truncate(length)
+            if log.write(bytes(to - length)) == to - length:
+                return to
         except OSError:
-            log.truncate(length)
+            pass
+        log.truncate(length)
+        return length
 
 
 def sync_fully(connection: apsw.Connection, *, commits: bool) -> None:
@@ -51,8 +73,17 @@ def sync_fully(connection: apsw.Connection, *, commits: bool) -> None:
 class Checkpointer:
     """Watches the log's length; the writer tells it after each commit."""
 
-    def __init__(self, writer: apsw.Connection, path: str) -> None:
+    def __init__(self, writer: apsw.Connection, path: str, *, ahead: int = AHEAD_PAGES) -> None:
+        """`ahead`: pages that the log has on the disk ahead of what is written."""
         self._path = path
+        self._ahead = ahead
+        self._log_path = Path(f"{path}-wal")
+        self._room = self._measured()
+        """Pages that the log's present length holds."""
+        self._refused_at: int | None = None
+        """The log's pages when the disk had no room for more; None if it had."""
+        self._end = 0
+        """The log's pages at the last commit."""
         self._wanted = threading.Event()
         self._copying = threading.Event()
         self._closing = False
@@ -76,12 +107,36 @@ class Checkpointer:
         """Copy the contents of the log, whatever its length."""
         self._wanted.set()
 
-    def is_long(self) -> bool:
-        """True if the log is so long that it must restart, and the thread does not copy it just now."""
-        return self._pages > RESET_PAGES and not self._copying.is_set()
+    def due(self) -> bool:
+        """True if the log is to be tended between two transactions."""
+        return self._is_short or (self._pages > RESET_PAGES and not self._copying.is_set())
 
-    def reset(self) -> None:
-        """Between two transactions: copy the pages written since the thread copied most of them.
+    @property
+    def _is_short(self) -> bool:
+        if self._ahead == 0 or self._end + self._ahead <= self._room:
+            return False
+        return self._refused_at is None or self._end > self._refused_at + TRY_AGAIN_PAGES
+
+    def tend(self) -> None:
+        """Between two transactions: lengthen a log that comes to its end on the disk, and let one that is long, or
+        that the disk has no room for, restart."""
+        if self._is_short and self._lengthen():
+            return
+        self._reset()
+
+    def _lengthen(self) -> bool:
+        """Give the log its pages ahead; returns True if the disk has room for them."""
+        to = (self._end + 2 * self._ahead) * _FRAME
+        free = free_bytes(self._log_path.parent)
+        if free is None or free >= LEFT_FREE + to - self._room * _FRAME:
+            with suppress(OSError):  # another program has removed it, which the store notices
+                self._room = lengthen_log(self._path, to) // _FRAME
+        enough = self._end + self._ahead <= self._room
+        self._refused_at = None if enough else self._end
+        return enough
+
+    def _reset(self) -> None:
+        """Copy the pages written since the thread copied most of them.
 
         The log restarts only when all of it is in the database, and under load the thread alone never gets there.
         """
@@ -92,9 +147,20 @@ class Checkpointer:
         # Asked again after as many more, whatever came of it.
         self._pages = 0
 
+    def _measured(self) -> int:
+        """Pages that the log's file holds."""
+        try:
+            return self._log_path.stat().st_size // _FRAME
+        except OSError:
+            return 0
+
     def _on_commit(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
         if pages < self._pages:
             self._asked = 0
+        if pages < self._end:
+            # It has restarted, and may have been cut.
+            self._refused_at, self._room = None, self._measured()
+        self._end = pages
         self._pages = pages
         if pages - self._asked > PASSIVE_PAGES:
             self._asked = pages

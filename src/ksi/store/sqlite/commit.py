@@ -94,10 +94,11 @@ class Committer:
         due: Callable[[], bool],
         between: Callable[[], None],
         lost: Callable[[], str | None],
+        on_damage: Callable[[], None],
         durable: bool,
     ) -> None:
         """`between` is called off the loop and between two transactions, as soon as it is `due`. `lost` returns the
-        reason if commits would be lost for other readers.
+        reason if commits would be lost for other readers. `on_damage` is called when the database is found damaged.
 
         The connection must not wait for locks: that would hold the loop up.
         """
@@ -112,6 +113,7 @@ class Committer:
         self._due = due
         self._between = between
         self._lost = lost
+        self._on_damage = on_damage
         self._trouble: Trouble | None = None
         self._told = False
         """True if the log has the present trouble."""
@@ -174,6 +176,15 @@ class Committer:
         if trouble is not None and trouble.held and self._loop.time() - trouble.since < PATIENCE:
             return None
         return trouble
+
+    def take_new_work(self) -> None:
+        """Before work is accepted or begun.
+
+        Raises:
+            StoreUnavailable: the database is damaged. What runs may still try to write its end.
+        """
+        if self.damage is not None:
+            raise StoreUnavailable(self.damage, reason="damaged", passes=False)
 
     def look_at_files(self) -> None:
         """Notice now, and not only with the next change, that commits would be lost for other readers."""
@@ -296,6 +307,7 @@ class Committer:
         if isinstance(error, _DAMAGE) and self.damage is None:
             self.damage = f"the database is damaged ({error}). Stop the daemon and restore a backup or a checkpoint"
             self._log.error("the database is damaged", error=str(error))
+            self._on_damage()
 
     def _look_again(self, pause: float) -> None:
         if self._next_look is None and not self._closed:

@@ -33,7 +33,7 @@ from ksi.store.snapshot.records import Loaded, Record
 from ksi.store.sqlite.budgets import Budgets
 from ksi.store.sqlite.chain_reads import ChainReads
 from ksi.store.sqlite.chains import Chains
-from ksi.store.sqlite.checkpoint import LOG_BYTES, Checkpointer, lengthen_log, sync_fully
+from ksi.store.sqlite.checkpoint import AHEAD_PAGES, LOG_BYTES, Checkpointer, lengthen_log, sync_fully
 from ksi.store.sqlite.commit import Committer, as_ksi_error
 from ksi.store.sqlite.conversations import Conversations, Finder, Holding
 from ksi.store.sqlite.ends import Ends
@@ -194,15 +194,18 @@ class SqliteStore:
         self._conversations = Conversations(self._ledger, self._chains)
         self._text = TextIndex(self._path, self._connect)
         undo.callback(self._text.close)
-        checkpointer = self._checkpointer = Checkpointer(writer, str(self._path))
+        checkpointer = self._checkpointer = Checkpointer(
+            writer, str(self._path), ahead=AHEAD_PAGES if self._log_bytes else 0
+        )
         undo.callback(checkpointer.close)
         durable = self._durability == "full"
         self._committer = Committer(
             writer,
             self._ledger,
-            due=checkpointer.is_long,
-            between=checkpointer.reset,
+            due=checkpointer.due,
+            between=checkpointer.tend,
             lost=self._files.lost,
+            on_damage=self._on_work,
             durable=durable,
         )
         undo.push_async_callback(self._committer.close)
@@ -273,6 +276,7 @@ class SqliteStore:
         caps: Caps = NO_CAPS,
     ) -> Enqueued:
         """See `Store.enqueue`."""
+        self._committer.take_new_work()
         enqueued = await self._committer.submit(
             lambda: self._enqueue(new, offers, now, paused, caps), lasting=not awaited
         )
@@ -290,6 +294,7 @@ class SqliteStore:
         self, offers: Sequence[Offer], limit: int, now: Moment, paused: Paused = NO_PAUSE, caps: Caps = NO_CAPS
     ) -> Claims:
         """See `Store.claim`."""
+        self._committer.take_new_work()
         return await self._committer.submit(lambda: self._requests.claim(offers, limit, now, paused, caps))
 
     async def bring_back(self, paused: Paused, now: Moment, after: str | None = None, limit: int = 500) -> str | None:
@@ -392,6 +397,7 @@ class SqliteStore:
 
     async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
         """See `Store.acquire`."""
+        self._committer.take_new_work()
         return await self._committer.submit(lambda: self._locks.acquire(lock, now))
 
     async def renew_lock(self, request_id: str, now: Moment, fence: int | None = None) -> LockGrant:
