@@ -17,12 +17,11 @@ import msgspec
 import psutil
 
 from ksi.clock import Clock
+from ksi.host.marks import MARK
 from ksi.host.private_files import make_folder
 from ksi.providers.masking import masked
 
 LAUNCHER = Path(__file__).with_name("process_launcher.py")
-MARK = "KSI_PROCESS"
-"""The variable that a process's descendants inherit: the path of its file in the registry."""
 STDERR_KEPT = 8 * 1024
 """Bytes of stderr that are kept for messages: the last."""
 _SHOWN_STDERR = 500
