@@ -17,9 +17,9 @@ import pytest
 import uvloop
 
 from ksi.clock import SystemClock
+from ksi.host.marks import MARK
 from ksi.providers.process import (
     LAUNCHER,
-    MARK,
     ChildProcess,
     ProcessRegistry,
     ProcessStartError,

@@ -20,6 +20,7 @@ import pytest
 from ksi.host.platforms import (
     find_socket,
     folds_case,
+    peer_pid,
     peer_uid,
     private_folder,
     raise_file_limit,
@@ -141,6 +142,24 @@ def test_a_system_without_so_peercred_is_asked_as_macos_is(monkeypatch: pytest.M
     with Peer() as peer:
         assert peer_uid(peer) == 501
     assert asked == [(0, 1, 76)], "SOL_LOCAL, LOCAL_PEERCRED, the size of a struct xucred"
+
+
+@pytest.mark.promise("M2", "O12")
+def test_the_process_at_the_other_end_is_known_on_both_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    class Peer(socket.socket):
+        def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:  # type: ignore[override]
+            asked.append((level, option, size))
+            return struct.pack("i", 4711)
+
+    one, other = socket.socketpair()
+    with one, other:
+        assert peer_pid(one) == os.getpid()
+    monkeypatch.delattr(socket, "SO_PEERCRED", raising=False)
+    with Peer() as peer:
+        assert peer_pid(peer) == 4711
+    assert asked == [(0, 2, 4)], "SOL_LOCAL, LOCAL_PEERPID, the size of an int"
 
 
 def folders(*names: Path) -> Iterator[Path]:

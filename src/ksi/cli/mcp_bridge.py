@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ksi.host.marks import runs_under
+
 URL, TOKEN = "KSI_URL", "KSI_TOKEN"
 """The variables that name the daemon's HTTP address and a token; the defaults are the home's own."""
 
@@ -34,9 +36,14 @@ def door_of(home: Path, environ: Mapping[str, str]) -> tuple[str, str]:
     """The URL of the daemon's HTTP interface, and a token for it.
 
     Raises:
-        Unreachable: no daemon serves HTTP from this home.
+        Unreachable: no daemon serves HTTP from this home, or its owner's token is not for this program.
     """
     run = home / "var" / "run"
+    if TOKEN not in environ and runs_under(run, environ):
+        raise Unreachable(
+            "an agent that KSI runs has started this program, which would act for the owner: `ksi_tools = true` under "
+            f"the agent's provider gives it KSI's tools within its limits, and {TOKEN} names a token made for it"
+        )
     try:
         url = environ.get(URL) or json.loads((run / "http.json").read_text())["url"]
         token = environ.get(TOKEN) or (run / "token").read_text().strip()

@@ -10,6 +10,7 @@ import msgspec
 
 from ksi.client.link import Connect, Link, dial, unreachable
 from ksi.errors import ConnectionFailed
+from ksi.host.marks import runs_under
 
 URL, TOKEN = "KSI_URL", "KSI_TOKEN"
 
@@ -34,7 +35,9 @@ def named_way(environ: Mapping[str, str] = os.environ) -> HttpWay | None:
 
 
 def told_way(run_dir: Path) -> HttpWay | None:
-    """The address that the daemon of a home has published for its owner."""
+    """The address that the daemon of a home has published for its owner; none for the programs of its agents."""
+    if runs_under(run_dir, os.environ):
+        return None
     path = run_dir / "http.json"
     try:
         told = msgspec.json.decode(path.read_bytes(), type=_Told)

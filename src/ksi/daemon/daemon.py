@@ -73,7 +73,7 @@ from ksi.injection.circuit_breakers import ChainBreaker
 from ksi.injection.injection_router import InjectionRouter
 from ksi.injection.reminders import Templates
 from ksi.injection.vectors.encoder import Encoder
-from ksi.providers.base import Capabilities, Provider
+from ksi.providers.base import Capabilities, Provider, StartingProvider
 from ksi.providers.process import ProcessRegistry
 from ksi.store.base import Store
 from ksi.store.provider_records import KeptRecords
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from ksi.completion.hooks.hooks import Hooks
     from ksi.completion.trace.traces import Traces
     from ksi.completion.upkeep.sharing import Sharing
+    from ksi.daemon.programs import Programs
     from ksi.http.metrics import Gathered
     from ksi.http.server import HttpServer
 from ksi.daemon.direct import DirectDaemon
@@ -297,18 +298,28 @@ class Daemon(Served):
             self.bus,
             self,
         )
+        self._programs = self._guard_programs(
+            completions, announcer, lending := Lending(self.providers, self.queue.runs, clock), chance
+        )
         self.socket = UnixSocket(
             config.socket_path,
             config.socket,
-            dispatcher_of(config, events, SPECS, self.bus, clock),
+            dispatcher_of(
+                config, events if self._programs is None else self._programs.guarded(events), SPECS, self.bus, clock
+            ),
             clock,
             awaits=self.bus.awaits,
             catch_up=self.bus.catch_up,
+            on_come=None if self._programs is None else self._programs.came,
             on_gone=self._client_gone,
         )
-        self.http = self._http_door(completions, conversations, announcer, tracker, approvals, runner, events, chance)
-        self._presence = Presence(self.socket, pid_file, clock, self.stopping.set, self.store.condition)
-        self._watchdog = Watchdog(clock, lease_of(config, self.store))
+        self.http = self._http_door(
+            completions, conversations, announcer, tracker, approvals, runner, events, lending, chance
+        )
+        self._presence, self._watchdog = (
+            Presence(self.socket, pid_file, clock, self.stopping.set, self.store.condition),
+            Watchdog(clock, lease_of(config, self.store)),
+        )
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -445,6 +456,29 @@ class Daemon(Served):
         self.queue.on_work()
         self.queue.on_due()
 
+    def _guard_programs(
+        self, completions: CompletionService, announcer: Announcer, lending: Lending, chance: Chance
+    ) -> Programs | None:
+        """What limits the programs of agents; None where no provider has such agents."""
+        starting = [provider for provider in self._built.values() if isinstance(provider, StartingProvider)]
+        if not starting:
+            return None
+        from ksi.daemon.programs import Programs
+        from ksi.http.own import Ownership
+
+        return Programs(
+            starting,
+            Ownership(self.store, completions),
+            completions,
+            announcer,
+            self.store,
+            self.queue.runs,
+            lending,
+            self.config.chain,
+            self._clock,
+            chance,
+        )
+
     def _http_door(
         self,
         completions: CompletionService,
@@ -454,6 +488,7 @@ class Daemon(Served):
         approvals: ApprovalService,
         runner: CompletionRunner,
         events: Mapping[str, Handler],
+        lending: Lending,
         chance: Chance,
     ) -> HttpServer | None:
         """The HTTP interface; None if it is turned off. The tools that runs get need none."""
@@ -494,7 +529,6 @@ class Daemon(Served):
             chance=chance,
         )
         if with_tools:
-            lending = Lending(self.providers, self.queue.runs, clock)
             self.queue.on_end = lending.look
             runner.tools = RunTools(doors, own, lending).server
         if not config.http.listen:
@@ -564,6 +598,8 @@ class Daemon(Served):
 
     async def _client_gone(self, connection: Any) -> None:
         self.bus.forget(connection)
+        if self._programs is not None:
+            self._programs.gone(connection)
         self._announcer.forget(connection)
         while True:
             try:

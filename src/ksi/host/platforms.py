@@ -99,6 +99,19 @@ def peer_uid(peer: socket.socket) -> int:
     return uid_of_xucred(peer.getsockopt(sol_local, local_peercred, _XUCRED.size))
 
 
+def peer_pid(peer: socket.socket) -> int:
+    """The process that connected the other end of a Unix socket; 0 if it is none that this one can see.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    if hasattr(socket, "SO_PEERCRED"):
+        pid, _, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        return int(pid)
+    sol_local, local_peerpid = 0, 2
+    return int.from_bytes(peer.getsockopt(sol_local, local_peerpid, struct.calcsize("i")), sys.byteorder)
+
+
 def uid_of_xucred(told: bytes) -> int:
     """The user in macOS's description of a peer.
 

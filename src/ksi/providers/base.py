@@ -266,6 +266,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """The public price list for its calls: a provider's name, or the address at which it is asked."""
 
 
+Origin = Callable[[], str | None]
+"""Tells the id of the request for which a program's process works, or worked last; None once that process has ended."""
+
+
 class Provider(Protocol):
     """Answers completions."""
 
@@ -323,6 +327,15 @@ class LoginProvider(Provider, Protocol):
     async def login_works(self) -> bool | None:
         """Return True if the login works again after it failed, without a call that costs anything; None if only a
         real call can tell."""
+        ...
+
+
+@runtime_checkable
+class StartingProvider(Provider, Protocol):
+    """A provider whose processes start programs of their own, which may connect to KSI."""
+
+    def origin(self, pid: int) -> Origin | None:
+        """The origin of the program with this pid, if one of the provider's processes has started it."""
         ...
 
 

@@ -17,12 +17,11 @@ import msgspec
 import psutil
 
 from ksi.clock import Clock
+from ksi.host.marks import MARK
 from ksi.host.private_files import make_folder
 from ksi.providers.masking import masked
 
 LAUNCHER = Path(__file__).with_name("process_launcher.py")
-MARK = "KSI_PROCESS"
-"""The variable that a process's descendants inherit: the path of its file in the registry."""
 STDERR_KEPT = 8 * 1024
 """Bytes of stderr that are kept for messages: the last."""
 _SHOWN_STDERR = 500
@@ -42,6 +41,10 @@ _REAP_PATIENCE = 5.0
 
 class ProcessStartError(Exception):
     """A process could not be started; the message says why."""
+
+
+class StrayError(Exception):
+    """A program belongs to a process of the registry that has ended, or has ended itself."""
 
 
 class RegistryEntry(msgspec.Struct, frozen=True):
@@ -83,6 +86,32 @@ class ProcessRegistry:
         for path in entries:
             path.unlink(missing_ok=True)
         return found
+
+    def leader_of(self, pid: int, living: Mapping[int, str]) -> int | None:
+        """The process that started a program, directly or by others: one of the `living`, whose marks are given by pid;
+        None if it is none of the registry's.
+
+        A program is known by its session, its mark, and its ancestors. One that has ended could be anybody's, so it
+        counts as a stray one while any process lives.
+
+        Raises:
+            StrayError: its process is not there any more.
+        """
+        leaders = {mark: leader for leader, mark in living.items()}
+        looked = False
+        for process in _lineage(pid):
+            looked = True
+            session = _session(process)
+            if session in living:
+                return session
+            mark = _mark(process)
+            if mark in leaders:
+                return leaders[mark]
+            if mark is not None and Path(mark).parent == self._folder:
+                raise StrayError
+        if not looked and living and pid not in (0, os.getpid()):
+            raise StrayError
+        return None
 
     def _entries(self) -> Iterator[tuple[Path, RegistryEntry]]:
         for path in sorted(self._folder.glob("*-*")) if self._folder.is_dir() else ():
@@ -228,6 +257,11 @@ class ChildProcess:
             with suppress(OSError, ValueError):
                 await cls(*await launching, entry_path).kill()
             raise
+
+    @property
+    def mark(self) -> str:
+        """What its descendants have in their environment as `MARK`."""
+        return str(self._entry_path)
 
     @property
     def ended(self) -> bool:
@@ -391,7 +425,20 @@ def _session(process: psutil.Process) -> int | None:
 
 
 def _has_mark(process: psutil.Process, mark: str) -> bool:
+    return _mark(process) == mark
+
+
+def _mark(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(MARK) == mark
+        return process.environ().get(MARK)
     except (psutil.Error, OSError):
-        return False
+        return None
+
+
+def _lineage(pid: int) -> Iterator[psutil.Process]:
+    """A process and its ancestors, up to this process or the system's first."""
+    with suppress(psutil.Error):
+        while pid > 1 and pid != os.getpid():
+            process = psutil.Process(pid)
+            yield process
+            pid = process.ppid()

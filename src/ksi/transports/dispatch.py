@@ -5,6 +5,7 @@ A `Form` says how lines look. There are two: today's, and that of version 1 (`ks
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -133,6 +134,24 @@ class Exchange:
 
     def _send(self, line: bytes) -> None:
         self.connection.answer(line)
+
+
+class HeldExchange(Exchange):
+    """An exchange whose answer is not sent, but comes to the one who holds it."""
+
+    def __init__(self, held: Exchange) -> None:
+        super().__init__(held.connection, held._clock, held._form)
+        self.outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def answer(self, data: Any) -> None:
+        """See `Exchange`."""
+        if not self.outcome.done():
+            self.outcome.set_result(data)
+
+    def refuse(self, error: Exception) -> None:
+        """See `Exchange`."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
 
 
 Handler = Callable[[Any, Exchange], Awaitable[Any]]

@@ -19,7 +19,7 @@ from ksi.clock import Clock, Stopwatch, SystemStopwatch
 from ksi.config.schema import Socket
 from ksi.errors import ConfigError, KsiError, PayloadTooLarge, SlowConsumer, TooManyConnections, TooMuchInput
 from ksi.events.bus import News
-from ksi.host.platforms import SOCKET_PATH_LIMIT, peer_uid, private_folder, socket_place
+from ksi.host.platforms import SOCKET_PATH_LIMIT, peer_pid, peer_uid, private_folder, socket_place
 from ksi.host.supervise import Periodic
 from ksi.protocol import LineReader, encode_error
 from ksi.transports.dispatch import Dispatcher
@@ -302,8 +302,10 @@ class UnixSocket:
         awaits: Callable[[SocketConnection], bool],
         on_gone: Callable[[SocketConnection], Awaitable[None]],
         catch_up: Callable[[SocketConnection], None] = lambda _: None,
+        on_come: Callable[[SocketConnection, int], None] | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
+        """`on_come` is called with each client and its pid, as long as that is its own."""
         self.config = config
         self.dispatcher = dispatcher
         self.clock = clock
@@ -313,6 +315,7 @@ class UnixSocket:
         self.path = path
         self._place = path
         self._on_gone = on_gone
+        self._on_come = on_come
         self._connections: set[SocketConnection] = set()
         self.rota = Rota(stopwatch)
         self.numbers = itertools.count(1)
@@ -440,6 +443,13 @@ class UnixSocket:
             full = TooManyConnections(f"{limit} clients are connected already; try again later", limit=limit)
             transport.write(encode_error(None, full, None, self.clock.unix()))
             return False
+        if self._on_come is not None:
+            try:
+                pid = peer_pid(peer)
+            except OSError as error:
+                self.log.error("client refused, its process is unknown", error=str(error))
+                return False
+            self._on_come(connection, pid)
         self._connections.add(connection)
         if is_piped_netcat(peer):
             self.half_closed.add(connection)

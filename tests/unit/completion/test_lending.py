@@ -180,3 +180,21 @@ async def test_two_chains_that_wait_for_each_others_conversations_are_refused_th
     await refuse_deadlock(world.store, place.lending, "b", "nobody's")
     over.set()
     await waiting
+
+
+@pytest.mark.promise("M2")
+async def test_a_run_that_ended_while_its_program_waits_on_lends_nothing_any_more() -> None:
+    place, over = Place(1), asyncio.Event()
+    waiting = asyncio.create_task(place.wait(place.start("parent"), "child", over))
+    await settle_down()
+    assert place.provider.lent == 1
+    place.end("parent")
+    assert (place.provider.lent, place.lending.awaited_by("parent")) == (0, ())
+    again = place.start("parent")  # a later attempt of the same request
+    assert not place.free
+    over.set()
+    await waiting
+    assert (place.provider.lent, place.lending.awaited_by("parent")) == (0, ())
+    async with place.lending.wait(again, "another child"):
+        assert place.provider.lent == 1
+    assert place.provider.lent == 0

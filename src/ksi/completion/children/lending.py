@@ -36,11 +36,12 @@ class Lending:
         self._providers = providers
         self._runs = runs
         self._clock = clock
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[Run, _Waiting] = {}
 
     def awaited_by(self, request_id: str) -> tuple[str, ...]:
         """The requests that a run waits for."""
-        waiting = self._waiting.get(request_id)
+        run = self._runs.get(request_id)
+        waiting = None if run is None else self._waiting.get(run)
         return () if waiting is None else tuple(waiting.awaited)
 
     @asynccontextmanager
@@ -52,13 +53,18 @@ class Lending:
         waiting = self._begin(run, awaited)
         try:
             yield
-            if waiting.awaited == [awaited]:
+            if waiting.awaited == [awaited] and self._waiting.get(run) is waiting:
                 await self._slot_again(waiting)
         finally:
             self._end(waiting, awaited)
 
     def look(self) -> None:
-        """A run has ended: those that want their slot again may have it, in the order in which they began to wait."""
+        """A run has ended: those that want their slot again may have it, in the order in which they began to wait.
+
+        It lends nothing any more, even if a program of its own waits on.
+        """
+        for run in [run for run in self._waiting if self._runs.get(run.claim.request_id) is not run]:
+            self._drop(self._waiting[run])
         for waiting in self._waiting.values():
             provider = waiting.run.claim.provider
             if waiting.back is not None and not waiting.back.done() and self._active(provider) < self._own(provider):
@@ -75,15 +81,21 @@ class Lending:
         return len(running) - len(without)
 
     def _begin(self, run: Run, awaited: str) -> _Waiting:
-        waiting = self._waiting.get(run.claim.request_id)
+        waiting = self._waiting.get(run)
         if waiting is None:
             left = None if run.deadline is None else max(0, run.deadline - self._clock.now().mono)
             run.deadline = None
-            waiting = self._waiting[run.claim.request_id] = _Waiting(run, left)
+            waiting = self._waiting[run] = _Waiting(run, left)
         waiting.awaited.append(awaited)
         if waiting.slot:
             self._give(waiting)
         return waiting
+
+    def _drop(self, waiting: _Waiting) -> None:
+        del self._waiting[waiting.run]
+        self._tell(waiting)
+        if waiting.back is not None and not waiting.back.done():
+            waiting.back.set_result(None)
 
     async def _slot_again(self, waiting: _Waiting) -> None:
         back = waiting.back = asyncio.get_running_loop().create_future()
@@ -97,13 +109,15 @@ class Lending:
 
     def _end(self, waiting: _Waiting, awaited: str) -> None:
         waiting.awaited.remove(awaited)
+        if self._waiting.get(waiting.run) is not waiting:
+            return  # its run has ended
         if waiting.awaited:
             if waiting.slot:
                 self._give(waiting)
             return
         if not waiting.slot:
             self._take(waiting)
-        del self._waiting[waiting.run.claim.request_id]
+        del self._waiting[waiting.run]
         self._tell(waiting)
         if waiting.left is not None:
             waiting.run.deadline = self._clock.now().mono + waiting.left

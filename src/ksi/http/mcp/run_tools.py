@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from ksi.completion.children.lending import Lending
+from ksi.completion.children.rules import chain_below
 from ksi.completion.completion_runner import Run
 from ksi.http.doors import Doors
 from ksi.http.mcp.protocol import Session
@@ -14,7 +13,6 @@ from ksi.http.mcp.tools import Caller, Tools, for_scope
 from ksi.http.own import Ownership
 from ksi.http.tokens import Identity, Scope
 from ksi.providers.base import ToolServer
-from ksi.request import ChainConfig
 
 INSTRUCTIONS = (
     "KSI runs you, and these tools ask other agents and models through it. `ask` asks one and waits for the answer; "
@@ -33,15 +31,12 @@ class RunTools:
 
     def server(self, run: Run) -> ToolServer:
         """The tools of one run."""
-        claim, config = run.claim, self._doors.config.chain
+        claim = run.claim
         name = claim.agent_id or claim.request_id
-        limits = run.body.circuit_breaker_config or ChainConfig(
-            max_depth=config.max_depth, token_budget=config.token_budget, time_window=config.time_window
-        )
         caller = Caller(
             identity=Identity(name=name, scope=Scope.SUBMIT, priority=claim.priority.word),
             agent_id=name,
-            chain=msgspec.structs.replace(limits, parent_request_id=claim.request_id),
+            chain=chain_below(claim.request_id, run.body, self._doors.config.chain),
             run=run,
             lending=self._lending,
         )

@@ -12,9 +12,10 @@ from msgspec import Meta
 
 from ksi.completion.children.deadlock import refuse_deadlock
 from ksi.completion.children.lending import Lending
+from ksi.completion.children.rules import FIRST_LOOK, refuse_wait_for_budget, urgency
 from ksi.completion.completion_runner import Run
 from ksi.completion.replies import HELD, WAITING_INPUT, is_final
-from ksi.errors import BudgetExceeded, WaitTimeout
+from ksi.errors import WaitTimeout
 from ksi.events.approval import AnswerData, ApprovalsData
 from ksi.events.budget import BudgetStatusData
 from ksi.events.bus import LOCK_EXPIRED, LOCKED, News
@@ -40,9 +41,6 @@ INSTRUCTIONS = (
 
 TELL = 15.0
 """Seconds between two reports of progress: clients give a call up that says nothing for some minutes."""
-
-FIRST_LOOK = 1.0
-"""Seconds after which a run looks at what the request that it waits for waits for itself."""
 
 Text = Annotated[str, Meta(min_length=1, max_length=4_000_000)]
 Name = Annotated[str, Meta(min_length=1, max_length=1_000)]
@@ -421,7 +419,7 @@ class Tools:
         own = self._caller.identity.priority
         if self._caller.run is None or own is None or ask.priority is None:
             return ask.priority or own
-        return max(PRIORITY_WORDS[ask.priority], PRIORITY_WORDS[own]).word
+        return urgency(PRIORITY_WORDS[ask.priority], PRIORITY_WORDS[own])
 
     async def _submit(self, call: Call) -> Answered:
         data = self._data(call)
@@ -455,22 +453,6 @@ class Tools:
         if self._caller.run is not None and self._caller.lending is not None:
             await refuse_deadlock(self._store, self._caller.lending, self._caller.run.claim.request_id, conversation)
 
-    async def _refuse_wait_for_budget(self, request_id: str) -> None:
-        """See that a run does not wait for a budget: what is set aside in it may be its own.
-
-        Raises:
-            BudgetExceeded: it would.
-        """
-        if self._caller.run is None:
-            return
-        view = await self._store.get(request_id)
-        if view is not None and view.budget is not None and view.state is State.QUEUED:
-            why = (await self._completions.get(GetData(request_id=request_id))).paused or "it waits for a budget"
-            raise BudgetExceeded(
-                f"{why}. A run does not wait for a budget, as it may itself hold what is missing; go on without this "
-                "answer"
-            )
-
     async def _wait(self, call: Call, answer: Answer, seconds: float) -> Answered | None:
         """The end of a request, as `_end`; a run that waits for it has no slot meanwhile."""
         if self._caller.run is None or self._caller.lending is None:
@@ -493,7 +475,8 @@ class Tools:
                 return _answered(done.reply)
             except TimeoutError:
                 pause = TELL
-                await self._refuse_wait_for_budget(answer.request_id)
+                if self._caller.run is not None:
+                    await refuse_wait_for_budget(self._store, self._completions, answer.request_id)
                 known = await self._look(answer.request_id)
                 call.progress(0.0, _sentence(known))
             except Refusal:

@@ -86,6 +86,9 @@ class Options(TurnOptions, frozen=True, kw_only=True, forbid_unknown_fields=True
     used tools with effects waits as long as its question is open."""
     permission_timeout: float = 86_400.0
     """From then on a question that nobody answered is a no."""
+    programs: Literal["run", "owner"] = "run"
+    """Whose requests are those that the agents' own programs send over the socket. `run`: children of the request that
+    the agent works on. `owner`: the owner's, without limits."""
     start_timeout: float = 60.0
     """Until a new process takes up its turn."""
     context_tokens: int = 200_000

@@ -104,6 +104,8 @@ class ClaudeProcess:
         self.harmless_tools: frozenset[str] = frozenset()
         """Its MCP tools that are annotated as read-only."""
         self.turns = 0
+        self.request_id: str | None = None
+        """The request whose turn it makes, or made last."""
         self.used_at = self._heard
         """Monotonic time of its last turn's end, in microseconds."""
         self._host: Host | None = None
@@ -152,6 +154,11 @@ class ClaudeProcess:
     def pid(self) -> int:
         """The pid of the process, which leads a group of the same number."""
         return self._child.pid
+
+    @property
+    def mark(self) -> str:
+        """See `ChildProcess`."""
+        return self._child.mark
 
     @property
     def fit(self) -> bool:

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
@@ -29,6 +30,7 @@ from ksi.providers.base import (
     Capabilities,
     Chunk,
     Completion,
+    Origin,
     Permission,
     PersonNeeded,
     Setting,
@@ -59,7 +61,7 @@ from ksi.providers.claude_cli.sessions import OpenedSession, Sessions, Start
 from ksi.providers.claude_cli.stream import Asks, Denied, Started
 from ksi.providers.claude_cli.transcript import Seal, find, projects_folder
 from ksi.providers.claude_cli.turn import ClaudeTurn
-from ksi.providers.process import ProcessRegistry
+from ksi.providers.process import ProcessRegistry, StrayError
 
 __all__ = ["ClaudeProvider", "Options", "build"]
 
@@ -184,6 +186,17 @@ class ClaudeProvider:
         """See `AskingProvider`."""
         await self._waiting.let_go(conversation)
 
+    def origin(self, pid: int) -> Origin | None:
+        """See `StartingProvider`."""
+        if self._options.programs == "owner":
+            return None
+        processes = {process.pid: process for process in self._pool.processes()}
+        try:
+            leader = self._registry.leader_of(pid, {process.pid: process.mark for process in processes.values()})
+        except StrayError:
+            return _nowhere
+        return None if leader is None else partial(_request_of, processes[leader])
+
     # -- a call ---------------------------------------------------------------------------------------------------
 
     async def complete(self, call: Call) -> AsyncGenerator[Chunk | Thought | ToolUsed | Completion, None]:
@@ -270,6 +283,7 @@ class ClaudeProvider:
         process, prompt_id = opened.process, sessions.new_id() if waiting is None else waiting.prompt_id
         turn = ClaudeTurn(call.model, process.harmless_tools) if waiting is None else waiting.turn
         kept = False
+        process.request_id = call.request_id
         process.serve(None if call.tools is None else Host(call.tools))
         try:
             async with aclosing(self._items(call, opened, turn, prompt_id, permit, waiting)) as items:
@@ -454,6 +468,14 @@ class ClaudeProvider:
         os.write(handle, key)
         os.close(handle)
         return key
+
+
+def _request_of(process: ClaudeProcess) -> str | None:
+    return process.request_id if process.alive else None
+
+
+def _nowhere() -> None:
+    """The origin of a program whose process has ended."""
 
 
 def _check(call: Call) -> None:
