@@ -134,6 +134,7 @@ async def measure(folder: Path, scopes: int, together: int, turns: int, profiler
 
 
 def main() -> None:
+    """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scopes", type=int, nargs="+", default=[0, 1, 10])
     parser.add_argument("--together", type=int, default=16)

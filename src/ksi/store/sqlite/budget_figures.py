@@ -39,7 +39,7 @@ from ksi.budgets.rules import (
 from ksi.store.sqlite.ledger import Ledger
 from ksi.store.sqlite.rows import read_use
 
-FOLD = 1_024
+FOLD = 4_096
 """Steps in the journal after which the figures are written."""
 
 KNOWN = 10_000
@@ -49,13 +49,26 @@ DEMANDS = "demands"
 """The kept figure of the rows in `demand`."""
 
 
+class Named(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """A number for the figures that calls count in."""
+
+    number: int
+    shares: tuple[Share, ...]
+
+
 class Began(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A call began."""
+    """A call began; its fields are those of `Hold`."""
 
     key: int
-    hold: Hold
     asks: Demand
     """Empty if they stand in its row of `demand`."""
+    input: int
+    output: int
+    input_rate: float | None
+    output_rate: float
+    call: int
+    shares: int
+    """Their number."""
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -76,7 +89,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag=3):
     told_of: int
 
 
-Step = Began | Ended | Told
+Step = Named | Began | Ended | Told
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Step]).decode
 
@@ -102,10 +115,6 @@ class Tally:
             told_of=self.told_of,
         )
 
-    def of(self, unit: Unit) -> int:
-        """The used part of the figure that a budget goes by."""
-        return self.nanos if unit is Unit.USD else self.tokens if unit is Unit.TOKENS else self.calls
-
     def left(self, unit: Unit, limit: int) -> int:
         """What is neither used nor reserved."""
         if unit is Unit.USD:
@@ -129,12 +138,17 @@ class Bound:
 class Binding:
     """All budgets that bind the calls of one agent, session, provider and model."""
 
-    __slots__ = ("bounds", "caps", "shares", "tallies")
+    __slots__ = ("bounds", "calls", "caps", "dollars", "number", "shares", "tallies", "tokens")
 
     def __init__(self, caps: Caps, bounds: list[Bound]) -> None:
         self.caps = caps
         self.bounds = bounds
+        self.dollars = [one for one in bounds if one.unit is Unit.USD]
+        self.tokens = [one for one in bounds if one.unit is Unit.TOKENS]
+        self.calls = [one for one in bounds if one.unit is Unit.REQUESTS]
         self.tallies = [one.tally for one in bounds]
+        self.number = 0
+        """Of its shares, in the journal."""
         self.shares = tuple(Share(one.cap.name, one.subject, one.cap.start, one.cap.unpriced or 0.0) for one in bounds)
 
     def hold(self, ask: Ask, context: int) -> Hold | None:
@@ -144,21 +158,34 @@ class Binding:
         """
         if ask.input_rate is None:
             return None
-        tightest: dict[Unit, tuple[int, Cap]] = {}
-        for one in self.bounds:
-            left = one.tally.left(one.unit, one.limit)
-            found = tightest.get(one.unit)
-            if found is None or left < found[0]:
-                tightest[one.unit] = (left, one.cap)
+        tightest: list[tuple[int, Cap]] = []
+        if self.dollars:
+            lefts = [one.limit - one.tally.nanos - one.tally.held_nanos for one in self.dollars]
+            tightest.append((min(lefts), self.dollars[0].cap))
+        if self.tokens:
+            lefts = [one.limit - one.tally.tokens - one.tally.held_tokens for one in self.tokens]
+            tightest.append((min(lefts), self.tokens[0].cap))
+        if self.calls:
+            lefts = [one.limit - one.tally.calls - one.tally.held_calls for one in self.calls]
+            tightest.append((min(lefts), self.calls[0].cap))
         size = ask.input + context
         least, output = least_output(ask), ask.output
-        for left, cap in tightest.values():
+        for left, cap in tightest:
             wanted = need(ask, cap, size, least)
             if wanted and wanted > left:
                 return None
             if cap.unit is not Unit.REQUESTS:
                 output = max(least, min(output, output_within(ask, cap, size, left)))
         return Hold(size, output, ask.input_rate, ask.output_rate, ask.call, self.shares)
+
+    @property
+    def near(self) -> bool:
+        """True if some budget is so far used that there may be notices."""
+        return (
+            any(one.tally.nanos >= one.notice_at for one in self.dollars)
+            or any(one.tally.tokens >= one.notice_at for one in self.tokens)
+            or any(one.tally.calls >= one.notice_at for one in self.calls)
+        )
 
 
 class Run:
@@ -195,8 +222,8 @@ class BudgetFigures:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._tallies: dict[account.Place, Tally] = {}
-        self._dirty: dict[account.Place, Tally] = {}
-        """Changed since the last fold."""
+        self._dirty: dict[int, Sequence[Tally]] = {}
+        """Changed since the last fold, by the ids of these lists."""
         self._runs: dict[int, Run] = {}
         self._bindings: dict[tuple[str | None, str, str, str], Binding] = {}
         self._caps: Caps = ()
@@ -206,6 +233,12 @@ class BudgetFigures:
         self._undo: list[Undo] = []
         self._journal = 0
         """Steps since the last fold."""
+        self._number = 0
+        """The last number of shares."""
+        self._numbered_from = 0
+        """Numbers up to this one are not in the journal."""
+        self._shares: dict[int, tuple[Share, ...]] = {}
+        """By their number; only while the journal is read."""
         self._folded = False
         """This transaction folds."""
         self._loaded = False
@@ -236,7 +269,7 @@ class BudgetFigures:
     def _tell(self, tally: Tally, use: Use) -> None:
         self._undo.append(Undo(0, None, (tally,), None, tally.told, tally.told_of))
         tally.told, tally.told_of = use.told, use.told_of
-        self._dirty[tally.place] = tally
+        self._touch((tally,))
         self._steps.append(Told(tally.place, use.told, use.told_of))
 
     def known(self, budget: str, since: int) -> list[tuple[account.Place, Use]]:
@@ -270,13 +303,26 @@ class BudgetFigures:
         """A call begins: reserve for it. `asks` are kept for it if it has no row."""
         run = self._begin(key, hold, () if has_row else asks, binding, has_row=has_row)
         self._undo.append(Undo(key, run, run.tallies, None))
-        self._steps.append(Began(key, hold, run.asks))
+        number = self._named(hold, binding)
+        self._steps.append(
+            Began(key, run.asks, hold.input, hold.output, hold.input_rate, hold.output_rate, hold.call, number)
+        )
+
+    def _named(self, hold: Hold, binding: Binding | None) -> int:
+        """The number of these shares in the journal."""
+        if binding is not None and binding.number > self._numbered_from:
+            return binding.number
+        self._number += 1
+        self._steps.append(Named(self._number, hold.shares))
+        if binding is not None:
+            binding.number = self._number
+        return self._number
 
     def _begin(self, key: int, hold: Hold, asks: Demand, binding: Binding | None, *, has_row: bool) -> Run:
         tallies = self._tallies_of(hold) if binding is None else binding.tallies
         run = self._runs[key] = Run(hold, tallies, binding, asks, has_row=has_row, in_row=False)
         _reserve(tallies, hold.amounts(), 1)
-        self._dirty.update((tally.place, tally) for tally in tallies)
+        self._touch(tallies)
         return run
 
     def settle(self, key: int, spent: Spent | None, caps: Caps, *, final: bool) -> tuple[Hold, list[Notice]] | None:
@@ -288,13 +334,8 @@ class BudgetFigures:
         used = _settled(run.hold, spent)
         self._end(key, run, used)
         self._steps.append(Ended(key, spent, interrupted=False, hold=run.hold if run.in_row else None))
-        if run.binding is not None and run.binding.caps is caps:
-            return run.hold, [
-                notice
-                for one in run.binding.bounds
-                if one.tally.of(one.unit) >= one.notice_at
-                for notice in self._notices(one.cap, one.subject, one.tally)
-            ]
+        if run.binding is not None and run.binding.caps is caps and not run.binding.near:
+            return run.hold, []
         by_name = {cap.name: cap for cap in caps}
         return run.hold, [
             notice
@@ -314,7 +355,10 @@ class BudgetFigures:
         self._undo.append(Undo(key, run, run.tallies, used))
         _use(run.tallies, used, 1)
         _reserve(run.tallies, run.hold.amounts(), -1)
-        self._dirty.update((tally.place, tally) for tally in run.tallies)
+        self._touch(run.tallies)
+
+    def _touch(self, tallies: Sequence[Tally]) -> None:
+        self._dirty[id(tallies)] = tallies
 
     def _notices(self, cap: Cap, subject: str, tally: Tally) -> Iterator[Notice]:
         use, notices = told(cap, subject, tally.use)
@@ -365,10 +409,10 @@ class BudgetFigures:
     def _fold(self) -> None:
         """Write the figures and the reservations, and forget the journal."""
         self._folded = True
-        for place, tally in self._dirty.items():
+        for tally in {tally.place: tally for tallies in self._dirty.values() for tally in tallies}.values():
             self._ledger.run(
-                "put_budget_use", *place, tally.calls, tally.tokens, tally.nanos, tally.held_calls, tally.held_tokens,
-                tally.held_nanos, tally.told, tally.told_of,
+                "put_budget_use", *tally.place, tally.calls, tally.tokens, tally.nanos, tally.held_calls,
+                tally.held_tokens, tally.held_nanos, tally.told, tally.told_of,
             )  # fmt: skip
         for key, run in self._runs.items():
             if not run.in_row:
@@ -379,6 +423,7 @@ class BudgetFigures:
                 run.has_row = run.in_row = True
         self._ledger.run("drop_budget_steps")
         self._journal = 0
+        self._numbered_from = self._number
         self._dirty.clear()
         if len(self._tallies) > KNOWN:
             self._bindings.clear()
@@ -394,25 +439,34 @@ class BudgetFigures:
             self._journal += len(steps)
             for step in steps:
                 self._replay(step)
+        self._shares.clear()
 
     def _replay(self, step: Step) -> None:
-        if isinstance(step, Began):
-            self._begin(step.key, step.hold, step.asks, None, has_row=not step.asks)
+        if isinstance(step, Named):
+            self._shares[step.number] = step.shares
+            self._number = self._numbered_from = step.number
+        elif isinstance(step, Began):
+            hold = Hold(
+                step.input, step.output, step.input_rate, step.output_rate, step.call, self._shares[step.shares]
+            )
+            self._begin(step.key, hold, step.asks, None, has_row=not step.asks)
         elif isinstance(step, Told):
-            tally = self._dirty[step.place] = self.tally(step.place)
+            tally = self.tally(step.place)
+            self._touch((tally,))
             tally.told, tally.told_of = step.told, step.told_of
         else:
             run = self._runs.pop(step.key, None)
-            hold = step.hold if run is None else run.hold
-            if hold is None:
+            held = step.hold if run is None else run.hold
+            if held is None:
                 raise ValueError(f"the journal of budgets ends a call that it did not begin: {step.key}")
-            tallies = self._tallies_of(hold)
-            _use(tallies, hold.amounts() if step.interrupted else _settled(hold, step.spent), 1)
-            _reserve(tallies, hold.amounts(), -1)
-            self._dirty.update((tally.place, tally) for tally in tallies)
+            tallies = self._tallies_of(held)
+            _use(tallies, held.amounts() if step.interrupted else _settled(held, step.spent), 1)
+            _reserve(tallies, held.amounts(), -1)
+            self._touch(tallies)
 
     def _roll_back(self) -> None:
         self._steps = []
+        self._numbered_from = self._number
         if self._folded:
             # Which rows there are, and what they have, is not what is remembered.
             self._loaded = False
@@ -443,14 +497,22 @@ def _settled(hold: Hold, spent: Spent | None) -> list[Amount]:
 
 
 def _reserve(tallies: Sequence[Tally], amounts: Sequence[Amount], sign: int) -> None:
+    last: Amount | None = None
+    calls = tokens = nanos = 0
     for tally, amount in zip(tallies, amounts, strict=True):
-        tally.held_calls += sign * amount.calls
-        tally.held_tokens += sign * amount.tokens
-        tally.held_nanos += sign * amount.nanos
+        if amount is not last:
+            last, calls, tokens, nanos = amount, sign * amount.calls, sign * amount.tokens, sign * amount.nanos
+        tally.held_calls += calls
+        tally.held_tokens += tokens
+        tally.held_nanos += nanos
 
 
 def _use(tallies: Sequence[Tally], amounts: Sequence[Amount], sign: int) -> None:
+    last: Amount | None = None
+    calls = tokens = nanos = 0
     for tally, amount in zip(tallies, amounts, strict=True):
-        tally.calls += sign * amount.calls
-        tally.tokens += sign * amount.tokens
-        tally.nanos += sign * amount.nanos
+        if amount is not last:
+            last, calls, tokens, nanos = amount, sign * amount.calls, sign * amount.tokens, sign * amount.nanos
+        tally.calls += calls
+        tally.tokens += tokens
+        tally.nanos += nanos
