@@ -13,7 +13,7 @@ from ksi.cli.settings import Settings, json_option, pass_settings
 if TYPE_CHECKING:
     from benchmarks.report import Line, Report
 
-ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "memory", "life")
+ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "budgets", "memory", "life")
 
 
 @click.command(
