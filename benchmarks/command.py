@@ -24,7 +24,7 @@ class Measured(Protocol):
         ...
 
 
-ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "memory", "life")
+ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "budgets", "memory", "life")
 
 
 @click.command(

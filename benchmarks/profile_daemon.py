@@ -1,7 +1,7 @@
 """Run a row of `ksi bench` with the daemon under a profiler, and print what costs.
 
     python -m benchmarks.profile_daemon [--row throughput|latency|queue] [--seconds 5] [--durability full]
-        [--window 256] [--lines 60] [--keep FILE]
+        [--budgets] [--window 256] [--lines 60] [--keep FILE]
 
 The row `queue` is `depth` with its short queue alone: each request waits in line and is claimed. For each function: its
 own time, its time with what it calls, and how often it is called, all for one completion. The profiler makes every
@@ -23,7 +23,7 @@ from benchmarks.daemon_under_test import CONCURRENCY, DaemonUnderTest, Home, gen
 from benchmarks.figures import Latency, Rate
 from benchmarks.load import Flow, Loop, Target
 from benchmarks.processes import few_cores
-from benchmarks.rows import SHALLOW
+from benchmarks.rows import SHALLOW, TEN_SCOPES
 
 KSI = (sys.executable, "-m", "ksi.cli")
 ONCE = ("sqlite/ends.py", "settle")
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--row", choices=("throughput", "latency", "queue"), default="throughput")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
+    parser.add_argument("--budgets", action="store_true", help="ten that bind each request")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--lines", type=int, default=60)
     parser.add_argument("--keep", type=Path)
@@ -51,7 +52,7 @@ def main() -> None:
 
 def run(folder: Path, command: Sequence[str], options: argparse.Namespace) -> str:
     """One run on a new home, in a line."""
-    home = Home(folder, {"store": {"durability": options.durability}})
+    home = Home(folder, {"store": {"durability": options.durability}, **(TEN_SCOPES if options.budgets else {})})
     with DaemonUnderTest(home, command=command) as daemon:
         target = Target(
             socket=str(daemon.socket),

@@ -12,7 +12,7 @@ from benchmarks.faults import FaultPlan, FaultRun
 from benchmarks.figures import Latency, Rate, Times, median
 from benchmarks.life import Life
 from benchmarks.machine import Machine
-from benchmarks.rows import SHALLOW, BarePair, Memory, Pair, Plan, RoutePair
+from benchmarks.rows import SHALLOW, BarePair, BudgetPair, Memory, Pair, Plan, RoutePair
 
 TARGETED = "full"
 """The durability that the targets are stated for."""
@@ -26,6 +26,8 @@ WARM_TARGET = 60
 """Milliseconds over its endpoint's own time, for a turn in a warm process."""
 DEPTH_TARGET = 0.75
 """Of the rate at a short queue, at a long one."""
+BUDGETS_TARGET = 0.9
+"""Of the rate without budgets, with ten on each request."""
 BARE_TARGET = 0.5
 """Of the bare core's rate."""
 RECOVERY_TARGET = 1_000
@@ -46,6 +48,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     latency: dict[str, list[Latency]] | None = None
     depth: dict[str, list[Pair]] | None = None
     routes: list[RoutePair] | None = None
+    budgets: list[BudgetPair] | None = None
     memory: Memory | None = None
     life: Life | None = None
     fault_plan: FaultPlan | None = None
@@ -79,6 +82,8 @@ def lines(report: Report) -> list[Line]:
         found += _depth(name, pairs, report.plan)
     if report.routes is not None:
         found += _routes(report.routes, report.plan)
+    if report.budgets is not None:
+        found += _budgets(report.budgets)
     if report.memory is not None:
         found += _memory(report.memory, report.plan)
     if report.life is not None:
@@ -194,6 +199,25 @@ def _routes(pairs: Sequence[RoutePair], plan: Plan) -> Iterator[Line]:
         yield _time("routes", f"the same {beside}, {name}", median([read(p.beside_latency.loop) for p in pairs]))
     yield from _cpu("routes", "the daemon's CPU for each alone", [p.alone.daemon_us for p in pairs])
     yield from _cpu("routes", f"the daemon's CPU for each {beside}", [p.beside.daemon_us for p in pairs])
+
+
+def _budgets(pairs: Sequence[BudgetPair]) -> Iterator[Line]:
+    yield _rate("budgets", "without budgets", _middle(pairs, lambda p: p.none.per_second))
+    yield _rate("budgets", "ten budgets on each request", _middle(pairs, lambda p: p.ten.per_second))
+    ratios = sorted(p.ten.per_second / p.none.per_second for p in pairs)
+    yield Line(
+        row="budgets",
+        what="ten : none",
+        figure=f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        value=median(ratios),
+        unit="",
+        target=f">= {BUDGETS_TARGET:.2f}",
+        met=median(ratios) >= BUDGETS_TARGET,
+    )
+    yield from _cpu("budgets", "the daemon's CPU for each without", [p.none.daemon_us for p in pairs])
+    yield from _cpu("budgets", "the daemon's CPU for each with ten", [p.ten.daemon_us for p in pairs])
+    yield _time("budgets", "one at a time without, p50", median([p.none_latency.loop.p50 for p in pairs]))
+    yield _time("budgets", "one at a time with ten, p50", median([p.ten_latency.loop.p50 for p in pairs]))
 
 
 def _memory(memory: Memory, plan: Plan) -> Iterator[Line]:

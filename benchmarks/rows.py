@@ -37,6 +37,29 @@ _TWO_ROUTES: Tables = {
 }
 
 
+_SCOPES = (
+    ("all", "usd", "hour"),
+    ("all", "tokens", "day"),
+    ("all", "usd", "month"),
+    ("agent:*", "usd", "day"),
+    ("agent:*", "tokens", "week"),
+    ("token:*", "requests", "hour"),
+    ("model:*", "usd", "day"),
+    ("provider:*", "usd", "day"),
+    ("provider:stub", "tokens", "month"),
+    ("session:*", "usd", "day"),
+)
+_PRICES: Tables = {'prices."stub/*"': {"input": 3.0, "output": 15.0}}
+TEN_SCOPES: Tables = {
+    **{
+        f"budgets.b{number}": {"scope": scope, unit: 100_000_000, "per": per}
+        for number, (scope, unit, per) in enumerate(_SCOPES)
+    },
+    **_PRICES,
+}
+"""Budgets that all bind each request, and are so high that nothing waits."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How much is measured."""
 
@@ -78,6 +101,15 @@ class RoutePair(msgspec.Struct, frozen=True):
     alone_latency: Latency
     beside: Rate
     beside_latency: Latency
+
+
+class BudgetPair(msgspec.Struct, frozen=True):
+    """No budget, then ten on each request."""
+
+    none: Rate
+    none_latency: Latency
+    ten: Rate
+    ten_latency: Latency
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -162,6 +194,17 @@ class Rows:
                 rates = [self._flow(daemon, "free/echo") for daemon in (alone, beside)]
                 latencies = [self._loop(daemon, "full", "free/echo") for daemon in (alone, beside)]
                 found.append(RoutePair(rates[0], latencies[0], rates[1], latencies[1]))
+        return found
+
+    def budgets(self) -> list[BudgetPair]:
+        """No budget and ten that bind each request, in turns."""
+        found: list[BudgetPair] = []
+        with ExitStack() as stack:
+            none = stack.enter_context(DaemonUnderTest(Home(self._folder / "no-budgets", _PRICES)))
+            ten = stack.enter_context(DaemonUnderTest(Home(self._folder / "ten-budgets", TEN_SCOPES)))
+            for _ in self._turns("budgets", ("",)):
+                runs = [(self._flow(daemon), self._loop(daemon, "full")) for daemon in (none, ten)]
+                found.append(BudgetPair(*runs[0], *runs[1]))
         return found
 
     def memory(self) -> Memory:

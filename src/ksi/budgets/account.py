@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from ksi.budgets.rules import (
-    LEAST_OUTPUT,
     UNUSED,
     Amount,
     Ask,
@@ -20,6 +19,7 @@ from ksi.budgets.rules import (
     Use,
     bound,
     fit,
+    least_output,
     need,
     settled,
     told,
@@ -49,7 +49,7 @@ def look(figures: Figures, caps: Caps, facts: Facts, ask: Ask, context: int) -> 
 
 def least(cap: Cap, ask: Ask) -> int:
     """The minimum that a call takes of a budget, without its conversation."""
-    return need(ask, cap, ask.input, ask.output if ask.fixed else min(ask.output, LEAST_OUTPUT))
+    return need(ask, cap, ask.input, least_output(ask))
 
 
 def set_aside(figures: Figures, hold: Hold) -> None:

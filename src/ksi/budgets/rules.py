@@ -309,7 +309,7 @@ def fit(ask: Ask, context: int, binding: list[tuple[Cap, str]], uses: Rows) -> H
     """
     size = ask.input + context
     output = ask.output
-    least = output if ask.fixed else min(output, LEAST_OUTPUT)
+    least = least_output(ask)
     over: Over | None = None
     for cap, subject in binding:
         use = uses.get((cap.name, subject, cap.start), UNUSED)
@@ -321,7 +321,7 @@ def fit(ask: Ask, context: int, binding: list[tuple[Cap, str]], uses: Rows) -> H
             found = Over(cap=cap, subject=subject, limit=limit, used=used, held=held, need=wanted)
             over = found if over is None else _worse(over, found)
         elif cap.unit is not Unit.REQUESTS and over is None:
-            output = max(least, min(output, _output_within(ask, cap, size, limit - used - held)))
+            output = max(least, min(output, output_within(ask, cap, size, limit - used - held)))
     if over is not None:
         return over
     shares = tuple(Share(cap.name, subject, cap.start, cap.unpriced or 0.0) for cap, subject in binding)
@@ -339,7 +339,12 @@ def need(ask: Ask, cap: Cap, size: int, output: int) -> int:
     return math.ceil(size * ask.input_rate + output * ask.output_rate) + ask.call
 
 
-def _output_within(ask: Ask, cap: Cap, size: int, left: int) -> int:
+def least_output(ask: Ask) -> int:
+    """The output tokens without which a call is not begun."""
+    return ask.output if ask.fixed else min(ask.output, LEAST_OUTPUT)
+
+
+def output_within(ask: Ask, cap: Cap, size: int, left: int) -> int:
     """The output tokens that the rest of a budget pays for."""
     if cap.unit is Unit.TOKENS:
         return left - size

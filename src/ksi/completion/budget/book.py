@@ -13,7 +13,8 @@ from ksi.budgets.rules import NANO, Ask, Budget, Caps, Demand, Notice, Raise, Sp
 from ksi.clock import MICROSECONDS, Clock
 from ksi.completion.pool.routes import model_at, parse_route
 from ksi.completion.usage.prices import Prices
-from ksi.content.blocks import size_of, weight_of
+from ksi.content.blocks import Content, Message, size_of, weight_of
+from ksi.content.features import Features
 from ksi.errors import BudgetExceeded, FailureClass, InvalidData
 from ksi.events.budget import BudgetPush
 from ksi.events.bus import EventBus
@@ -66,6 +67,9 @@ class BudgetBook:
         self._providers = providers
         self._bus = bus
         self._clock = clock
+        self.budgets: tuple[Budget, ...] = ()
+        """All budgets. One that was set under a configured one's name replaces it."""
+        self.take(self.kept)
         self._caps: Caps | None = None
         self._until = 0
         self._refusals: dict[tuple[str, str], int] = {}
@@ -74,20 +78,17 @@ class BudgetBook:
         """Called with each notice."""
         self._log = structlog.get_logger("ksi.budgets")
 
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """All budgets. One that was set under a configured one's name replaces it."""
-        taken = {budget.name for budget in self.kept.budgets}
-        return (*(one for one in self.configured if one.name not in taken), *self.kept.budgets)
-
     def take(self, kept: Kept) -> None:
         """Apply the operators' settings."""
         self.kept = kept
+        taken = {budget.name for budget in kept.budgets}
+        self.budgets = (*(one for one in self.configured if one.name not in taken), *kept.budgets)
+        self._in_dollars = any(budget.unit is Unit.USD for budget in self.budgets)
         self._caps = None
 
     def caps(self, now: int) -> Caps:
         """The budgets as they are now; `now` is wall time in microseconds."""
-        if not self.configured and not self.kept.budgets:
+        if not self.budgets:
             return ()
         if self._caps is None or not self._since <= now < self._until:
             self._caps = caps_at(self.budgets, self.kept.raises, now)
@@ -103,7 +104,7 @@ class BudgetBook:
         """The caps of a request at each provider of its route; empty without budgets."""
         if not self.budgets:
             return ()
-        if any(budget.unit is Unit.USD for budget in self.budgets):
+        if self._in_dollars and self._prices.unread:
             await self._prices.ready([step.provider for step in parse_route(route)])
         return self.demand_now(body, route, model)
 
@@ -112,11 +113,8 @@ class BudgetBook:
         if not self.budgets:
             return ()
         tokens, said = _asked(body)
-        found: dict[str, Ask] = {}
-        for step in parse_route(route):
-            if step.provider not in found:
-                found[step.provider] = self._ask(step.provider, model_at(route, step.provider, model), tokens, said)
-        return tuple(found.values())
+        providers = dict.fromkeys(step.provider for step in parse_route(route))
+        return tuple(self._ask(provider, model_at(route, provider, model), tokens, said) for provider in providers)
 
     def _ask(self, provider: str, model: str, tokens: int, said: int | None) -> Ask:
         can = self._providers.get(provider)
@@ -243,10 +241,16 @@ def shown(at: int) -> str:
 
 def _asked(body: RequestBody) -> tuple[int, int | None]:
     """A request's input in tokens, its tools with it, and the `max_tokens` that it names."""
+    if body.native is None:
+        return _tokens(body.system, body.dialogue(), body.features), body.max_tokens
     try:
         asked = body.asked()
     except InvalidData:
-        return int(weight_of(body.native.body if body.native is not None else "") / BYTES_PER_TOKEN) + 1, None
-    said = size_of(asked.system or "") + sum(size_of(message.content) for message in asked.messages)
-    tools = sum(len(msgspec.json.encode(tool)) for tool in asked.features.tools)
-    return int((said + tools) / BYTES_PER_TOKEN) + 1, asked.max_tokens
+        return int(weight_of(body.native.body) / BYTES_PER_TOKEN) + 1, None
+    return _tokens(asked.system, asked.messages, asked.features), asked.max_tokens
+
+
+def _tokens(system: Content | None, messages: Iterable[Message], features: Features) -> int:
+    said = size_of(system or "") + sum([size_of(message.content) for message in messages])
+    tools = sum(len(msgspec.json.encode(tool)) for tool in features.tools) if features.tools else 0
+    return int((said + tools) / BYTES_PER_TOKEN) + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Container, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -37,6 +38,7 @@ class Step(msgspec.Struct, frozen=True):
         return _TRIED + name if self.tried else name
 
 
+@lru_cache(maxsize=1_024)
 def parse_route(route: str) -> tuple[Step, ...]:
     """A route's steps, in order."""
     steps = []

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import msgspec
+from typing import NamedTuple
 
 from ksi.budgets import account
 from ksi.budgets.rules import (
-    UNUSED,
-    Amount,
     Ask,
     Caps,
     Demand,
@@ -18,71 +15,28 @@ from ksi.budgets.rules import (
     Notice,
     Over,
     Spent,
-    Use,
     decode_demand,
-    decode_hold,
     encode_demand,
-    encode_hold,
 )
+from ksi.request import Attempt
 from ksi.store.rules.budgets import ask_at, refused, rough
+from ksi.store.sqlite.budget_figures import DEMANDS, Binding, BudgetFigures
 from ksi.store.sqlite.ledger import Ledger
-from ksi.store.sqlite.rows import Row, read_use
 from ksi.store.values import NewRequest
-
-KNOWN = 10_000
-"""Figures that are kept in memory after a commit."""
 
 LOOKS = 64
 """Requests that wait for one budget, some of which may continue after the end of a call."""
 
-DEMANDS = "demands"
-"""The kept figure of requests that budgets may bind and that have not ended."""
+CONTEXTS = 20_000
+"""Conversations' lengths that are kept in memory."""
 
 
-class UseRows:
-    """The figures of budgets, read once and written once in a transaction; see `account.Figures`."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._known: dict[account.Place, Use] = {}
-        self._changed: dict[account.Place, Use] = {}
-
-    def get(self, place: account.Place, default: Use = UNUSED, /) -> Use:
-        """See `account.Figures`."""
-        known = self._known.get(place)
-        if known is None:
-            row = self._ledger.one("budget_use", *place)
-            known = self._known[place] = default if row is None else read_use(row)
-        return known
-
-    __getitem__ = get
-
-    def __setitem__(self, place: account.Place, use: Use) -> None:
-        self._known[place] = self._changed[place] = use
-
-    def write(self) -> None:
-        """Write the changes into the transaction."""
-        for place, use in self._changed.items():
-            self._ledger.run("put_budget_use", *place, *_amount(use.used), *_amount(use.held), use.told, use.told_of)
-        self._changed.clear()
-        if len(self._known) > KNOWN:
-            self._known.clear()
-
-    def forget(self) -> None:
-        """The transaction never was."""
-        self._known.clear()
-        self._changed.clear()
-
-
-def _amount(amount: Amount) -> Row:
-    return amount.calls, amount.tokens, amount.nanos
-
-
-class Room(msgspec.Struct, frozen=True):
+class Room(NamedTuple):
     """Budgets have room for a call."""
 
     hold: Hold
     ask: Ask
+    binding: Binding | None
     known: bool = False
     """The request's demand was kept."""
 
@@ -97,14 +51,12 @@ class Budgets:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self.uses = UseRows(ledger)
-        ledger.at_write.append(self.uses.write)
-        ledger.at_roll_back.append(self.uses.forget)
+        self.figures = BudgetFigures(ledger)
         self._waiting = True
         """True if a request may wait for a budget."""
-        self._holds: dict[int, Hold] = {}
-        """What running requests have set aside, as far as this life knows it."""
-        ledger.at_roll_back.append(self._holds.clear)
+        self._contexts: dict[int, int] = {}
+        """The tokens of conversations, by their heads."""
+        ledger.at_roll_back.append(self._contexts.clear)
 
     # -- coming in ----------------------------------------------------------------------------------------------------
 
@@ -114,26 +66,27 @@ class Budgets:
         Raises:
             BudgetExceeded: they have none.
         """
-        over = refused(self._looks(new.demand, Facts(new.agent_id, conversation), head, caps))
+        facts, context = Facts(new.agent_id, conversation), self._context(head)
+        over = refused([self._look(caps, facts, ask, context)[0] for ask in new.demand])
         if over is not None:
             raise over
 
-    def _looks(self, demand: Demand, facts: Facts, head: int | None, caps: Caps) -> list[Hold | Over]:
-        context = self._context(head)
-        return [account.look(self.uses, caps, facts, ask, context) for ask in demand]
+    def _look(self, caps: Caps, facts: Facts, ask: Ask, context: int) -> tuple[Hold | Over, Binding | None]:
+        binding = self.figures.binding(caps, facts, ask)
+        hold = binding.hold(ask, context)
+        if hold is not None:
+            return hold, binding
+        return account.look(self.figures, caps, facts, ask, context), binding
 
     def room(self, new: NewRequest, provider: str, conversation: str, head: int | None, caps: Caps) -> Room | None:
         """The reservation of a new request that could run at once; None if it has to wait."""
         ask = ask_at(new.demand, provider, new.model, len(new.body))
-        found = account.look(self.uses, caps, Facts(new.agent_id, conversation), ask, self._context(head))
-        return None if isinstance(found, Over) else Room(found, ask)
+        found, binding = self._look(caps, Facts(new.agent_id, conversation), ask, self._context(head))
+        return None if isinstance(found, Over) else Room(found, ask, binding)
 
-    def begin(self, key: int, demand: Demand, hold: Hold) -> None:
+    def begin(self, key: int, demand: Demand, room: Room) -> None:
         """A new request runs at once."""
-        self._ledger.count(DEMANDS, 1)
-        self._ledger.run("add_demand", key, encode_demand(demand), encode_hold(hold))
-        self._know(key, hold)
-        account.set_aside(self.uses, hold)
+        self.figures.begin(key, room.hold, demand, room.binding, has_row=False)
 
     def remember(self, key: int, demand: Demand) -> None:
         """A new request waits."""
@@ -149,16 +102,12 @@ class Budgets:
         """True if the budgets of a ready request have room for it; nothing is changed."""
         kept = self._ledger.scalar("demand", key)
         ask = ask_at(() if kept is None else decode_demand(kept), provider, model, size)
-        found = account.look(self.uses, caps, facts, ask, self._context(head))
-        return found if isinstance(found, Over) else Room(found, ask, known=kept is not None)
+        found, binding = self._look(caps, facts, ask, self._context(head))
+        return found if isinstance(found, Over) else Room(found, ask, binding, known=kept is not None)
 
     def start(self, key: int, room: Room) -> None:
         """A ready request runs: make its reservation."""
-        if not room.known:
-            self._ledger.count(DEMANDS, 1)
-        self._ledger.run("set_hold", key, encode_hold(room.hold))
-        self._know(key, room.hold)
-        account.set_aside(self.uses, room.hold)
+        self.figures.begin(key, room.hold, (), room.binding, has_row=room.known)
 
     def wait(self, key: int, over: Over) -> list[Notice]:
         """Set a ready request aside until its budget has room; returns the notices."""
@@ -168,45 +117,37 @@ class Budgets:
 
     def exceeded(self, over: Over) -> list[Notice]:
         """A request found its budget used up; returns the notices."""
-        return account.exceeded(self.uses, over) if not over.never else []
+        return account.exceeded(self.figures, over) if not over.never else []
 
     def _context(self, head: int | None) -> int:
-        return 0 if head is None else int(self._ledger.scalar("context_tokens", head) or 0)
+        if head is None:
+            return 0
+        known = self._contexts.get(head)
+        return int(self._ledger.scalar("context_tokens", head) or 0) if known is None else known
+
+    def know_context(self, head: int, attempt: Attempt) -> None:
+        """A conversation got this turn, whose tokens the next call of it begins with."""
+        if not self.figures.bind:
+            return
+        if len(self._contexts) >= CONTEXTS:
+            self._contexts.clear()
+        usage = attempt.usage
+        self._contexts[head] = 0 if usage is None else usage.input_size + usage.output_tokens
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
-    def _know(self, key: int, hold: Hold) -> None:
-        if len(self._holds) >= KNOWN:
-            self._holds.clear()
-        self._holds[key] = hold
-
     def settle(self, key: int, spent: Spent | None, caps: Caps, *, final: bool) -> list[Notice]:
         """End a call; what is to be told. `final`: its request ends in the same step, and its row goes with it."""
-        hold = self._take_hold(key, final=final)
-        if hold is None:
+        ended = self.figures.settle(key, spent, caps, final=final)
+        if ended is None:
             return []
-        notices = account.settle(self.uses, hold, spent, caps)
+        hold, notices = ended
         self._let_go_on(hold, caps)
         return notices
 
     def interrupted(self, key: int) -> None:
         """The daemon died under a call."""
-        hold = self._take_hold(key)
-        if hold is not None:
-            account.interrupted(self.uses, hold)
-
-    def _take_hold(self, key: int, *, final: bool = False) -> Hold | None:
-        if not self._ledger.totals.get(DEMANDS):
-            return None
-        hold = self._holds.pop(key, None)
-        if hold is None:
-            kept = self._ledger.scalar("hold", key)
-            if kept is None:
-                return None
-            hold = decode_hold(kept)
-        if not final:
-            self._ledger.run("drop_hold", key)
-        return hold
+        self.figures.interrupted(key)
 
     def _let_go_on(self, hold: Hold, caps: Caps) -> None:
         """Let requests be claimed again for which the returned reservation makes room."""
@@ -219,8 +160,8 @@ class Budgets:
             cap = by_name.get(share.name)
             if cap is None or cap.start != share.start:
                 continue
-            use = self.uses[share.name, share.subject, share.start]
-            left = cap.limit_of(share.subject) - use.used.of(cap.unit) - use.held.of(cap.unit)
+            tally = self.figures.tally((share.name, share.subject, share.start))
+            left = tally.left(cap.unit, cap.limit_of(share.subject))
             for key, asks in self._ledger.all("over_this_budget", f"{share.name}\n{share.subject}", LOOKS):
                 demand: Sequence[Ask] = decode_demand(asks) if asks is not None else (rough("", "", 0),)
                 # Each by itself: one that is too large, or that another budget stops, holds up nobody behind it.

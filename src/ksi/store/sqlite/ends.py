@@ -145,6 +145,7 @@ class Ends:
         number = self._ledger.add_attempt(claim.key, conversation, claim.agent_id, attempt, earlier, previous)
         self._ledger.load(claim.provider, -1)
         if completed:
+            self._budgets.know_context(number, attempt)
             self._ledger.run("advance_conversation", conversation, number, now.wall)
         else:
             self._ledger.run("touch_conversation", conversation, now.wall)

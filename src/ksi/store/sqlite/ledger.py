@@ -54,6 +54,8 @@ class Ledger:
         """The last agent of a conversation."""
         self._next_key = 0
         self._next_attempt = 0
+        self.at_begin: list[Callable[[], None]] = []
+        """Called when a transaction has begun."""
         self.at_write: list[Callable[[], None]] = []
         """Called before each commit: parts that gather their changes write them."""
         self.at_roll_back: list[Callable[[], None]] = []
@@ -89,6 +91,8 @@ class Ledger:
     def begin(self) -> None:
         """A transaction begins."""
         self.must_last = False
+        for begin in self.at_begin:
+            begin()
 
     def touch(self) -> None:
         """Write something that changes nothing for anybody."""

@@ -8,6 +8,8 @@ from typing import Any
 import apsw
 import msgspec
 
+from ksi.budgets.account import Place
+from ksi.budgets.rules import UNUSED, Use
 from ksi.request import Attempt, Priority, Turn, answer_chars
 from ksi.store.questions import read_question
 from ksi.store.rules.fairness import Flow, next_flows
@@ -82,10 +84,12 @@ class Reads:
         rows: list[Row] = self._cursor.execute(self._sql[name], values).fetchall()
         return rows
 
-    def budget_uses(self, budget: str, since: int) -> list[BudgetUse]:
-        """See `Store.budget_uses`."""
+    def budget_uses(self, budget: str, since: int, newer: Mapping[Place, Use]) -> list[BudgetUse]:
+        """See `Store.budget_uses`. `newer` are figures that are not in their rows yet."""
         rows = self._all("budget_uses", budget, since)
-        return [BudgetUse(subject=row[0], start=row[1], use=read_use(row[2:])) for row in rows]
+        found = {(budget, row[0], row[1]): read_use(row[2:]) for row in rows}
+        found.update((place, use) for place, use in newer.items() if use != UNUSED)
+        return [BudgetUse(subject=place[1], start=place[2], use=found[place]) for place in sorted(found)]
 
     def budget_waits(self, limit: int) -> list[BudgetWait]:
         """See `Store.budget_waits`."""

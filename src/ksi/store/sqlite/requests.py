@@ -347,7 +347,7 @@ class Requests:
         self._ledger.count("locks", 1)
         self._ledger.load(provider, 1)
         if room is not None:
-            self._budgets.begin(key, new.demand, room.hold)
+            self._budgets.begin(key, new.demand, room)
         member: MemberGrant | None = None
         if arriving is not None:
             chain = self._chains.join(key, new.request_id, arriving, None, now)

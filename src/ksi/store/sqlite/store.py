@@ -89,7 +89,7 @@ from ksi.store.values import (
     Verdict,
 )
 
-LAYOUT = 10
+LAYOUT = 11
 """The layout's version, kept in `user_version`."""
 
 LARGE = 256 * 1024
@@ -588,7 +588,7 @@ class SqliteStore:
     @_reading
     async def budget_uses(self, budget: str, since: int) -> Sequence[BudgetUse]:
         """See `Store.budget_uses`."""
-        return self._reads.budget_uses(budget, since)
+        return self._reads.budget_uses(budget, since, dict(self._budgets.figures.known(budget, since)))
 
     @_reading
     async def budget_waits(self, limit: int = 1_000) -> Sequence[BudgetWait]:

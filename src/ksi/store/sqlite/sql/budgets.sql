@@ -16,10 +16,16 @@ WHERE name = ?1 AND start >= ?2 ORDER BY subject, start;
 DELETE FROM budget_use WHERE start <= ?1 AND held_calls = 0 AND rowid IN (
     SELECT rowid FROM budget_use WHERE start <= ?1 AND held_calls = 0 LIMIT ?2
 ) RETURNING 1;
+-- name: budget_steps
+SELECT data FROM budget_steps ORDER BY id;
+-- name: add_budget_steps
+INSERT INTO budget_steps (data) VALUES (?);
+-- name: drop_budget_steps
+DELETE FROM budget_steps;
 -- name: add_demand
 INSERT INTO demand (request, asks, hold) VALUES (?, ?, ?);
 -- name: set_hold
-INSERT INTO demand (request, hold) VALUES (?1, ?2) ON CONFLICT (request) DO UPDATE SET hold = excluded.hold;
+INSERT INTO demand (request, asks, hold) VALUES (?1, ?2, ?3) ON CONFLICT (request) DO UPDATE SET hold = excluded.hold;
 -- name: demand
 SELECT asks FROM demand WHERE request = ?;
 -- name: hold

@@ -245,6 +245,12 @@ CREATE TABLE budget_use (
     PRIMARY KEY (name, subject, start)
 );
 
+-- Claims and ends of calls since `budget_use` and `demand.hold` were last written.
+CREATE TABLE budget_steps (
+    id   INTEGER PRIMARY KEY,               -- in the order of the transactions
+    data BLOB NOT NULL                      -- see ksi.store.sqlite.budget_figures
+);
+
 CREATE TABLE demand (
     request INTEGER PRIMARY KEY,            -- request.key, of one that budgets may bind; until its end
     asks    BLOB,                           -- what it may use at each provider, as MessagePack
