@@ -2,6 +2,7 @@
 
     python benchmarks/chains/learn.py          # makes src/ksi/injection/meaning/weights.json anew, and prints figures
     python benchmarks/chains/learn.py --check  # says whether the weights in the package are those of these chains
+    python benchmarks/chains/learn.py --check --words  # the same of the part without vectors, in seconds
 
 The features are those of `ksi.injection.meaning.features`, the weights are a logistic regression. Only the chains of
 the part `tune` are read. The threshold is set where chains that were left out of the learning, by chain, by kind and by
@@ -80,16 +81,18 @@ class Vectors:
 class Said:
     """A text's sentences with their vectors."""
 
-    def __init__(self, text: str, vectors: Vectors) -> None:
+    def __init__(self, text: str, vectors: Vectors | None) -> None:
         pieces = read_sentences(text)
         self.bare = [piece.sentence for piece in pieces]
-        self.vectors = [None if piece.sentence.formal else vectors.of(piece.text) for piece in pieces]
+        self.vectors = [
+            None if vectors is None or piece.sentence.formal else vectors.of(piece.text) for piece in pieces
+        ]
 
-    def sentences(self, probe: Probe) -> tuple[Sentence, ...]:
+    def sentences(self, probe: Probe | None) -> tuple[Sentence, ...]:
         """As the daemon would have them."""
         return tuple(
             bare
-            if vector is None
+            if vector is None or probe is None
             else msgspec.structs.replace(bare, vector=signs(vector), emptiness=probe.hundredths(vector))
             for bare, vector in zip(self.bare, self.vectors, strict=True)
         )
@@ -98,12 +101,12 @@ class Said:
 class Read:
     """A chain with its sentences read."""
 
-    def __init__(self, chain: CorpusChain, vectors: Vectors) -> None:
+    def __init__(self, chain: CorpusChain, vectors: Vectors | None = None) -> None:
         self.chain = chain
         self.task = Said(chain.hops[0].prompt or "", vectors)
         self.said = [Said(hop.result or hop.message, vectors) for hop in chain.hops]
 
-    def windows(self, probe: Probe) -> Iterable[tuple[int, dict[str, float]]]:
+    def windows(self, probe: Probe | None) -> Iterable[tuple[int, dict[str, float]]]:
         """The features at each hop, as the daemon would have them."""
         task = self.task.sentences(probe)
         results: list[Result] = []
@@ -118,11 +121,10 @@ class Read:
 class Rows:
     """One line for each hop that is judged; the names of features with vectors come last."""
 
-    def __init__(self, reads: Sequence[Read]) -> None:
+    def __init__(self, reads: Sequence[Read], probes: Sequence[Probe | None]) -> None:
         self.chains = [read.chain for read in reads]
         found: list[dict[str, float]] = []
         chain_of, hops, labels, weights = [], [], [], []
-        probes = cross_probed(reads)
         for number, (read, probe) in enumerate(zip(reads, probes, strict=True)):
             seen = list(read.windows(probe))
             for hop, features in seen:
@@ -325,22 +327,46 @@ def learned_and_told(rows: Rows, names: Sequence[str], title: str) -> Model:
     return learn(rows, names, limit)
 
 
+def chains_to_learn_from() -> list[CorpusChain]:
+    """Those of the part `tune`."""
+    return [chain for chain in read_corpus(HERE) if chain.part == "tune" and is_known(chain)]
+
+
+def digest(chains: Sequence[CorpusChain]) -> str:
+    """Equal for equal chains."""
+    return sha256(msgspec.json.encode(chains)).hexdigest()
+
+
+def outdated(known: Weights) -> str | None:
+    """What is not as these chains teach it, as far as that can be told without vectors: the weights for results
+    without them, and the chains that all was learned from."""
+    chains = chains_to_learn_from()
+    rows = Rows([Read(chain) for chain in chains], [None] * len(chains))
+    if learned_and_told(rows, rows.by_words, "without vectors") != known.words:
+        return "the weights for results without vectors are not what these chains teach"
+    return None if known.chains == digest(chains) else "the weights were learned from other chains"
+
+
 def main() -> None:
     """Learn, print, and write or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the package has other weights")
+    parser.add_argument("--words", action="store_true", help="with --check: only what can be told without vectors")
     parser.add_argument("--cache", type=Path, help="where the sentences' vectors are kept for the next time")
     asked = parser.parse_args()
+    if asked.words:
+        sys.exit(outdated(model.learned()))
     vectors = Vectors(asked.cache)
-    chains = [chain for chain in read_corpus(HERE) if chain.part == "tune" and is_known(chain)]
+    chains = chains_to_learn_from()
     reads = [Read(chain, vectors) for chain in chains]
     vectors.keep()
-    rows = Rows(reads)
+    rows = Rows(reads, cross_probed(reads))
     print(f"{len(chains)} chains, {len(rows.labels)} windows")
     weights = Weights(
         words=learned_and_told(rows, rows.by_words, "without vectors"),
         vectors=learned_and_told(rows, rows.names, "with vectors"),
         probe=probed(reads),
+        chains=digest(chains),
     )
     text = msgspec.json.format(msgspec.json.encode(weights), indent=1)
     if asked.check:

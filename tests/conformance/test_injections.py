@@ -278,6 +278,26 @@ async def test_guard_messages_go_out_of_a_tripped_chain_up_to_their_number(store
     assert (await figures(world)).guard_messages == 2
 
 
+@pytest.mark.promise("C5")
+async def test_notices_of_blocks_are_no_members_of_their_chain(store_factory: StoreFactory) -> None:
+    world = await store_factory(guard_messages=2, keep_finished=microseconds(60))
+    claim = await begin(world, injects=True)
+    await complete(world, claim, after(direct("root/1", "a", guard=True), direct("root/2", "b", guard=True), trip=LOOP))
+    chain = await figures(world)
+    assert (chain.members, chain.depth, chain.unfinished, chain.guard_messages) == (1, 0, 2, 2)
+    rows = (await world.store.members("root", 5)).items
+    assert [row.request_id for row in rows] == ["root", "root/1", "root/2"], "an operator sees them"
+    await world.store.set_log_watermark(2**40)
+    world.clock.forward(61)
+    await world.prune()
+    assert (await figures(world)).members == 0
+    for notice in await world.claim():
+        await complete(world, notice)
+    world.clock.forward(61)
+    await world.prune()
+    assert await world.store.chain("root") is None
+
+
 @pytest.mark.promise("C3")
 async def test_an_id_that_is_taken_gets_a_plus(world: World) -> None:
     claim = await begin(world, "root", "mine", injects=True)

@@ -23,9 +23,11 @@ class IndexedChains(ChainTable):
         super().add(chain)
         self.order.add((chain.number,))
 
-    def leave(self, chain: Chain, key: int) -> None:
+    def leave(self, link: Link, key: int) -> None:
         """A member is no longer kept; with the last one its chain goes."""
+        chain = link.chain
         chain.members.remove(key)
+        chain.notices -= link.guard
         if not chain.members:
             self.order.remove((chain.number,))
             del self.named[chain.name], self.numbered[chain.number]
@@ -94,7 +96,7 @@ def chain_view(chain: Chain, limits: ChainLimits | None = None, depth: int | Non
         created_at=chain.created_at,
         limits=chain.limits if limits is None else limits,
         spending=spending(chain),
-        members=len(chain.members),
+        members=len(chain.members) - chain.notices,
         depth=chain.deepest if depth is None else depth,
         estimated=chain.estimated,
         unfinished=chain.unfinished,

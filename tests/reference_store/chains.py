@@ -145,7 +145,8 @@ class Chains:
             block=block,
         )
         chain.members.append(request.key)
-        chain.deepest = max(chain.deepest, link.depth)
+        chain.notices += link.guard
+        chain.deepest = max(chain.deepest, 0 if link.guard else link.depth)
         if block is None:
             chain.unfinished += 1
             chain.guard_messages += membership.guard

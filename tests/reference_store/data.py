@@ -133,7 +133,7 @@ class MemoryData(Image):
         del self.ids[member.request_id]
         member.conversation.members -= 1
         if isinstance(member, Request) and member.link is not None:
-            self.chains.leave(member.link.chain, member.key)
+            self.chains.leave(member.link, member.key)
 
     @contextmanager
     def changing(self, member: Member) -> Iterator[None]:

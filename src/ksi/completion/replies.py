@@ -330,10 +330,12 @@ def _used_up(view: ChainView, now: int) -> Block | None:
     spending, limits = view.spending, view.limits
     spent = msgspec.structs.replace(spending, reserved=0)  # the reservation of a run may come back
     block = check(spent, limits, 0, now)
-    if block is not None or view.depth <= limits.max_depth or view.unfinished:
+    # After a notice of a block there was a request that did not come in.
+    deepest = view.depth + bool(view.guard_messages)
+    if block is not None or deepest <= limits.max_depth or view.unfinished:
         return block
-    # Its deepest request was blocked, and nothing that still runs could bring it on.
-    return check(spent, limits, view.depth, now)
+    # It was blocked, and nothing that still runs could bring the chain on.
+    return check(spent, limits, deepest, now)
 
 
 def _state(view: ChainView, stopped: Block | None) -> Literal["open", "tripped", "exhausted", "closed"]:

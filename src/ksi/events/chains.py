@@ -73,7 +73,7 @@ class ChainReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     time_window: float
     """The limit of `age`, in seconds."""
     members: int
-    """How many requests the chain has."""
+    """How many requests the chain has, without notices of blocks."""
     unfinished: int
     """How many of them have not ended."""
     guard_messages: int

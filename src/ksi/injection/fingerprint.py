@@ -65,6 +65,14 @@ _FAULT = re.compile(
     r"|cannot|can't|could not|couldn't)\b"
 )
 _FAULT_LENGTH = 600
+_NOTHING = re.compile(
+    r"\b(?:no|zero|0|any|keine?|kein|ning[uú]n|sin|aucune?) (?:\w+ )?"
+    r"(?:results?|match(?:es)?|hits?|entr(?:y|ies)|records?|rows?|files?|treffer|ergebnis(?:se)?|einträge?|"
+    r"resultados?|coincidencias?|résultats?)\b"
+    r"|\b(?:nothing|not|none|nichts|nicht|rien) (?:was |were )?(?:found|listed|gefunden|trouvé)\b"
+    r"|没有找到|未找到|\[\]"
+)
+_NOTHING_LENGTH = 200
 
 
 _WAITING_WORDS = "running pending queued processing scheduled provisioning läuft ausstehend pendiente"
@@ -97,6 +105,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """A result's sentences, for what is compared by meaning."""
     task: tuple[Sentence, ...] = ()
     """Those of the prompt, of the request that begins a chain."""
+    nothing: bool = False
+    """True if it is short and says that something was looked for and is not there."""
 
 
 class _Versioned(msgspec.Struct, frozen=True, array_like=True):
@@ -208,6 +218,7 @@ def _mark(text: str) -> Mark:
         formal=_formal(read),
         looped=round(100 * _looped(read)),
         fault=len(text) < _FAULT_LENGTH and _FAULT.search(plain[:240]) is not None,
+        nothing=len(text) < _NOTHING_LENGTH and _NOTHING.search(read.lower()) is not None,
     )
 
 

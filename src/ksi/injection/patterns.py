@@ -142,7 +142,7 @@ def _rounds(said: Sequence[_Said]) -> list[Finding]:
 def _match(said: Sequence[_Said], number: int, length: int, *, agents: bool) -> _Match | None:
     """A step compared with the same speaker's one, two and three rounds before; None if it differs."""
     now, before = said[number], said[number - length]
-    if not _one_speaker(now, before, agents=agents) or _other_question(now, before):
+    if not _one_speaker(now, before, agents=agents) or _is_another(now, before):
         return None
     like = likeness(now.mark, before.mark)
     near = like
@@ -171,11 +171,29 @@ def _comparable_size(one: Mark, other: Mark) -> bool:
     return max(one.size, other.size) <= NEAR_SIZE * min(one.size, other.size) + SHORT
 
 
+def _is_another(now: _Said, before: _Said) -> bool:
+    """True if two texts are different results, however alike they are."""
+    return _other_question(now, before) or _went_on(now, before)
+
+
 def _other_question(now: _Said, before: _Said) -> bool:
-    """True if a short answer came to another question."""
-    if now.asked is None or before.asked is None or now.mark.size > SHORT:
+    """True if a short answer came to another question: to one that differs in a name at least, or names it itself."""
+    if now.mark.size > CHORUS:
         return False
-    return likeness(now.asked, before.asked) < SAME
+    if now.asked is not None and before.asked is not None:
+        return now.asked.digest != before.asked.digest
+    return now.mark.nothing and before.mark.nothing and now.mark.digest != before.mark.digest
+
+
+def _went_on(now: _Said, before: _Said) -> bool:
+    """True if a log moved on: the line that was its last has others behind it."""
+    ends, ended = _lines(now), _lines(before)
+    return bool(ends and ended) and ended[-1] in ends[:-1] and ends[-1] not in ended
+
+
+def _lines(said: _Said) -> list[tuple[str, str]]:
+    """A text's lines of code, tables and logs by their words and facts."""
+    return [(line.words, line.facts) for line in said.mark.said if line.formal]
 
 
 def _round_weight(matches: Sequence[_Match], length: int, last: Mark) -> float:
@@ -238,11 +256,13 @@ def _errors(said: Sequence[_Said]) -> list[Finding]:
 
 def _row(said: Sequence[_Said], last: _Said) -> int:
     """How many of the latest steps say the same failure, each as the one after it."""
-    row, after = 0, last.mark
+    row, after = 0, last
     for step in reversed(said):
-        if not step.mark.fault or likeness(step.mark, after) < SAME:
+        if not step.mark.fault or likeness(step.mark, after.mark) < SAME:
             break
-        row, after = row + 1, step.mark
+        if step.mark.error is None and _is_another(after, step):
+            break
+        row, after = row + 1, step
     return row
 
 

@@ -263,6 +263,7 @@ class ChainView(msgspec.Struct, frozen=True, kw_only=True):
     """The minimum over the given request and its ancestors; for a chain as a whole, its root's."""
     spending: Spending
     members: int
+    """Kept requests, without notices of blocks."""
     depth: int
     """The depth of the given request; for a chain as a whole, the deepest member's."""
     estimated: int

@@ -37,6 +37,8 @@ def test_a_chain_whose_deepest_request_was_blocked_is_exhausted_once_nothing_of_
     assert told() == ("open", None)
     assert told(depth=4) == ("exhausted", "max_depth")
     assert told(depth=4, unfinished=1) == ("open", None)
+    assert told(guard_messages=1) == ("exhausted", "max_depth"), "a notice tells of the delivery that was blocked"
+    assert told(depth=2, guard_messages=1) == ("open", None)
 
 
 @pytest.mark.promise("C5", "C8")

@@ -13,10 +13,19 @@ from tests.effort import effort
 pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.promise("C7")
-@pytest.mark.skipif(not effort(0, 1), reason="two minutes: `./ksi test --long`")
-def test_learning_again_gives_the_same_weights() -> None:
+def check(*options: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(CORPUS / "learn.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(CORPUS / "learn.py"), "--check", *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.promise("C7")
+def test_learning_again_without_vectors_gives_the_same_weights_and_all_were_learned_from_these_chains() -> None:
+    check("--words")
+
+
+@pytest.mark.promise("C7")
+@pytest.mark.skipif(not effort(0, 1), reason="some minutes: `./ksi test --long`")
+def test_learning_again_gives_the_same_weights() -> None:
+    check()

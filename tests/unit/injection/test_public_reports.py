@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from ksi.injection.fingerprint import mark_text
 from ksi.request import State
 from ksi.store.chains import Block, Hop
 from tests.unit.injection.chain_facts import attempt, body, breaker, trail
@@ -17,15 +18,18 @@ from tests.unit.injection.chain_facts import attempt, body, breaker, trail
 pytestmark = pytest.mark.promise("C7")
 
 
-def stopped(said: Sequence[tuple[str, str]], error: str | None = None) -> tuple[int, Block] | None:
-    """The hop at which a chain of (speaker, text) is stopped, and why; with `error` all of them failed with it."""
+def stopped(
+    said: Sequence[tuple[str, str]], error: str | None = None, prompts: Sequence[str] = ()
+) -> tuple[int, Block] | None:
+    """The hop at which a chain of (speaker, text) is stopped, and why; with `error` all of them failed with it.
+    `prompts` are what a client asked at each hop, where it did."""
     base = trail([("a", None)])
     hops: list[Hop] = []
     for depth, (speaker, text) in enumerate(said):
         state = State.COMPLETED if error is None else State.FAILED
         own = msgspec.structs.replace(
             base.hops[0], request_id=f"r{depth}", depth=depth, conversation=speaker, agent_id=speaker, state=state,
-            error=error,
+            error=error, mark=mark_text(prompts[depth]) if prompts else None,
         )  # fmt: skip
         done = attempt(text) if error is None else attempt(None, text)
         judged = breaker().judge_result(body(), done, error, msgspec.structs.replace(base, hops=(own, *hops)))
@@ -68,6 +72,30 @@ def test_one_file_after_the_other_goes_on() -> None:
     names = ["Button", "Card", "Modal", "Table", "Input", "Select", "Tabs", "Badge", "Toast", "Menu"]
     moves = [f"Moved src/{name}.tsx to components/{name}.tsx, {n} imports updated." for n, name in enumerate(names, 2)]
     assert stopped(one(*moves)) is None
+
+
+def test_a_search_for_one_name_after_the_other_goes_on_while_nothing_is_found() -> None:
+    """https://github.com/zeroclaw-labs/zeroclaw/pull/10503"""
+    names = ("Mira Oduya", "Jon Falk", "Petra Sands", "Lu Wen", "Ari Holm", "Tessa Brand", "Ivo Kern")
+    assert stopped(one(*[f"Looked up {name} in the staff directory: no entry found." for name in names])) is None
+    empty = "[]"
+    assert stopped(one(*[empty] * 7), prompts=[f"Is {name} in the staff directory?" for name in names]) is None
+    assert stopped(one(*[empty] * 7), prompts=["Is Jon Falk in the staff directory?"] * 7) is not None
+
+
+def test_the_end_of_a_log_that_grows_goes_on() -> None:
+    """https://github.com/QwenLM/qwen-code/pull/9492"""
+    steps = (
+        "resolve workspace", "fetch index", "unpack tokio", "compile syn", "compile quote", "compile serde",
+        "compile hyper", "compile axum", "link server", "strip symbols", "run unit tests", "run doc tests",
+        "pack image", "push image", "roll out canary", "watch error rate", "roll out all", "drain old pods",
+        "close ticket", "send report", "archive logs", "tag release",
+    )  # fmt: skip
+    lines = [f"2026-05-01 10:{minute:02d}:00 INFO build {step}" for minute, step in enumerate(steps)]
+    tails = ["\n".join(lines[end - 10 : end]) for end in range(10, len(lines) + 1)]
+    assert stopped(one(*tails)) is None
+    assert stopped(one(*["\n".join(lines[:end]) for end in range(10, len(lines) + 1)])) is None
+    assert stopped(one(*[tails[0]] * 5)) is not None
 
 
 # -- what is stopped --------------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ class Weights(msgspec.Struct, frozen=True):
     vectors: Model
     """For results with vectors."""
     probe: Probe
+    chains: str
+    """A digest of the chains that it was learned from."""
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -82,7 +82,8 @@ def read_sentences(text: str) -> list[Piece]:
             piece = _piece(part.strip(), formal=False)
             if piece is not None:
                 prose.append(piece)
-    return _spread(prose, MOST) + _spread(lines, MOST_LINES)
+    last = MOST_LINES // 2  # where a log goes on, it is at its end
+    return _spread(prose, MOST) + _spread(lines[:-last], MOST_LINES - last) + lines[-last:]
 
 
 def _is_formal(line: str) -> bool:

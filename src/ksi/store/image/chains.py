@@ -30,7 +30,9 @@ class Chain:
     deepest: int = 0
     unfinished: int = 0
     members: list[int] = field(default_factory=list)
-    """The keys of kept ones, in the order of arrival."""
+    """The keys of kept ones, in the order of arrival, notices of blocks among them."""
+    notices: int = 0
+    """How many of them are notices."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

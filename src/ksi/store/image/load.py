@@ -169,6 +169,7 @@ class _Load:
     def _link(self, member: SavedMember, record: SavedRequest) -> Link:
         chain = self._data.chains.named[member.chain]
         chain.members.append(record.key)
+        chain.notices += member.guard
         chain.unfinished += not record.state.final
         if member.carries:
             self._carriers[record.request_id] = record

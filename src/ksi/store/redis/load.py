@@ -311,6 +311,7 @@ class Writing:
             estimated=chain.estimated,
             reserved=0,
             guards=chain.guard_messages,
+            notices=chain.notices,
             resets=chain.resets,
             deepest=chain.deepest,
             reset_key=key16(chain.reset_key),

@@ -286,6 +286,7 @@ class Reading:
     def _link(self, record: Packed, link: Packed, mark: bytes | None, result: bytes | None) -> Link:
         chain = self._links[record["chain"]]
         chain.members.append(int(record["key"]))
+        chain.notices += bool(link.get("guard"))
         return Link(
             chain=chain,
             parent=link.get("parent"),

@@ -176,7 +176,8 @@ class Chains:
         )  # fmt: skip
         self._ledger.run("join_chain", key, chain)
         came_in = block is None
-        self._ledger.run("grow_chain", chain, came_in, standing.depth, came_in and membership.guard)
+        depth = 0 if membership.guard else standing.depth
+        self._ledger.run("grow_chain", chain, not membership.guard, came_in, depth, came_in and membership.guard)
 
     def _begin(self, request_id: str, arriving: Arriving, now: Moment) -> int:
         root = arriving.root
@@ -191,7 +192,7 @@ class Chains:
             root.estimated > 0, 0, None, None,
         )  # fmt: skip
         self._ledger.run("join_chain", root.key, chain)
-        self._ledger.run("grow_chain", chain, root.unfinished, 0, 0)
+        self._ledger.run("grow_chain", chain, 1, root.unfinished, 0, 0)
         return chain
 
     def trip(self, chain: int, block: Block) -> None:
@@ -325,8 +326,8 @@ class Chains:
 
     def forget(self, key: int, chain: int) -> None:
         """A member is no longer kept; with the last one its chain goes."""
+        self._ledger.run("shrink_chain", chain, key)
         self._ledger.run("drop_member", key)
-        self._ledger.run("shrink_chain", chain)
         self._ledger.run("drop_empty_chain", chain)
 
     # -- an operator's hands ------------------------------------------------------------------------------------------

@@ -229,7 +229,8 @@ class Load:
             member.tokens, member.estimated,
         )  # fmt: skip
         self._ledger.run("join_chain", record.key, chain)
-        self._ledger.run("grow_chain", chain, not record.state.final, member.depth, 0)
+        depth = 0 if member.guard else member.depth
+        self._ledger.run("grow_chain", chain, not member.guard, not record.state.final, depth, 0)
 
     def _take_injection(self, record: SavedInjection) -> None:
         record = loaded(record, self._carriers.get(record.injection_id))

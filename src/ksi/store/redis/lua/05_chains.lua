@@ -238,7 +238,11 @@ local function add_member(rec, chain, membership, limits, depth, parent, block, 
     direct('HSET', P .. 'm:' .. rec.key, 'mark', mark)
   end
   add('chm:' .. chain.number, rec.key)
-  put(chain, 'deepest', math.max(chain.deepest, depth))
+  if link.guard then
+    more_of(chain, 'notices', 1)
+  else
+    put(chain, 'deepest', math.max(chain.deepest, depth))
+  end
   if block then
     routing_ended(rec, link, false)
   else
@@ -300,7 +304,7 @@ local function chain_view(chain, link)
       closed = chain.closed or false,
       tripped = chain.tripped,
     },
-    members = look('ZCARD', 'chm:' .. chain.number),
+    members = look('ZCARD', 'chm:' .. chain.number) - (chain.notices or 0),
     depth = link and link.depth or chain.deepest,
     estimated = chain.estimated,
     unfinished = look('ZCARD', 'cho:' .. chain.number),

@@ -50,13 +50,16 @@ end
 -- A member is no longer kept; with the last one its chain goes.
 local function leave_chain(rec)
   local chain = chain_of(rec)
+  local link = link_of(rec)
   remove('chm:' .. chain.number, rec.key)
-  forget_record(link_of(rec))
+  forget_record(link)
   call('DEL', P .. 'm:' .. rec.key)
   if call('EXISTS', P .. 'chm:' .. chain.number) == 0 then
     remove('chains', chain.number)
     call('DEL', P .. 'chain:' .. chain.name)
     forget_record(chain)
+  elseif link.guard then
+    more_of(chain, 'notices', -1)
   end
 end
 

@@ -21,8 +21,8 @@ INSERT INTO member (
 -- name: join_chain
 UPDATE request SET chain = ?2 WHERE key = ?1;
 -- name: grow_chain
-UPDATE chain SET members = members + 1, unfinished = unfinished + ?2, deepest = max(deepest, ?3),
-    guard_messages = guard_messages + ?4
+UPDATE chain SET members = members + ?2, unfinished = unfinished + ?3, deepest = max(deepest, ?4),
+    guard_messages = guard_messages + ?5
 WHERE id = ?1;
 -- name: trip_chain
 UPDATE chain SET tripped = coalesce(tripped, ?2) WHERE id = ?1;
@@ -102,9 +102,9 @@ WHERE id = ?1;
 -- name: drop_member
 DELETE FROM member WHERE request = ?;
 -- name: shrink_chain
-UPDATE chain SET members = members - 1 WHERE id = ?;
+UPDATE chain SET members = members - (SELECT NOT guard FROM member WHERE request = ?2) WHERE id = ?1;
 -- name: drop_empty_chain
-DELETE FROM chain WHERE id = ? AND members = 0;
+DELETE FROM chain WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM member WHERE chain = ?1);
 -- name: drop_injections
 DELETE FROM injection WHERE id IN (
     SELECT id FROM injection WHERE finished_at <= ?1 ORDER BY finished_at, id LIMIT ?2
