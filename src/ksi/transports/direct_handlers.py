@@ -16,7 +16,7 @@ from ksi.events.reports import DirectStatusReply, DiscoverReply, PatternsReply
 from ksi.events.service import DiscoverData, SubscribeData
 from ksi.events.specs import SPECS, EventSpec
 from ksi.transports.dispatch import Exchange, Handler
-from ksi.transports.handlers import System, discover, patterns_of
+from ksi.transports.handlers import Discovery, System, patterns_of
 
 AVAILABLE = frozenset(
     {
@@ -80,8 +80,10 @@ def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Ma
     async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
         return PatternsReply(patterns=bus.unsubscribe(exchange.connection, patterns_of(data) or None))
 
+    discovery = Discovery(DIRECT_SPECS)
+
     async def known(data: DiscoverData, exchange: Exchange) -> DiscoverReply:
-        found = await discover(data, exchange, DIRECT_SPECS)
+        found = await discovery.discover(data, exchange)
         return DiscoverReply(events=[event for event in found.events if event.name in AVAILABLE | PUSHED])
 
     return {

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from threading import Lock
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from ksi.completion.approval.service import ApprovalService
 from ksi.completion.budget.service import BudgetService
@@ -152,7 +151,7 @@ def handlers(
         "system:health": _plain(lambda _: system.health()),
         "system:shutdown": _report(system.ask_to_stop),
         "system:config": _report(system.held_config),
-        "system:discover": discover,
+        "system:discover": Discovery().discover,
         "completion:request": request,
         "completion:async": lambda data, exchange: completions.submit(data, exchange.connection),
         "completion:get": _plain(completions.get),
@@ -207,29 +206,35 @@ def handlers(
     }
 
 
-async def discover(data: DiscoverData, _: Exchange, specs: Mapping[str, EventSpec] = SPECS) -> DiscoverReply:
-    """`system:discover`: every event, or one, with its schemas."""
-    if data.event is not None and data.event not in specs:
-        guess = nearest(data.event, specs)
-        raise UnknownEvent(f"no event {data.event[:100]!r}" + (f"; did you mean {guess!r}?" if guess else ""))
-    chosen = list(specs.values()) if data.event is None else [specs[data.event]]
-    if data.schemas:
-        # Schemas take a second when they are made, at their first use: too long for a turn of the loop.
-        return DiscoverReply(events=await asyncio.to_thread(_with_schemas, chosen))
-    return DiscoverReply(events=[_entry(spec, UNSET) for spec in chosen])
+class Discovery:
+    """Answers `system:discover`: every event, or one, with its schemas, which are made at their first use."""
 
+    def __init__(self, specs: Mapping[str, EventSpec] = SPECS) -> None:
+        self._specs = specs
+        self._made: dict[str, dict[str, Any]] = {}
+        self._making = asyncio.Lock()
 
-_MAKING = Lock()
-"""Held by the thread that makes schemas: several that make the same ones would hold the event loop up together."""
-
-
-def _with_schemas(chosen: Sequence[EventSpec]) -> list[EventEntry]:
-    with _MAKING:
-        return [_entry(spec, schema(spec)) for spec in chosen]
-
-
-def _entry(spec: EventSpec, shown: dict[str, Any] | UnsetType) -> EventEntry:
-    return EventEntry(name=spec.name, direction="in" if spec.incoming else "out", doc=spec.doc, schema=shown)
+    async def discover(self, data: DiscoverData, _: Exchange) -> DiscoverReply:
+        """`system:discover`."""
+        if data.event is not None and data.event not in self._specs:
+            guess = nearest(data.event, self._specs)
+            raise UnknownEvent(f"no event {data.event[:100]!r}" + (f"; did you mean {guess!r}?" if guess else ""))
+        chosen = list(self._specs.values()) if data.event is None else [self._specs[data.event]]
+        if data.schemas and any(spec.name not in self._made for spec in chosen):
+            # One after another: threads that make the same schemas would hold the loop up together, and replies of
+            # this size must not all be written in one turn of it.
+            async with self._making:
+                self._made |= await asyncio.to_thread(lambda: {spec.name: schema(spec) for spec in chosen})
+        entries = [
+            EventEntry(
+                name=spec.name,
+                direction="in" if spec.incoming else "out",
+                doc=spec.doc,
+                schema=self._made[spec.name] if data.schemas else UNSET,
+            )
+            for spec in chosen
+        ]
+        return DiscoverReply(events=entries)
 
 
 def _plain(call: Callable[[Any], Awaitable[Any]]) -> Handler:
