@@ -109,7 +109,7 @@ async def test_agents_that_ask_by_their_shells_are_one_chain_three_deep_with_one
         if given:
             return f"{level} heard: {last(given)}"
         below = f"level {level - 1}"
-        wanted = {"prompt": below, "model": "claude-cli/haiku", "agent_id": "eve", "priority": "critical"}
+        wanted: dict[str, Any] = {"prompt": below, "model": "claude-cli/haiku", "agent_id": "eve", "priority": "critical"}
         if by == "ksi ask":
             return shell.ask(below, "--agent", "eve", "--priority", "critical")
         if by == "a request":
