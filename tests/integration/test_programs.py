@@ -109,7 +109,12 @@ async def test_agents_that_ask_by_their_shells_are_one_chain_three_deep_with_one
         if given:
             return f"{level} heard: {last(given)}"
         below = f"level {level - 1}"
-        wanted = {"prompt": below, "model": "claude-cli/haiku", "agent_id": "eve", "priority": "critical"}
+        wanted: dict[str, Any] = {
+            "prompt": below,
+            "model": "claude-cli/haiku",
+            "agent_id": "eve",
+            "priority": "critical",
+        }
         if by == "ksi ask":
             return shell.ask(below, "--agent", "eve", "--priority", "critical")
         if by == "a request":
@@ -169,6 +174,29 @@ async def test_what_an_agents_programs_ask_counts_against_its_budget_under_any_n
     async with agents(tmp_path, think) as place, at(place, shell).served(sections=sections, **OPTIONS) as wire:
         reply = await ask(wire, "start", request_id="top", agent_id="ada")
         assert "budget" in reply["result"]
+
+
+@pytest.mark.promise("M2", "B1")
+async def test_a_run_does_not_wait_by_its_programs_for_a_budget_that_it_holds_itself(
+    tmp_path: Path, shell: Shell
+) -> None:
+    def think(prompt: str, given: list[Any]) -> Answer | str:
+        if prompt != "start":
+            return "done"
+        if not given:
+            return shell.send("completion:request", prompt="x", model="claude-cli/haiku", request_id="child-1")
+        if len(given) == 1:
+            return shell.ask("x", "--id", "child-2", number=2)
+        return " | ".join(str(one) for one in given)
+
+    sections: dict[str, Any] = {"budgets": {"ada": {"scope": "agent:ada", "requests": 1}}}
+    async with agents(tmp_path, think) as place, at(place, shell).served(sections=sections, **OPTIONS) as wire:
+        reply = await ask(wire, "start", request_id="top", agent_id="ada")
+        told, cancelled = reply["result"].split(" | ")
+        assert "A run does not wait for a budget" in told
+        assert "cancelled" in cancelled
+        for child in ("child-1", "child-2"):
+            assert (await wire.ask("completion:get", request_id=child))["status"] == "cancelled"
 
 
 @pytest.mark.promise("M2", "L1")

@@ -145,7 +145,7 @@ class Programs:
         name = parent.agent_id or parent.request_id
         identity = Identity(name=name, scope=Scope.READ, priority=parent.priority.word)
         allowed = (await self._own.check_event(Envelope(event, fields), identity)).data
-        return msgspec.structs.replace(data, **{name: allowed[name] for name in allowed.keys() & {"by"}})
+        return msgspec.structs.replace(data, by=allowed["by"]) if "by" in allowed else data
 
     async def _child(self, event: str, data: CompletionData, parent: RequestView, run: Run | None) -> CompletionData:
         """A request as the run may send it: as its child.

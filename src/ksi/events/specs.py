@@ -393,7 +393,8 @@ SCOPES: Mapping[str, Scope] = {
     "monitor:unsubscribe": Scope.READ,
 }
 """The scope that a token needs for each event that comes by HTTP. With `submit`, a client reaches its own requests
-only: `ksi.http.own` enforces that. The socket needs no token: a process that can open it acts as the owner."""
+only: `ksi.http.own` enforces that. The socket needs no token: a process that can open it acts as the
+owner, unless an agent has started it (`ksi.daemon.programs`)."""
 
 
 def parse_priority(word: str | None) -> Priority:

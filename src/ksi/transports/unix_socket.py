@@ -305,7 +305,7 @@ class UnixSocket:
         on_come: Callable[[SocketConnection, int], None] | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        """`on_come` is called with each client and its pid, as long as that is its own."""
+        """`on_come` is called with each admitted client and the pid of its process."""
         self.config = config
         self.dispatcher = dispatcher
         self.clock = clock
