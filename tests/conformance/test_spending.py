@@ -483,3 +483,17 @@ async def test_late_reports_of_two_runs_both_take_their_estimates_place_and_let_
     caps = (cap(limit=110),)
     await world.store.reconsider(None, world.clock.now())
     assert await ids(world, caps) == ["two"]
+
+
+@pytest.mark.promise("B1")
+async def test_what_waited_for_running_calls_is_refused_when_they_have_used_the_budget_up(world: World) -> None:
+    caps = (cap(unit=Unit.REQUESTS, limit=1, refuse=True),)
+    first = await run(world, "first", caps)
+    for number in range(70):
+        await come(world, f"waits-{number}", caps)
+    assert (await claim(world, caps)).blocked == ()
+    await end(world, first.claim, caps)
+    claims = await claim(world, caps)
+    assert claims.started == ()
+    assert {(one.state, one.error) for one in claims.blocked} == {(State.BLOCKED, "budget_exceeded")}
+    assert len(claims.blocked) == 70

@@ -163,3 +163,37 @@ async def test_a_tokens_budget_binds_all_agents_of_its_holder_and_goes_with_it()
             assert (await here.message(headers=intern)).status == 200
             await wire.ask("token:revoke", name="intern")
             assert (await wire.ask("budget:status"))["budgets"] == []
+
+
+@pytest.mark.promise("B1")
+@pytest.mark.parametrize("on_exceed", ["wait", "refuse"])
+async def test_requests_go_on_at_a_fallback_when_the_budget_of_their_provider_is_used_up(
+    tmp_path: Path, on_exceed: str
+) -> None:
+    home = with_budget(
+        make_home(tmp_path),
+        '[providers.spare]\nkind = "stub"\n[models."stub/echo"]\nfallbacks = ["spare/echo"]\n'
+        f'[budgets.paid]\nscope = "provider:stub"\nrequests = 2\nper = "month"\non_exceed = "{on_exceed}"\n',
+    )
+    with DaemonProcess(home) as process:
+        async with await Wire.open(process.socket_path) as wire:
+            first = [await wire.ask("completion:request", prompt="x", model="stub/echo") for _ in range(4)]
+            assert [one["provider"] for one in first] == ["stub", "stub", "spare", "spare"]
+            await wire.ask("budget:raise", budget="paid", amount=1)
+            again = [await wire.ask("completion:request", prompt="x", model="stub/echo") for _ in range(2)]
+            assert [one["provider"] for one in again] == ["stub", "spare"]
+
+
+@pytest.mark.promise("B1")
+async def test_what_waits_for_its_provider_s_budget_goes_on_at_a_fallback(tmp_path: Path) -> None:
+    home = with_budget(
+        make_home(tmp_path),
+        '[providers.spare]\nkind = "stub"\n[models."stub/echo"]\nfallbacks = ["spare/echo"]\n'
+        '[budgets.paid]\nscope = "provider:*"\ntokens = 62\nper = "month"\n'
+        '[budgets.free]\nscope = "all"\nrequests = 100\nper = "month"\n',
+    )
+    with DaemonProcess(home) as process:
+        async with await Wire.open(process.socket_path) as wire:
+            await wire.ask("completion:request", prompt="x", model="stub/echo", max_tokens=60)
+            large = await wire.ask("completion:request", prompt="x", model="stub/echo", max_tokens=60)
+            assert large["provider"] == "spare"

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from ksi.budgets import account
 from ksi.budgets.rules import UNUSED, Caps, Demand, Facts, Hold, Notice, Over, Spent
 from ksi.store.image.data import Conversation, Request
-from ksi.store.rules.budgets import ask_at, refused, rough
+from ksi.store.rules.budgets import LOOKS, REFUSING_LOOKS, ask_at, refused, rough
 from ksi.store.values import BudgetUse, BudgetWait, NewRequest
 from tests.reference_store.data import ASIDE, BudgetWaiter, MemoryData
-
-LOOKS = 64
 
 
 class Budgets:
@@ -70,9 +68,11 @@ class Budgets:
             if cap is None or cap.start != share.start:
                 continue
             use = self._data.uses.get((share.name, share.subject, share.start), UNUSED)
-            left = cap.limit_of(share.subject) - use.used.of(cap.unit) - use.held.of(cap.unit)
-            for waiter in self._waiting(f"{share.name}\n{share.subject}")[:LOOKS]:
-                if min(account.least(cap, ask) for ask in self._demand(waiter) or (rough("", "", 0),)) <= left:
+            limit, used, held = cap.limit_of(share.subject), use.used.of(cap.unit), use.held.of(cap.unit)
+            looks = REFUSING_LOOKS if cap.refuse else LOOKS
+            for waiter in self._waiting(f"{share.name}\n{share.subject}")[:looks]:
+                least = min(account.least(cap, ask) for ask in self._demand(waiter) or (rough("", "", 0),))
+                if account.decided(cap, limit, used, held, least):
                     self._bring_back(waiter)
         return notices
 

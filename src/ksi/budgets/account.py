@@ -52,6 +52,14 @@ def least(cap: Cap, ask: Ask) -> int:
     return need(ask, cap, ask.input, least_output(ask))
 
 
+def decided(cap: Cap, limit: int, used: int, held: int, wanted: int) -> bool:
+    """True if a request that waits for a budget is to be looked at again: there is room for it, or it waits no longer,
+    as what was only reserved is used up now."""
+    if used + held + wanted <= limit:
+        return True
+    return cap.refuse and (used + wanted > limit or not held)
+
+
 def set_aside(figures: Figures, hold: Hold) -> None:
     """A call begins."""
     for share, held in zip(hold.shares, hold.amounts(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -91,6 +92,8 @@ class ProviderManager:
         self._offers_until = Moment(0, 0)
         self._timed = any(m.requests is not None or m.tokens is not None for m in self._members.values())
         self._lifted: set[str] = set()
+        self._used_up: dict[str, int] = {}
+        """Providers whose budget is used up, and the wall time at which it is reset."""
         self._log = structlog.get_logger("ksi.providers")
         self.on_change: Callable[[], None] = _nothing
 
@@ -202,8 +205,10 @@ class ProviderManager:
         return self._offers
 
     def _offers_of(self, route: str, steps: Sequence[Step], now: Moment) -> Iterator[Offer]:
+        with_room = [step for step in steps if self._used_up.get(step.provider, 0) <= now.wall]
         offered: set[str] = set()
-        for step in steps:
+        # Without another that can be asked they wait for the budget.
+        for step in [*with_room, *(step for step in steps if step not in with_room)]:
             member = self._members.get(step.provider)
             if member is None or step.provider in offered or not self._usable(step.provider, member, now):
                 continue
@@ -212,6 +217,20 @@ class ProviderManager:
             offered.add(step.provider)
             if member.healthy:
                 return
+
+    def use_up(self, named: str, until: int) -> bool:
+        """A budget of this provider, or of all whose names begin so (`name*`), is used up until a wall time: another of
+        a route is offered in its place. True if that is news."""
+        names = [name for name in self._members if fnmatchcase(name, named)]
+        news = [name for name in names if self._used_up.get(name, 0) < until]
+        self._used_up.update(dict.fromkeys(news, until))
+        self._offers = None if news else self._offers
+        return bool(news)
+
+    def refill(self) -> None:
+        """Budgets were changed: no provider is known to have used up its own."""
+        self._used_up.clear()
+        self._offers = None
 
     async def let_go(self, conversation: str) -> None:
         """End the programs that wait for a person's answer in a conversation."""
@@ -420,6 +439,7 @@ class ProviderManager:
         """Return the microseconds until time alone lets more calls run; None if it never does."""
         waits = [wait for member in self._members.values() if (wait := member.wait(now)) is not None]
         end = self.pauses.ends_next(now.wall)
+        waits += [until - now.wall for until in self._used_up.values() if until > now.wall]
         return min(waits if end is None else [*waits, end - now.wall], default=None)
 
     # -- the operator ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from ksi.budgets.rules import EXCEEDED, Notice
 from ksi.clock import Clock, Moment
 from ksi.completion.budget.book import BudgetBook
 from ksi.completion.completion_runner import CompletionRunner, Run, Stop
@@ -57,6 +58,9 @@ class QueueManager:
         clock: Clock,
     ) -> None:
         self._budgets = budgets
+        budgets.on_notice.append(self._hear_of_budget)
+        self._left: set[str] = set()
+        """Budgets of providers that are used up, whose waiting requests may go on at another provider."""
         self._store = store
         self._providers = providers
         self._runner = runner
@@ -334,6 +338,10 @@ class QueueManager:
         if self._draining or self._still:
             return
         try:
+            while self._left:
+                budget = next(iter(self._left))
+                if not await self._store.reconsider(budget, now):
+                    self._left.discard(budget)
             claims = await self._store.claim(
                 self._providers.offers(now), CLAIMS, now, self._providers.paused(now), self._budgets.caps(now.wall)
             )
@@ -350,6 +358,7 @@ class QueueManager:
             self._budgets.tell(claims.notices)
         if claims.waiting:
             self._alarm.time.ring()
+            await self._look_at_providers(now)
         if claims.waits:
             self._providers.waits(claims.waits, now)
         wait = self._providers.next_change(now)
@@ -361,6 +370,29 @@ class QueueManager:
             work.ring()
         for ended in claims.blocked:
             await self._announcer.ended_unrun(ended)
+
+    def _hear_of_budget(self, notice: Notice) -> None:
+        if notice.threshold is None:
+            self._leave(notice.name, notice.subject, notice.end)
+
+    async def _look_at_providers(self, now: Moment) -> None:
+        """Some wait for budgets: see if those of providers are used up. Another daemon may have been told."""
+        for cap in self._budgets.caps(now.wall):
+            for one in await self._store.budget_uses(cap.name, cap.start) if cap.kind == "provider" else ():
+                told_of = cap.limit_of(one.subject) if one.use.told & EXCEEDED else None
+                if one.start == cap.start and one.use.told_of == told_of:
+                    self._leave(cap.name, one.subject, cap.end)
+
+    def _leave(self, budget: str, subject: str, until: int) -> None:
+        kind, _, named = subject.partition(":")
+        if kind == "provider" and self._providers.use_up(named, until):
+            self._left.add(budget)
+            self.on_work()
+
+    def budgets_changed(self) -> None:
+        """An operator set, dropped or raised a budget."""
+        self._providers.refill()
+        self.on_work()
 
     # -- time -----------------------------------------------------------------------------------------------------
 

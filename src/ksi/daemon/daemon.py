@@ -214,7 +214,7 @@ class Daemon(Served):
         )
         self._sharing = sharing_of(config, self.store, self.queue, announcer, self.providers, team, lock_events, clock)
         self._pauses = PauseService(self.store, self.providers, self.queue, self.bus, clock, shared=config.store.shared)
-        self._budgets = BudgetService(self.store, book, prices, self.queue.on_work, clock)
+        self._budgets = BudgetService(self.store, book, prices, self.queue.budgets_changed, clock)
         self._tokens = TokenService(self.store, self._budgets, config.run_dir / "token", clock)
         team.on_records = self._hear_records
         completions = self._completions = CompletionService(

@@ -72,8 +72,8 @@ class BudgetBook:
         self.take(self.kept)
         self._caps: Caps | None = None
         self._until = 0
-        self._refusals: dict[tuple[str, str], int] = {}
-        """The end of the time for which a refusal was reported."""
+        self._told: dict[tuple[str, str, int], int] = {}
+        """Budgets, subjects and limits that were reported as used up, and the ends of their windows."""
         self.on_notice: list[Callable[[Notice], None]] = []
         """Called with each notice."""
         self._log = structlog.get_logger("ksi.budgets")
@@ -170,6 +170,10 @@ class BudgetBook:
     def tell(self, notices: Sequence[Notice]) -> None:
         """Publish the notices of budgets: an event and a line in the log."""
         for notice in notices:
+            if notice.threshold is None:
+                now = self._clock.now().wall
+                self._told = {place: end for place, end in self._told.items() if end > now}
+                self._told[notice.name, notice.subject, notice.limit] = notice.end
             push = notice_push(notice)
             name = "budget:exceeded" if notice.threshold is None else "budget:warning"
             self._log.warning(push.message, budget=push.budget, scope=push.scope)
@@ -178,14 +182,13 @@ class BudgetBook:
                 listener(notice)
 
     def refused(self, error: BudgetExceeded) -> BudgetExceeded:
-        """A refusal as the wire has it. The first of a budget, its subject and window is published as an event."""
+        """A refusal as the wire has it. An event is published if there was none of this budget, subject and window."""
         facts = dict(error.facts)
         now, since, resets_at = self._clock.now().wall, facts.pop("since"), facts.pop("resets_at")
-        place = (facts["budget"], facts["scope"])
-        if facts["used"] > 0 and self._refusals.get(place, 0) <= now:
-            self._refusals = {key: until for key, until in self._refusals.items() if until > now} | {place: resets_at}
-            unit = Unit(facts["unit"])
-            scale = NANO if unit is Unit.USD else 1
+        unit = Unit(facts["unit"])
+        scale = NANO if unit is Unit.USD else 1
+        limit = round(facts["limit"] * scale)
+        if facts["used"] > 0 and self._told.get((facts["budget"], facts["scope"], limit), 0) <= now:
             self.tell(
                 [
                     Notice(
@@ -193,7 +196,7 @@ class BudgetBook:
                         subject=facts["scope"],
                         unit=unit,
                         used=round(facts["used"] * scale),
-                        limit=round(facts["limit"] * scale),
+                        limit=limit,
                         start=since,
                         end=resets_at,
                     )

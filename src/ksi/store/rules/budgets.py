@@ -14,6 +14,10 @@ CODE = "budget_exceeded"
 LONGEST_WINDOW = 62 * 86_400_000_000
 """Microseconds for which the figures of budgets are kept at least: the last two months."""
 
+LOOKS, REFUSING_LOOKS = 64, 1_000
+"""Requests that wait for one budget and are looked at after the end of a call; more of one that refuses, since nobody
+else tells them that it is used up."""
+
 UNSAID_OUTPUT = 4_096
 """Assumed output tokens of a request without a known limit."""
 

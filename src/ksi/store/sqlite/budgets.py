@@ -19,13 +19,10 @@ from ksi.budgets.rules import (
     encode_demand,
 )
 from ksi.request import Attempt
-from ksi.store.rules.budgets import ask_at, refused, rough
+from ksi.store.rules.budgets import LOOKS, REFUSING_LOOKS, ask_at, refused, rough
 from ksi.store.sqlite.budget_figures import DEMANDS, Binding, BudgetFigures
 from ksi.store.sqlite.ledger import Ledger
 from ksi.store.values import NewRequest
-
-LOOKS = 64
-"""Requests that wait for one budget, some of which may continue after the end of a call."""
 
 CONTEXTS = 20_000
 """Conversations' lengths that are kept in memory."""
@@ -161,11 +158,13 @@ class Budgets:
             if cap is None or cap.start != share.start:
                 continue
             tally = self.figures.tally((share.name, share.subject, share.start))
-            left = tally.left(cap.unit, cap.limit_of(share.subject))
-            for key, asks in self._ledger.all("over_this_budget", f"{share.name}\n{share.subject}", LOOKS):
+            limit, use = cap.limit_of(share.subject), tally.use
+            used, held = use.used.of(cap.unit), use.held.of(cap.unit)
+            looks = REFUSING_LOOKS if cap.refuse else LOOKS
+            for key, asks in self._ledger.all("over_this_budget", f"{share.name}\n{share.subject}", looks):
                 demand: Sequence[Ask] = decode_demand(asks) if asks is not None else (rough("", "", 0),)
                 # Each by itself: one that is too large, or that another budget stops, holds up nobody behind it.
-                if min(account.least(cap, ask) for ask in demand) <= left:
+                if account.decided(cap, limit, used, held, min(account.least(cap, ask) for ask in demand)):
                     self._ledger.run("set_ready", key, 1)
 
     def bring_back_ended(self, now: int, limit: int) -> int:

@@ -10,7 +10,7 @@
 -- what is set aside while it runs, and `late`, what was counted for each run whose daemon died: {attempt, hold}.
 -- `caps` are {name, kind, named, unit, limit, start, end, refuse, warn_at, unpriced, raised}; `found` are what is over.
 
-local budgets = {LEAST_OUTPUT = 1024, UNSAID_OUTPUT = 4096, LOOKS = 64, EXCEEDED = 1}
+local budgets = {LEAST_OUTPUT = 1024, UNSAID_OUTPUT = 4096, LOOKS = 64, REFUSING_LOOKS = 1000, EXCEEDED = 1}
 
 do  -- what stands here is theirs alone: Lua takes 200 locals in one block
 
@@ -297,18 +297,19 @@ local function current_cap(share)
 end
 
 -- Let those go on for whom what is left now makes room, each by itself: one that is too large, or that another budget
--- stops, holds up nobody behind it.
+-- stops, holds up nobody behind it; and those that wait no longer, as what was only reserved is used up now.
 local function let_go_on(share, cap, use)
   local line, unit = share[1] .. '\n' .. share[2], FIGURES[cap[4]]
-  local left = limit_of(cap, share[2]) - figure(use, unit) - figure(use, 'held_' .. unit)
-  for _, entry in ipairs(look('ZRANGE', 'bw:' .. line, 0, budgets.LOOKS - 1)) do
+  local limit, used, held = limit_of(cap, share[2]), figure(use, unit), figure(use, 'held_' .. unit)
+  local looks = cap[8] and budgets.REFUSING_LOOKS or budgets.LOOKS
+  for _, entry in ipairs(look('ZRANGE', 'bw:' .. line, 0, looks - 1)) do
     local rec, least = request(string.sub(entry, 21))
     local asks = asks_of(rec)
     for _, ask in ipairs(asks[1] and asks or {rough('', '', 0)}) do
       local wanted = need(ask, cap, ask[3], least_output(ask))
       least = least and math.min(least, wanted) or wanted
     end
-    if least <= left then
+    if used + held + least <= limit or (cap[8] and (used + least > limit or held == 0)) then
       bring_back_entry(entry)
     end
   end
