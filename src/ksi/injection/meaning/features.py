@@ -74,6 +74,12 @@ class Measures(msgspec.Struct, frozen=True):
     """Of its words, how many mean something by themselves."""
     magnitude: float
     """Digits of its largest number."""
+    revised: float
+    """Of its numbers, how many count something that had another number before."""
+    swings: float
+    """Of its numbers, how many go down after one that went up, or up after one that went down."""
+    ends_asking: float
+    """Whether it ends with a question."""
 
 
 class Meanings(msgspec.Struct, frozen=True):
@@ -98,6 +104,7 @@ class Meanings(msgspec.Struct, frozen=True):
 
 
 TRENDS = ("new_words", "new_facts", "fact_density", "task", "beginning", "overlap", "length", "report", "magnitude")
+MOSTS = ("new_facts", "new_words", "fact_density", "report", "cause")
 MEANING_TRENDS = ("near", "farthest", "near_task", "near_beginning", "emptiness")
 
 
@@ -113,6 +120,15 @@ class _Seen:
         self.beginning: set[str] = set()
         self.previous: set[str] = set()
         self.number = 0
+        self.figures: dict[str, list[float]] = {}
+        for sentence in task:
+            self.count(sentence)
+
+    def count(self, sentence: Sentence) -> None:
+        for what, value in sentence.figures:
+            known = self.figures.setdefault(what, [])
+            if not known or known[-1] != value:
+                known.append(value)
 
     def add(self, result: Result) -> None:
         words = {word for sentence in result.sentences if not sentence.formal for word in sentence.words}
@@ -120,6 +136,8 @@ class _Seen:
         self.facts |= {fact for sentence in result.sentences for fact in sentence.facts}
         self.sentences += [(set(s.words), set(s.facts), s) for s in result.sentences if not s.formal]
         self.lines |= {(s.words, s.facts) for s in result.sentences if s.formal}
+        for sentence in result.sentences:
+            self.count(sentence)
         if self.number < 2:
             self.beginning |= words
         self.previous = words
@@ -154,6 +172,7 @@ def _measured(seen: _Seen, result: Result) -> Measures:
         if sentence.question:
             asked.append(overlap >= _ALIKE and other is not None and other[2].question)
     count = len(prose) or 1
+    figures = [figure for sentence in prose for figure in sentence.figures]
 
     def share(bit: int) -> float:
         return sum(1 for sentence in prose if sentence.tone & bit) / count
@@ -184,7 +203,15 @@ def _measured(seen: _Seen, result: Result) -> Measures:
         you=share(tones.YOU),
         density=min(1.0, sum(len(sentence.words) for sentence in prose) / (size or 1)),
         magnitude=float(max((sentence.magnitude for sentence in prose), default=0)),
+        revised=_mean([value not in known for what, value in figures if (known := seen.figures.get(what))]),
+        swings=_mean([_swings(seen.figures.get(what, []), value) for what, value in figures]),
+        ends_asking=float(bool(prose) and prose[-1].question),
     )
+
+
+def _swings(before: Sequence[float], value: float) -> bool:
+    """Whether a number turns round after those before it."""
+    return len(before) > 1 and (before[-1] - before[-2]) * (value - before[-1]) < 0
 
 
 def _nearest(seen: _Seen, sentence: Sentence) -> tuple[float, tuple[set[str], set[str], Sentence] | None]:
@@ -277,11 +304,15 @@ def window(task: Sequence[Sentence], results: Sequence[Result]) -> dict[str, flo
     found["growth"] = last[-1]["length"] - last[0]["length"]
     by_speaker: dict[str, list[float]] = {}
     for result, one in zip(results[-WINDOW:], last, strict=True):
-        by_speaker.setdefault(result.speaker, []).append(one["questions"])
+        by_speaker.setdefault(result.speaker, []).append(one["ends_asking"])
     found["all_ask"] = min(_mean(asked) for asked in by_speaker.values())
+    for name in MOSTS:
+        found[f"most_{name}"] = max(one[name] for one in last)
     meant = [msgspec.structs.asdict(one) for one in measure_meaning(task, results) if one is not None]
     if len(meant) >= FEWEST:
         found |= _window(meant, Meanings.__struct_fields__, MEANING_TRENDS)
+        found["most_near_task"] = max(one["near_task"] for one in meant[-WINDOW:])
+        found["farthest_of_all"] = min(one["farthest"] for one in meant[-WINDOW:])
     return found
 
 

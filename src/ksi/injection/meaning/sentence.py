@@ -25,3 +25,5 @@ class Sentence(msgspec.Struct, frozen=True, array_like=True):
     """What it means, as the signs of its vector; empty where no vectors are made."""
     emptiness: int = 0
     """How much it sounds like sentences that bring nothing, in hundredths, by its vector."""
+    figures: tuple[tuple[str, float], ...] = ()
+    """Its numbers, each with the hash of the word that says what it counts."""

@@ -22,6 +22,7 @@ MOST_LINES = 12
 """Lines of code, tables and logs that are kept, at most."""
 MOST_WORDS = 24
 MOST_FACTS = 12
+MOST_FIGURES = 6
 _CODES = 0xD000
 _FIRST_CODE = 0x100
 _STEM = 6
@@ -52,6 +53,31 @@ _NUMBER = re.compile(r"(?<![\w.,:/-])\d{1,3}(?:[,.'’ ]\d{3})+(?![\w:/-])|(?<![
 _SEPARATORS = re.compile(r"\D")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _INNER_CAPITAL = re.compile(r"[a-z0-9][A-Z]|[A-Z]{2}")
+_FIGURE = re.compile(r"\d+(?:[.,]\d+)*%?")
+_THOUSANDS = re.compile(r"[.,](?=\d{3}(?!\d))")
+_GERMAN = frozenset(
+    [
+        "der",
+        "die",
+        "das",
+        "und",
+        "ist",
+        "nicht",
+        "ich",
+        "ein",
+        "eine",
+        "den",
+        "dem",
+        "wir",
+        "sie",
+        "es",
+        "auf",
+        "mit",
+        "für",
+        "zu",
+    ]
+)
+"""In German all nouns begin with a capital: it says nothing there."""
 _QUESTION = re.compile(r"[?？]\s*[\"')\]]*$")
 
 
@@ -67,19 +93,21 @@ def read_sentences(text: str) -> list[Piece]:
     prose: list[Piece] = []
     lines: list[Piece] = []
     fenced = False
-    for line in sample(text).split("\n"):
+    read = sample(text)
+    names = sum(word in _GERMAN for word in read.split()) < 0.06 * len(read.split())
+    for line in read.split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
             continue
         if not line.strip():
             continue
         if fenced or _is_formal(line):
-            piece = _piece(line.strip(), formal=True)
+            piece = _piece(line.strip(), formal=True, names=False)
             if piece is not None:
                 lines.append(piece)
             continue
         for part in _SPLIT.split(_LISTED.sub("", line)):
-            piece = _piece(part.strip(), formal=False)
+            piece = _piece(part.strip(), formal=False, names=names)
             if piece is not None:
                 prose.append(piece)
     last = MOST_LINES // 2  # where a log goes on, it is at its end
@@ -100,7 +128,7 @@ def _spread(pieces: list[Piece], most: int) -> list[Piece]:
     return [pieces[number * len(pieces) // most] for number in range(most)]
 
 
-def _piece(text: str, *, formal: bool) -> Piece | None:
+def _piece(text: str, *, formal: bool, names: bool) -> Piece | None:
     tokens = _TOKEN.findall(text)
     if len(tokens) < _SHORTEST:
         return None
@@ -110,7 +138,7 @@ def _piece(text: str, *, formal: bool) -> Piece | None:
     for number, token in enumerate(tokens):
         small = token.lower()
         lower.append(small)
-        if _is_fact(token, first=number == 0):
+        if _is_fact(token, first=number == 0, names=names):
             if not CHANGING.fullmatch(small):
                 facts.add(small)
         elif small not in _IGNORED:
@@ -127,17 +155,39 @@ def _piece(text: str, *, formal: bool) -> Piece | None:
         question=_QUESTION.search(text) is not None,
         formal=formal,
         magnitude=max((len(_SEPARATORS.sub("", number)) for number in _NUMBER.findall(text)), default=0),
+        figures=() if formal else _figures(lower),
     )
     return Piece(text, sentence)
 
 
-def _is_fact(token: str, *, first: bool) -> bool:
-    """Whether a token is a number, a name in capitals or an identifier: something that can be looked up."""
+def _figures(tokens: list[str]) -> tuple[tuple[str, float], ...]:
+    """The numbers of a sentence with what they count: the word behind each, or else the one before."""
+    found: list[tuple[str, float]] = []
+    for place, token in enumerate(tokens):
+        if not _FIGURE.fullmatch(token) or CHANGING.fullmatch(token):
+            continue
+        near = (*tokens[place + 1 : place + 2], *reversed(tokens[max(0, place - 2) : place]))
+        word = next((one for one in near if one not in _IGNORED and not _FIGURE.fullmatch(one)), "")
+        if token.endswith("%"):
+            word = "%"
+        plain = _THOUSANDS.sub("", token.rstrip("%")).replace(",", ".")
+        if plain.count(".") <= 1:
+            found.append((_codes({word[:_STEM]}), float(plain)))
+    return tuple(found[:MOST_FIGURES])
+
+
+def _is_fact(token: str, *, first: bool, names: bool) -> bool:
+    """Whether a token is a number, a name or an identifier: something that can be looked up. Where `names` is false
+    a capital letter alone makes no name."""
     if any(letter.isdigit() for letter in token):
         return True
     if any(mark in token for mark in "_./:@"):
         return True
-    return not first and _INNER_CAPITAL.search(token) is not None
+    if first:
+        return False
+    return _INNER_CAPITAL.search(token) is not None or (
+        names and len(token) > 2 and token[0].isupper() and "'" not in token
+    )
 
 
 def _codes(words: set[str]) -> str:
