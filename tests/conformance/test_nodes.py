@@ -58,10 +58,6 @@ class Machine(World):
         """The requests that a claim starts here, by default with room for all."""
         return await self.claim_ids(*(offers or (CLAUDE, EITHER, TEAM)), limit=limit)
 
-    async def renew(self) -> None:
-        """Give a sign of life, and look who gives none."""
-        await self.store.renew(self.clock.now())
-
 
 class Team:
     """Two machines, and the time that passes for both."""

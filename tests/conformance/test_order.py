@@ -237,7 +237,7 @@ async def test_a_claim_names_the_conversations_head(world: World) -> None:
 async def test_renewing_loses_nothing_if_a_store_has_one_daemon(world: World) -> None:
     await world.run("a")
     world.clock.forward(DAY)
-    assert tuple(await world.store.renew(world.clock.now())) == ()
+    assert tuple(await world.renew()) == ()
     assert await world.state("a") is State.RUNNING
 
 

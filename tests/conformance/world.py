@@ -337,6 +337,11 @@ class World:
         """Expire."""
         return await self.store.expire(self.clock.now(), limit)
 
+    async def renew(self) -> tuple[int, ...]:
+        """Renew the lease; the keys of the runs that are lost. Nothing can be lost if a store has one daemon."""
+        store = self.store if isinstance(self.store, MemoryStore) else self.store.shared
+        return () if store is None else await store.renew(self.clock.now())
+
     async def prune(self) -> tuple[int, int]:
         """Prune to the end; how many requests and conversations went."""
         self.pruned = True

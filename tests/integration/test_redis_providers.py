@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ksi.store.news import Kind, News
 from ksi.store.redis.address import Address
-from ksi.store.redis.news import Kind, Listener, News
+from ksi.store.redis.news import Listener
 from tests.daemon_process import DaemonProcess, make_home
 from tests.endpoint import Answer, ScriptedEndpoint
 from tests.integration.wire import Json, Wire, answer, in_state, until

@@ -120,7 +120,7 @@ async def test_a_late_write_after_its_own_repetition_changes_nothing(
             await link.submit(*bundle.command)
         assert await world.state("b") is State.QUEUED, "nobody would run it"
         for _ in range(RING):
-            await world.store.renew(world.clock.now())
+            await world.renew()
 
 
 @pytest.mark.promise("D3", "Q3")
@@ -230,13 +230,13 @@ async def test_a_life_that_was_declared_dead_loses_its_runs_and_begins_another(r
     claim = await one.run("a")
     one.clock.forward(2)
     # Its own lease is over too: everybody gets the time of one to say that he is there.
-    await two.store.renew(one.clock.now())
+    await two.renew()
     assert await two.state("a") is State.RUNNING
     for _ in range(2):
         one.clock.forward(0.9)
-        await two.store.renew(one.clock.now())
+        await two.renew()
     assert await two.state("a") is State.QUEUED
-    assert await one.store.renew(one.clock.now()) == (claim.key,)
+    assert await one.renew() == (claim.key,)
     assert (await one.complete(claim)).fenced
     (again,) = await two.claim(OFFER)
     await two.complete(again)

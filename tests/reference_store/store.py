@@ -113,6 +113,11 @@ class MemoryStore(MemoryReads):
         self._data.clocks.weigh(rules.weights)
         self._owning = Owning(self._data, self._upkeep)
 
+    @property
+    def shared(self) -> None:
+        """See the protocol: no other process can use it."""
+        return None
+
     # -- life and time ------------------------------------------------------------------------------------------------
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:

@@ -415,7 +415,7 @@ class StoresAgree(RuleBasedStateMachine):
                 self.both.clock.forward([0.0, 60.0, 200.0, 200.0][place % 4])
                 if self.shared:
                     # Of a daemon that is not heard of any more, nothing waits for its log.
-                    self.both.do(lambda world: world.store.renew(world.clock.now()), away=True)
+                    self.both.do(lambda world: world.renew(), away=True)
                 self.both.do(lambda world: world.prune())
             case _:
                 self._begin_again(how)
@@ -455,7 +455,7 @@ class RedisAgrees(StoresAgree):
     @rule(away=st.booleans(), seconds=st.sampled_from([0.0, 10.0, 60.0]))
     def give_a_sign_of_life(self, away: bool, seconds: float) -> None:
         self.both.clock.forward(seconds)
-        self.both.do(lambda world: world.store.renew(world.clock.now()), away=away)
+        self.both.do(lambda world: world.renew(), away=away)
 
     @rule(offers=offered, ends=st.lists(endings(), min_size=1, max_size=4))
     def work_on_the_other_machine(self, offers: Sequence[Offer], ends: list[Ending]) -> None:

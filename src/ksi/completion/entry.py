@@ -112,7 +112,7 @@ class Entry:
         if new.question is not None:
             await self._approvals.asked(new.request_id)
         if enqueued.claim is not None:
-            self._queue.launch(enqueued.claim)
+            self._queue.launch([enqueued.claim])
         else:
             await self._announce_waiting(enqueued, timed=new.due is not None or new.expires is not None)
         return enqueued

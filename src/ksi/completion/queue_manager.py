@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -208,21 +208,20 @@ class QueueManager:
         """Something new has a time."""
         self._alarm.time.ring()
 
-    def launch(self, claim: Claimed) -> None:
-        """Run a claimed request. Whatever its body holds, this does not fail: the run does."""
-        self._take_up(claim)
-        self._announcer.started(claim)
-
-    def _take_up(self, claim: Claimed) -> None:
-        # After a restart the run may begin before its reader is back.
-        run = Run(claim, stream=self._bus.streams(claim.request_id) or claim.attempt > 1)
-        self._runs[claim.request_id] = run
-        self._live.add(run)
-        self._idle.clear()
+    def launch(self, claims: Sequence[Claimed]) -> None:
+        """Run claimed requests: every run begins here. Whatever a body holds, this does not fail: the run does."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        run.task = loop.create_task(self._run(run))
+        for claim in claims:
+            # After a restart the run may begin before its reader is back.
+            run = Run(claim, stream=self._bus.streams(claim.request_id) or claim.attempt > 1)
+            self._runs[claim.request_id] = run
+            self._live.add(run)
+            self._idle.clear()
+            run.task = loop.create_task(self._run(run))
+        for claim in claims:
+            self._announcer.started(claim)
 
     async def _run(self, run: Run) -> None:
         request_id = run.claim.request_id
@@ -350,10 +349,7 @@ class QueueManager:
             if isinstance(fault, StoreUnavailable) and not fault.passes:
                 self._refuse_waiting(fault)
             raise
-        for claim in claims.started:
-            self._take_up(claim)
-        for claim in claims.started:
-            self._announcer.started(claim)
+        self.launch(claims.started)
         if claims.notices:
             self._budgets.tell(claims.notices)
         if claims.waiting:

@@ -46,6 +46,7 @@ from ksi.completion.upkeep.cleaner import Cleaner
 from ksi.completion.upkeep.clock_keeper import ClockKeeper
 from ksi.completion.upkeep.queue_trend import QueueTrend
 from ksi.completion.upkeep.response_log import ResponseLog
+from ksi.completion.upkeep.sharing import Sharing
 from ksi.completion.upkeep.waiting_count import WaitingCount
 from ksi.completion.usage.prices import Prices
 from ksi.completion.usage.tallies import Tallies
@@ -85,7 +86,6 @@ from ksi.transports.unix_socket import UnixSocket
 if TYPE_CHECKING:
     from ksi.completion.hooks.hooks import Hooks
     from ksi.completion.trace.traces import Traces
-    from ksi.completion.upkeep.sharing import Sharing
     from ksi.daemon.programs import Programs
     from ksi.http.metrics import Gathered
     from ksi.http.server import HttpServer
@@ -96,10 +96,8 @@ from ksi.daemon.parts import (
     bus_of,
     disk_space_of,
     dispatcher_of,
-    lease_of,
     provider_facts_of,
     router_of,
-    sharing_of,
     team_of,
 )
 from ksi.daemon.served import Served
@@ -212,7 +210,11 @@ class Daemon(Served):
         self.queue = QueueManager(
             self.store, self.providers, runner, announcer, lock_events, self.bus, book, config, clock
         )
-        self._sharing = sharing_of(config, self.store, self.queue, announcer, self.providers, team, lock_events, clock)
+        self._sharing = (
+            None
+            if (shared := self.store.shared) is None
+            else Sharing(shared, self.queue, announcer, self.providers, team, lock_events, clock, config.queue.lease)
+        )
         self._pauses = PauseService(self.store, self.providers, self.queue, self.bus, clock, shared=config.store.shared)
         self._budgets = BudgetService(self.store, book, prices, self.queue.budgets_changed, clock)
         self._tokens = TokenService(self.store, self._budgets, config.run_dir / "token", clock)
@@ -318,7 +320,7 @@ class Daemon(Served):
         )
         self._presence, self._watchdog = (
             Presence(self.socket, pid_file, clock, self.stopping.set, self.store.condition),
-            Watchdog(clock, lease_of(config, self.store)),
+            Watchdog(clock, None if shared is None else shared.lease),
         )
 
     # -- life -----------------------------------------------------------------------------------------------------

@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ksi.clock import Chance, Clock, microseconds
-from ksi.completion.notify.announcer import Announcer
 from ksi.completion.pool.routes import Router
 from ksi.completion.pool.team import Place, RecordStore, Team
-from ksi.completion.provider_manager import ProviderManager
-from ksi.completion.queue_manager import QueueManager
 from ksi.completion.upkeep.disk_space import DiskSpace
 from ksi.config.found_providers import CONFIGURED, missing
 from ksi.config.schema import Config, ProviderConfig
-from ksi.conversation.lock_events import LockEvents
 from ksi.errors import ConfigError
 from ksi.events.bus import EventBus, Voice
 from ksi.events.reports import (
     ProviderFacts,
 )
 from ksi.events.specs import SPECS, EventSpec
-from ksi.host.watchdog import Lease
 from ksi.providers.accounts import account
 from ksi.providers.base import Capabilities, Provider
 from ksi.request import HeadStarts
@@ -34,9 +28,6 @@ from ksi.store.sqlite.store import SqliteStore
 from ksi.store.values import StoreRules
 from ksi.transports.dispatch import Dispatcher, Handler
 from ksi.transports.v1_form import V1_VOICE, V1Form
-
-if TYPE_CHECKING:
-    from ksi.completion.upkeep.sharing import Sharing
 
 
 def router_of(
@@ -117,36 +108,6 @@ def build_store(config: Config, chance: Chance, *, log_bytes: int = LOG_BYTES) -
         f"store.url: {config.store.shown_url!r} is none of sqlite:///path, redis://host, rediss://host, unix:///socket",
         place="store.url",
     )
-
-
-def sharing_of(
-    config: Config,
-    store: Store,
-    queue: QueueManager,
-    announcer: Announcer,
-    providers: ProviderManager,
-    team: Team,
-    locks: LockEvents,
-    clock: Clock,
-) -> Sharing | None:
-    """The requirements of a shared store for its daemon; none if the daemon has the store for itself."""
-    if not config.store.shared:
-        return None
-    from ksi.completion.upkeep.sharing import Sharing
-    from ksi.store.redis.store import RedisStore
-
-    if not isinstance(store, RedisStore):
-        return None
-    return Sharing(store, queue, announcer, providers, team, locks, clock, config.queue.lease)
-
-
-def lease_of(config: Config, store: Store) -> Lease | None:
-    """The lease that the watchdog keeps alive; None if the daemon has its store for itself."""
-    if not config.store.shared:
-        return None
-    from ksi.store.redis.store import RedisStore
-
-    return store.lease if isinstance(store, RedisStore) else None
 
 
 def team_of(config: Config, store: RecordStore, providers: Mapping[str, Provider], clock: Clock) -> Team:

@@ -29,8 +29,10 @@ from typing import Protocol
 
 from ksi.budgets.rules import NO_CAPS, Caps, Spent
 from ksi.clock import Moment
+from ksi.host.watchdog import Lease
 from ksi.request import Attempt, Priority, Turn
 from ksi.store.chains import Aftermath, ChainView, ClosedChain, Delivered, FollowUp, InjectionView, MemberRow, Trail
+from ksi.store.news import OnNews
 from ksi.store.provider_records import KeptRecords, PutRecord
 from ksi.store.questions import Question
 from ksi.store.rules.fairness import Flow
@@ -58,6 +60,7 @@ from ksi.store.values import (
     Named,
     NewLock,
     NewRequest,
+    NodeView,
     Offer,
     Page,
     Passing,
@@ -76,7 +79,12 @@ from ksi.store.values import (
 
 
 class Store(Protocol):
-    """The verbs. Implementations: `sqlite.store.SqliteStore`, `redis.store.RedisStore`."""
+    """The verbs. Implementations: `sqlite.store.SqliteStore`, and `redis.store.RedisStore`, a `SharedStore`."""
+
+    @property
+    def shared(self) -> SharedStore | None:
+        """This store, if other daemons may use it at the same time; None if this daemon has it for itself."""
+        ...
 
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """Take the store. Runs of a dead daemon are requeued, keeping their place, or ended: cancelled if a cancel had
@@ -169,15 +177,6 @@ class Store(Protocol):
 
         It scans at most `limit` of the requests set aside, from the beginning or after `after`. The answer is `after`
         for the next step; None at the end.
-        """
-        ...
-
-    async def renew(self, now: Moment) -> tuple[int, ...]:
-        """Renew this daemon's lease over all its runs; returns the keys of runs that are lost to it.
-
-        It is a sign of life of this daemon's machine. Those that sent none for `StoreRules.node_timeout` are lost, and
-        requests that wait for them may be started anywhere, whether or not they come back. If a store has one daemon,
-        none is lost.
         """
         ...
 
@@ -531,4 +530,33 @@ class Store(Protocol):
 
     async def set_log_watermark(self, watermark: int) -> None:
         """Store the position up to which the response log is written."""
+        ...
+
+
+class SharedStore(Store, Protocol):
+    """A store that other daemons use at the same time. Each daemon holds its runs by a lease."""
+
+    on_news: OnNews
+    """Called from the event loop with events at other daemons."""
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease, for the watchdog to keep while the event loop is blocked; None if a test moves the time."""
+        ...
+
+    async def renew(self, now: Moment) -> tuple[int, ...]:
+        """Renew this daemon's lease over all its runs; returns the keys of runs that are lost to it.
+
+        It is a sign of life of this daemon's machine. Those that sent none for `StoreRules.node_timeout` are lost, and
+        requests that wait for them may be started anywhere, whether or not they come back. If a store has one daemon,
+        none is lost.
+        """
+        ...
+
+    def hurry(self) -> None:
+        """The daemon is about to close the store: it waits only briefly for a server that is away."""
+        ...
+
+    async def nodes(self) -> list[NodeView]:
+        """Machines that sent a heartbeat lately, by name; lost ones for thirty days."""
         ...

@@ -106,7 +106,7 @@ async def test_a_request_claimed_with_its_enqueue_is_launched_by_the_caller(part
     ear = Ear()
     parts.bus.subscribe(ear, ["completion:progress"])
     replies = parts.wait_for("r1")
-    parts.queue.launch(await parts.claim())
+    parts.queue.launch([await parts.claim()])
     assert ear.heard()[0][1]["status"] == "running"
     assert list(parts.queue.runs) == ["r1"]
     await settle_down()
@@ -134,7 +134,7 @@ async def test_a_run_that_breaks_fails_its_own_request_and_the_next_ones_run(par
     claim = await parts.claim(conversation="talk")
     replies = parts.wait_for("r1")
     with capture_logs() as logs:
-        parts.queue.launch(msgspec.structs.replace(claim, body=b"{"))
+        parts.queue.launch([msgspec.structs.replace(claim, body=b"{")])
         await settle_down()
     assert [reply.status for reply in replies] == ["failed"]
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["a run failed"]
@@ -151,7 +151,7 @@ async def test_a_run_whose_end_breaks_again_and_again_ends_at_last_and_keeps_its
     replies = parts.wait_for("r1")
     parts.store.faults["settle"] = [ZeroDivisionError("defect") for _ in range(4)]
     with capture_logs():
-        parts.queue.launch(await parts.claim(conversation="talk"))
+        parts.queue.launch([await parts.claim(conversation="talk")])
         await settle_down()
         (problem,) = parts.queue.problems()
         assert "one is 'r1'" in problem
@@ -174,7 +174,7 @@ async def test_a_client_that_waits_for_an_end_that_a_damaged_store_cannot_store_
     parts.announcer.wait_for("r1", lambda reply: None, refused.append)
     parts.store.faults["settle"] = [StoreUnavailable("damaged", passes=False) for _ in range(3)]
     with capture_logs():
-        parts.queue.launch(await parts.claim())
+        parts.queue.launch([await parts.claim()])
         await settle_down()
         assert [str(error) for error in refused] == ["damaged"]
         assert parts.queue.problems()
@@ -191,7 +191,7 @@ async def test_an_end_that_cannot_be_read_is_published_when_it_can(parts: Parts)
     replies = parts.wait_for("r1")
     with capture_logs():
         parts.store.faults["get"] = [StoreUnavailable("no disk") for _ in range(3)]
-        parts.queue.launch(await parts.claim())
+        parts.queue.launch([await parts.claim()])
         await settle_down()
         assert replies == []
         assert parts.queue.runs == {}
@@ -203,7 +203,7 @@ async def test_an_end_that_cannot_be_read_is_published_when_it_can(parts: Parts)
 async def test_a_request_that_is_gone_at_its_end_leaves_nothing_running(parts: Parts) -> None:
     await parts.open()
     parts.store.faults["settle"] = [NotFound("gone")]
-    parts.queue.launch(await parts.claim())
+    parts.queue.launch([await parts.claim()])
     with capture_logs():
         await settle_down()
     assert parts.queue.runs == {}

@@ -19,8 +19,8 @@ from ksi.conversation.lock_events import LockEvents
 from ksi.errors import StoreError
 from ksi.events.reports import NodeReport
 from ksi.host.supervise import Periodic
-from ksi.store.redis.news import Kind, News
-from ksi.store.redis.store import RedisStore
+from ksi.store.base import SharedStore
+from ksi.store.news import Kind, News
 
 LOOK = 500
 """Requests that one look for missed news asks for."""
@@ -34,7 +34,7 @@ class Sharing:
 
     def __init__(
         self,
-        store: RedisStore,
+        store: SharedStore,
         queue: QueueManager,
         announcer: Announcer,
         providers: ProviderManager,

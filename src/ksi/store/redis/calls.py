@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,10 @@ from ksi.store.values import StoreRules
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
+
+
+def no_work() -> None:
+    """Stands for `on_work` while the store is not open."""
 
 
 class Calls:
@@ -45,6 +49,8 @@ class Calls:
             "fair": rules.fair,
             "weights": dict(rules.weights),
         }
+        self.on_work: Callable[[], None] = no_work
+        """Called when a call's answer says that something may have become ready."""
         self.count = 0
         self.seconds = 0.0
         """How many calls changed something, and the time from each one's sending to its answer."""
@@ -95,6 +101,11 @@ class Calls:
             parts += change.parts
         head = encode({"op": self._operations, "verbs": verbs})
         return (self.namespace, self._caller, head, *parts)
+
+    def tell(self, answer: Answer) -> None:
+        """Signal new work if an answer reports it."""
+        if answer.work:
+            self.on_work()
 
     async def plain(self, *command: Any) -> Any:
         """A command that is no function."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from ksi.store.chains import (
 from ksi.store.passages import LEAST, Passage, cut, cut_bytes
 from ksi.store.questions import write_question
 from ksi.store.redis.budgets import demand_args
+from ksi.store.redis.calls import Calls
 from ksi.store.redis.passages import read_child
 from ksi.store.redis.reads import RedisReads
 from ksi.store.redis.values import Answer, encode, pad20, rank20
@@ -92,8 +92,12 @@ class _Ids(Answer, frozen=True, kw_only=True):
     ids: tuple[str, ...] = ()
 
 
-class RedisChains(RedisReads, ABC):
+class RedisChains:
     """Chains: written by the ends of their members, read and reset by people."""
+
+    def __init__(self, calls: Calls, reads: RedisReads) -> None:
+        self._calls = calls
+        self._reads = reads
 
     async def unrouted(self, limit: int = 100) -> tuple[str, ...]:
         """See the protocol."""
@@ -105,7 +109,7 @@ class RedisChains(RedisReads, ABC):
         blobs: list[bytes] = []
         args = await aftermath_args(aftermath, blobs)
         answer, _ = await self._calls.change("deliver", now, _Delivered, blobs, request_id=request_id, aftermath=args)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Delivered(injections=answer.injections)
 
     async def redeliver(self, injection_id: str, again: FollowUp, now: Moment) -> Delivered:
@@ -120,7 +124,7 @@ class RedisChains(RedisReads, ABC):
                 raise refusals.not_a_dead_letter(injection_id, answer.state)
             case "no_parent":
                 raise refusals.result_is_gone(answer.parent)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Delivered(injections=answer.injections)
 
     async def injection(self, injection_id: str) -> InjectionView | None:
@@ -134,7 +138,9 @@ class RedisChains(RedisReads, ABC):
     async def injections(self, limit: int, cursor: str | None = None, state: str | None = None) -> Page[InjectionView]:
         """See the protocol."""
         index = "injections" if state is None else f"injections:{state}"
-        return await self._page(index, limit, cursor, InjectionView, index=index, show="injection", backwards=True)
+        return await self._reads.page(
+            index, limit, cursor, InjectionView, index=index, show="injection", backwards=True
+        )
 
     async def trail(self, request_id: str, limit: int) -> Trail | None:
         """See the protocol."""
@@ -154,11 +160,11 @@ class RedisChains(RedisReads, ABC):
 
     async def chains(self, limit: int, cursor: str | None = None) -> Page[ChainView]:
         """See the protocol."""
-        return await self._page("chains", limit, cursor, ChainView, index="chains", show="chain", backwards=True)
+        return await self._reads.page("chains", limit, cursor, ChainView, index="chains", show="chain", backwards=True)
 
     async def members(self, chain: str, limit: int, cursor: str | None = None) -> Page[MemberRow]:
         """See the protocol."""
-        page = await self._page("members", limit, cursor, _Member, of=chain, show="member")
+        page = await self._reads.page("members", limit, cursor, _Member, of=chain, show="member")
         return Page(tuple(MemberRow(**msgspec.structs.asdict(member)) for member in page.items), page.cursor)
 
     async def close_chain(self, name: str, now: Moment, limit: int = 200) -> ClosedChain:
@@ -173,10 +179,6 @@ class RedisChains(RedisReads, ABC):
         _check_known(answer, name)
         assert answer.view is not None
         return answer.view
-
-    @abstractmethod
-    def _tell(self, answer: Answer) -> None:
-        """Signal new work if an answer reports it."""
 
 
 def membership_args(membership: Membership) -> dict[str, Any]:

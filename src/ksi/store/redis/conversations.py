@@ -8,7 +8,7 @@ import msgspec
 
 from ksi.clock import Moment
 from ksi.store.account import Spent
-from ksi.store.redis.providers import RedisProviders
+from ksi.store.redis.calls import Calls
 from ksi.store.redis.values import Answer, encode, kept_account, pad20
 from ksi.store.rules import refusals
 from ksi.store.rules.terms import Phrase
@@ -49,11 +49,14 @@ class _Emptied(Answer, frozen=True, kw_only=True):
     more: bool = False
 
 
-class RedisConversations(RedisProviders):
+class RedisConversations:
     """Other names for conversations, and the end of all that one holds.
 
     There is no index of a conversation's ended requests: a deletion scans all ended requests, in steps.
     """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     async def rename(self, conversation: str, name: str, now: Moment) -> str:
         """See the protocol."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from ksi.clock import Moment
-from ksi.store.redis.snapshot import RedisSnapshots
+from ksi.store.redis.calls import Calls
 from ksi.store.redis.values import AcquireMap, Answer, GrantMap, PassingMap, rank20
 from ksi.store.rules import refusals
-from ksi.store.values import Acquired, LockGrant, NewLock, Passing
+from ksi.store.values import Acquired, LockGrant, NewLock, Passing, StoreRules
 
 
 class _Withdrawn(Answer, frozen=True, kw_only=True):
     passing: Passing | None = None
 
 
-class RedisLocks(RedisSnapshots):
+class RedisLocks:
     """A conversation's lock for work outside KSI."""
+
+    def __init__(self, calls: Calls, rules: StoreRules) -> None:
+        self._calls = calls
+        self._rules = rules
 
     async def acquire(self, lock: NewLock, now: Moment) -> Acquired:
         """See the protocol."""
@@ -36,9 +40,8 @@ class RedisLocks(RedisSnapshots):
             case "other_lock":
                 raise refusals.lock_of_another(lock.request_id)
             case "waiters_full":
-                limit = self._rules.max_queued
-                raise refusals.waiters_full(limit)
-        self._tell(answer)
+                raise refusals.waiters_full(self._rules.max_queued)
+        self._calls.tell(answer)
         return Acquired(
             grant=answer.grant,
             queued=answer.queued,
@@ -62,7 +65,7 @@ class RedisLocks(RedisSnapshots):
         """See the protocol."""
         answer, _ = await self._calls.change("release", now, PassingMap, request_id=request_id, fence=fence)
         _check_holder(answer, request_id, fence)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Passing(
             conversation=answer.conversation,
             released_by=answer.released_by,
@@ -73,7 +76,7 @@ class RedisLocks(RedisSnapshots):
     async def withdraw(self, request_id: str, now: Moment) -> Passing | None:
         """See the protocol."""
         answer, _ = await self._calls.change("withdraw", now, _Withdrawn, request_id=request_id)
-        self._tell(answer)
+        self._calls.tell(answer)
         return answer.passing
 
 

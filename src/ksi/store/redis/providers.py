@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ksi.clock import Moment
 from ksi.store.provider_records import KeptRecord, KeptRecords, PutRecord
-from ksi.store.redis.locks import RedisLocks
+from ksi.store.redis.calls import Calls
 from ksi.store.redis.values import Answer
 
 
@@ -20,8 +20,11 @@ class _Put(Answer, frozen=True, kw_only=True):
     version: int = 0
 
 
-class RedisProviders(RedisLocks):
+class RedisProviders:
     """Records by compare and set; other daemons hear of a change by push."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     async def provider_records(self, now: Moment) -> KeptRecords:
         """See the protocol."""

@@ -159,7 +159,7 @@ class RedisReads:
     async def sessions(self, limit: int, cursor: str | None = None, agent_id: str | None = None) -> Page[SessionView]:
         """See the protocol."""
         index = "sessions" if agent_id is None else f"as:{agent_id}"
-        return await self._page(index, limit, cursor, SessionView, index=index, show="session", backwards=True)
+        return await self.page(index, limit, cursor, SessionView, index=index, show="session", backwards=True)
 
     async def lock(self, conversation: str, line_limit: int) -> LockView | None:
         """See the protocol."""
@@ -168,7 +168,7 @@ class RedisReads:
 
     async def locks(self, limit: int, cursor: str | None = None) -> Page[LockView]:
         """See the protocol."""
-        page = await self._page("locks", limit, cursor, LockFields, index="held", show="lock")
+        page = await self.page("locks", limit, cursor, LockFields, index="held", show="lock")
         return Page(tuple(view.shown for view in page.items), page.cursor)
 
     async def forks(self, limit: int, cursor: str | None = None, conversation: str | None = None) -> Page[Fork]:
@@ -177,11 +177,11 @@ class RedisReads:
         if conversation is not None:
             found, _ = await self._calls.read("root", _Root, name=conversation)
             index = f"tree:{found.root}"
-        return await self._page(index, limit, cursor, Fork, index=index, show="fork")
+        return await self.page(index, limit, cursor, Fork, index=index, show="fork")
 
     async def requests(self, listing: Listing, limit: int, cursor: str | None = None) -> Page[RequestRow]:
         """See the protocol."""
-        page = await self._page(listing.value, limit, cursor, Fields, show="row", **_LISTS[listing])
+        page = await self.page(listing.value, limit, cursor, Fields, show="row", **_LISTS[listing])
         return Page(tuple(fields.row() for fields in page.items), page.cursor)
 
     async def totals(self) -> Totals:
@@ -267,7 +267,7 @@ class RedisReads:
             for spent in account
         ]
 
-    async def _page(self, name: str, limit: int, cursor: str | None, kind: type[T], **args: Any) -> Page[T]:
+    async def page(self, name: str, limit: int, cursor: str | None, kind: type[T], **args: Any) -> Page[T]:
         """One page of a list."""
         outer, after = (None, None) if cursor is None else read_cursor(cursor, name)
         found, _ = await self._calls.read("page", _Rows, limit=limit, outer=outer, after=after, **args)

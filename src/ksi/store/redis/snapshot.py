@@ -10,7 +10,6 @@ from ksi.errors import StoreInUse, StoreNotEmpty, StoreUnavailable
 from ksi.store.image import load, save
 from ksi.store.image.data import Image
 from ksi.store.redis.calls import Calls
-from ksi.store.redis.chains import RedisChains
 from ksi.store.redis.load import Writing, pages
 from ksi.store.redis.save import Reading
 from ksi.store.redis.values import Answer
@@ -29,11 +28,11 @@ _KEEP = 15.0
 _STAYS_TOO = ("life:", "ops:")
 
 
-class RedisSnapshots(RedisChains):
+class RedisSnapshots:
     """The verbs that take or give everything. Both need the store for one daemon: others are refused meanwhile."""
 
     def __init__(self, calls: Calls, rules: StoreRules, *, hand: bool) -> None:
-        super().__init__(calls)
+        self._calls = calls
         self._rules = rules
         self._hand = hand
 
@@ -79,7 +78,7 @@ class RedisSnapshots(RedisChains):
                 await self.wipe()
                 await self._calls.urgent("go_on", now, Answer)
                 raise
-        self._tell(Answer(work=True))
+        self._calls.tell(Answer(work=True))
         return loaded
 
     async def _read_in(self, data: Image, records: Iterable[Record], now: Moment) -> Loaded:

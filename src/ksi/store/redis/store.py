@@ -19,18 +19,24 @@ from ksi.errors import (
 )
 from ksi.request import Attempt, answer_chars, said_chars
 from ksi.store import account
+from ksi.store.base import SharedStore
 from ksi.store.binding import node_of
 from ksi.store.chains import Aftermath, charge
+from ksi.store.news import Kind, News, OnNews
 from ksi.store.questions import Question, write_question
 from ksi.store.redis.address import Address
 from ksi.store.redis.budgets import OverMap, caps_args, demand_args, notices_of, spent_args
-from ksi.store.redis.calls import Calls
-from ksi.store.redis.chains import aftermath_args, membership_args, reminder_bytes
+from ksi.store.redis.calls import Calls, no_work
+from ksi.store.redis.chains import RedisChains, aftermath_args, membership_args, reminder_bytes
 from ksi.store.redis.conversations import RedisConversations
 from ksi.store.redis.lease import RedisLease
 from ksi.store.redis.library import LAYOUT, Library
 from ksi.store.redis.link import ANSWER_TIME, WRONG, Link
-from ksi.store.redis.news import Kind, Listener, News, OnNews
+from ksi.store.redis.locks import RedisLocks
+from ksi.store.redis.news import Listener
+from ksi.store.redis.providers import RedisProviders
+from ksi.store.redis.reads import RedisReads
+from ksi.store.redis.snapshot import RedisSnapshots
 from ksi.store.redis.values import (
     Answer,
     AnsweredMap,
@@ -131,16 +137,12 @@ class _Count(Answer, frozen=True, kw_only=True):
     count: int = 0
 
 
-def _no_work() -> None:
-    """Stands for `on_work` while the store is not open."""
-
-
 def _no_news(news: News) -> None:
     """Stands for `on_news` if news of other daemons are not wanted."""
 
 
-class RedisStore(RedisConversations):
-    """A `ksi.store.base.Store` on a server that other daemons use too; that protocol documents each verb.
+class RedisStore:
+    """A `ksi.store.base.SharedStore` on a server that other daemons use too; that protocol documents each verb.
 
     `daemon` names this one: a daemon that opens the store under the same name takes over its requests. `node` is the
     machine. With `hand`, `Moment.mono` measures leases and locks in place of the server's clock: for one daemon under
@@ -158,24 +160,52 @@ class RedisStore(RedisConversations):
         lease: int = LEASE,
         hand: bool = False,
     ) -> None:
-        super().__init__(Calls(rules, address.namespace, daemon, node, lease, hand=hand), rules, hand=hand)
+        calls = self._calls = Calls(rules, address.namespace, daemon, node, lease, hand=hand)
+        self._rules = rules
         self._address = address
         self._chance = chance
         self._library = Library()
         self._links: tuple[Link, ...] = ()
-        self._on_work: Callable[[], None] = _no_work
         self._fence = 0
         """The highest that was seen."""
         self._running: dict[int, int] = {}
         """Fencing tokens of the local runs, by key."""
         self.on_news: OnNews = _no_news
-        """Called from the event loop with events at other daemons; see `ksi.store.redis.news`."""
+        """Called from the event loop with events at other daemons; see `ksi.store.news`."""
         self._listener: Listener | None = None
         self._reviving = asyncio.Lock()
         # By the server's clock alone: one that a test moves by hand is not kept.
         self.lease = None if hand else RedisLease(address.again(), self._library, self._calls, lease / MICROSECONDS)
         """For the watchdog: keeps the lease while the event loop is blocked."""
         self._log = structlog.get_logger("ksi.redis")
+        # Verbs that need nothing of this object are those of its parts.
+        reads = RedisReads(calls)
+        self.get, self.find, self.requests = reads.get, reads.find, reads.requests
+        self.history, self.session, self.sessions = reads.history, reads.session, reads.sessions
+        self.lock, self.locks, self.forks, self.nodes = reads.lock, reads.locks, reads.forks, reads.nodes
+        self.totals, self.usage = reads.totals, reads.usage
+        self.waiting_by_route, self.waiting_by_priority = reads.waiting_by_route, reads.waiting_by_priority
+        self.log_after, self.log_watermark = reads.log_after, reads.log_watermark
+        self.next_flows, self.budget_uses, self.budget_waits = reads.next_flows, reads.budget_uses, reads.budget_waits
+        chains = RedisChains(calls, reads)
+        self.chain, self.chains, self.members, self.trail = chains.chain, chains.chains, chains.members, chains.trail
+        self.close_chain, self.reset_chain = chains.close_chain, chains.reset_chain
+        self.injection, self.injections = chains.injection, chains.injections
+        self.unrouted, self.deliver, self.redeliver = chains.unrouted, chains.deliver, chains.redeliver
+        conversations = RedisConversations(calls)
+        self.rename, self.delete, self.search = conversations.rename, conversations.delete, conversations.search
+        held = RedisLocks(calls, rules)
+        self.acquire, self.renew_lock = held.acquire, held.renew_lock
+        self.release, self.withdraw = held.release, held.withdraw
+        records = RedisProviders(calls)
+        self.provider_records, self.put_provider_record = records.provider_records, records.put_provider_record
+        snapshots = self._snapshots = RedisSnapshots(calls, rules, hand=hand)
+        self.export, self.load = snapshots.export, snapshots.load
+
+    @property
+    def shared(self) -> SharedStore:
+        """See the protocol."""
+        return self
 
     # -- life and time ------------------------------------------------------------------------------------------------
 
@@ -186,7 +216,7 @@ class RedisStore(RedisConversations):
             StoreVersion: another version of KSI wrote there.
             StoreUnavailable: the server cannot be reached.
         """
-        self._on_work = on_work
+        self._calls.on_work = on_work
         self._links = tuple(Link(self._address, self._library, name, self._calls.bundle) for name in ("calls", "reads"))
         self._calls.begin(*self._links)
         try:
@@ -223,10 +253,10 @@ class RedisStore(RedisConversations):
             )
         if opened.error == "half_loaded":
             self._log.warning("the remains of an interrupted load are deleted")
-            await self.wipe()
+            await self._snapshots.wipe()
             await self._calls.change("go_on", now, Answer)
             opened, _ = await self._calls.change("open", now, _Opened, layout=LAYOUT)
-        self._tell(opened)
+        self._calls.tell(opened)
         self._renewed()
         return opened.before
 
@@ -256,7 +286,7 @@ class RedisStore(RedisConversations):
             step, _ = await self._calls.change("recover", now, _Recovered, of=life, limit=_STEP)
             requeued += step.requeued
             ended += step.ended
-            self._tell(step)
+            self._calls.tell(step)
             if step.done if life is not None else not step.more:
                 return Recovery(requeued=tuple(requeued), ended=tuple(ended))
 
@@ -289,7 +319,7 @@ class RedisStore(RedisConversations):
 
     async def leave(self) -> None:
         """Disconnect from the server without notice, as a killed daemon does."""
-        self._on_work = _no_work
+        self._calls.on_work = no_work
         if self.lease is not None:
             self.lease.given_back()
         if self._listener is not None:
@@ -299,10 +329,6 @@ class RedisStore(RedisConversations):
         self._calls.end()
         for link in links:
             await link.close()
-
-    def _tell(self, answer: Answer) -> None:
-        if answer.work:
-            self._on_work()
 
     async def renew(self, now: Moment) -> tuple[int, ...]:
         """See the protocol. Daemons whose lease has expired lose their runs here, silent machines the requests bound to
@@ -325,13 +351,13 @@ class RedisStore(RedisConversations):
         more = True
         while more:
             step, _ = await self._calls.change("free", now, _Freed, limit=_STEP)
-            self._tell(step)
+            self._calls.tell(step)
             more = step.more
 
     async def expire(self, now: Moment, limit: int = 500) -> Expiry:
         """See the protocol."""
         answer, _ = await self._calls.change("expire", now, _Expired, limit=limit)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Expiry(
             woken=answer.woken,
             ended=answer.ended,
@@ -420,7 +446,7 @@ class RedisStore(RedisConversations):
             raise over_budget(answer.over.over(caps))
         if answer.error is not None:
             raise self._refusal(answer, new)
-        self._tell(answer)
+        self._calls.tell(answer)
         existing = None if answer.existing is None else answer.existing.view(bytes_of)
         if existing is not None:
             return Enqueued(
@@ -493,7 +519,7 @@ class RedisStore(RedisConversations):
         if len(bodies) < len(answer.started):
             # The call was sent again, and answered as the first time; bodies are not kept with answers.
             bodies = await self._bodies([key16(run.key) for run in answer.started])
-        self._tell(answer)
+        self._calls.tell(answer)
         runs = zip(answer.started, bodies, strict=True)
         started = tuple(self._started(run.claimed(body)) for run, body in runs)
         stopped = [await self._end_over(one, caps, now) for one in answer.stopped]
@@ -510,13 +536,13 @@ class RedisStore(RedisConversations):
         """End a request that waits for a budget which does not let it wait; None if that is done already."""
         block = block_of(found.over(caps))
         answer, _ = await self._calls.change("end_over", now, _EndedOver, key=found.key, block=to_builtins(block))
-        self._tell(answer)
+        self._calls.tell(answer)
         return answer.ended
 
     async def reconsider(self, budget: str | None, now: Moment, limit: int = 500) -> bool:
         """See the protocol."""
         answer, _ = await self._calls.change("reconsider", now, _Count, budget=budget, limit=limit)
-        self._on_work()
+        self._calls.on_work()
         return answer.count >= limit
 
     async def bring_back(self, paused: Paused, now: Moment, after: str | None = None, limit: int = 500) -> str | None:
@@ -593,7 +619,7 @@ class RedisStore(RedisConversations):
         if self._running.get(claim.key) == claim.fence:
             del self._running[claim.key]
         # A slot is free, whatever became ready.
-        self._on_work()
+        self._calls.on_work()
         return Settled(
             state=answer.state,
             fenced=answer.fenced,
@@ -611,7 +637,7 @@ class RedisStore(RedisConversations):
         answer, _ = await self._calls.change("cancel", now, CancelMap, request_id=request_id, by=by)
         if answer.error is not None:
             raise refusals.unknown_request(request_id)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Cancelled(
             outcome=answer.outcome,
             request_id=answer.request_id,
@@ -648,7 +674,7 @@ class RedisStore(RedisConversations):
         )
         if answer.error is not None:
             raise refusals.unknown_request(request_id)
-        self._tell(answer)
+        self._calls.tell(answer)
         return Answered(
             taken=answer.taken,
             conversation=answer.conversation,

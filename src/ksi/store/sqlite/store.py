@@ -150,6 +150,11 @@ class SqliteStore:
         self._gave_back = False
         """True if the last step gave pages back."""
 
+    @property
+    def shared(self) -> None:
+        """See `Store.shared`. The file's lock is this daemon's lease: no other can take its runs."""
+        return None
+
     async def open(self, now: Moment, on_work: Callable[[], None]) -> Recovery:
         """See `Store.open`."""
         self._on_work = on_work
@@ -300,10 +305,6 @@ class SqliteStore:
     async def bring_back(self, paused: Paused, now: Moment, after: str | None = None, limit: int = 500) -> str | None:
         """See `Store.bring_back`."""
         return await self._committer.submit(lambda: self._upkeep.bring_back(paused, after, limit))
-
-    async def renew(self, now: Moment) -> tuple[int, ...]:
-        """See `Store.renew`. The file's lock is this daemon's lease: no other can take its runs."""
-        return ()
 
     async def settle(
         self,
