@@ -453,7 +453,7 @@ async def test_the_log_tells_of_an_answer_that_a_stop_could_not_write(
     await parts.open()
     parts.store.faults["settle"] = [StoreFull("no room")]
     with capture_logs() as lines:
-        parts.queue.launch(await parts.claim())
+        parts.queue.launch([await parts.claim()])
         await settle_down()
         await parts.queue.stop(0)
     (line,) = [line for line in lines if line["event"].startswith("left running")]
