@@ -14,7 +14,8 @@ from ksi.errors import KsiError
 BACKOFF = 1.0
 """Seconds before a step that failed is tried again. The pause doubles with each fault after it."""
 
-MAX_BACKOFF = 60.0
+MAX_BACKOFF = 10.0
+"""Seconds between two tries at most, and so for which `system:health` tells of a fault that has passed."""
 
 
 class Supervised:
