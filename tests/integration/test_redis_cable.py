@@ -188,7 +188,7 @@ async def test_a_server_that_does_not_answer_keeps_no_daemon_from_stopping(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient(monkeypatch)
-    monkeypatch.setattr("ksi.store.redis.store.GOODBYE", 0.2)
+    monkeypatch.setattr("ksi.store.redis.store.CLOSE_TIMEOUT", 0.2)
     monkeypatch.setattr("ksi.completion.queue_manager.GIVE_BACK", 0.5)
     with cable(redis_server) as line:
         settings: Json = {"store": {"url": way(line.port, "stop")}, "service": {"shutdown_grace": 0.2}}

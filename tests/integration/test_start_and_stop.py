@@ -15,8 +15,8 @@ import apsw
 import pytest
 
 from ksi import Client
-from ksi.cli.background import answers
 from ksi.events.bus import News
+from ksi.host.platforms import answers
 from ksi.testing import settle_down
 from tests.daemon_process import CONFIG, DaemonProcess, make_home, start_in_vain
 from tests.endpoint import Answer, ScriptedEndpoint

@@ -6,7 +6,6 @@ import fcntl
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from ksi.cli.logs import LOG_FILE
 from ksi.cli.settings import Exit
 from ksi.config.schema import Config
 from ksi.errors import ConfigError, ConnectionFailed, InternalError, WaitTimeout
-from ksi.host.platforms import find_socket
+from ksi.host.platforms import answers
 from ksi.host.private_files import free_bytes, make_folder, open_to_append
 
 LOOK_EVERY = 0.05
@@ -78,16 +77,6 @@ def running_pid(config: Config) -> int | None:
         return None  # the process that wrote it has exited
     finally:
         os.close(descriptor)
-
-
-def answers(path: Path) -> bool:
-    """True if a process listens on the socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(find_socket(path)))
-        except OSError:
-            return False
-    return True
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -104,19 +104,12 @@ def _plain(value: Any) -> Any:
 
 def _file_keys(loaded: Config) -> frozenset[str]:
     from ksi.config.schema import CONFIG_FILE
+    from ksi.config.view import leaves
 
     path = loaded.home / CONFIG_FILE
     if not path.is_file():
         return frozenset()
-    return frozenset(key for key, _ in _leaves("", tomllib.loads(path.read_text("utf-8"))))
-
-
-def _leaves(prefix: str, tree: Json) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(f"{prefix}{name}.", value)
-        else:
-            yield prefix + name, value
+    return frozenset(key for key, _ in leaves("", tomllib.loads(path.read_text("utf-8"))))
 
 
 def _origin(key: str, in_file: frozenset[str]) -> str:

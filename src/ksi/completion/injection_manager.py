@@ -132,7 +132,7 @@ class InjectionManager:
             await self._encoder.stop()
 
     def problems(self) -> list[str]:
-        """What keeps results from being judged by what they mean, or by a model, for `system:health`."""
+        """The reasons why results are not judged by meaning or by a model, for `system:health`."""
         found = (
             None if self._encoder is None else self._encoder.problem,
             None if self._judge is None else self._judge.problem,

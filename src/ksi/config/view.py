@@ -52,7 +52,7 @@ def shown_values(config: Config) -> dict[str, Any]:
     tree["store"]["url"] = shown_url(tree["store"]["url"])
     tree["hooks"] |= {key: _shown_hook(value) for key, value in tree["hooks"].items() if key.startswith("on_")}
     providers = tree.pop("providers")
-    values = dict(_leaves("", tree))
+    values = dict(leaves("", tree))
     for name, provider in providers.items():
         options = provider.pop("options")
         values |= {f"providers.{name}.{key}": value for key, value in provider.items()}
@@ -90,9 +90,10 @@ def _shown(key: str, value: Any) -> Any:
     return HIDDEN if value not in ("", [], ()) else value
 
 
-def _leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def leaves(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values in nested tables, each with its key: the tables' names and its own, joined by dots."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(f"{prefix}{name}.", value)
+            yield from leaves(f"{prefix}{name}.", value)
         else:
             yield prefix + name, value

@@ -554,7 +554,7 @@ class Daemon(Served):
         )
 
     def _begin_traces(self, injections: InjectionEvents, announcer: Announcer) -> Traces | None:
-        """What makes spans and sends them; None where no endpoint is configured."""
+        """The part that makes spans and sends them; None if no endpoint is configured."""
         config = self.config.traces
         if not config.endpoint:
             return None
@@ -698,7 +698,7 @@ def _budget_book(
 
 
 def _alerts(config: Config, store: Store, prices: Prices, bus: EventBus, clock: Clock) -> tuple[Alerts, LoopTeller]:
-    """What tells of agents that do something unusual."""
+    """The part that reports agents that do something unusual."""
     alerts = Alerts(config.alerts, store, prices, bus, clock)
     return alerts, LoopTeller(config.loops, prices, bus, alerts.completed)
 
@@ -712,7 +712,7 @@ def _hooks(
     chance: Chance,
     clock: Clock,
 ) -> Hooks | None:
-    """What tells commands and webhooks; None where there is no hook.
+    """The part that calls commands and webhooks; None if there is no hook.
 
     Raises:
         ConfigError: the secret that signs webhooks cannot be used.
@@ -727,7 +727,7 @@ def _hooks(
         key = key_of(secret) if secret else None
     except ValueError as error:
         raise ConfigError(f"variable {config.hooks.secret_env}: {error}", place="hooks.secret_env") from None
-    # Who has a store alone takes up what its last life left; of several the others wait for the lease.
+    # A daemon that has its store for itself resumes its earlier deliveries at once; otherwise the lease decides.
     owner = chance.identifier(config.store.node, clock.now()) if config.store.shared else "alone"
     return Hooks(config.hooks, store, book, teller, config.path("var/hooks/dead.jsonl"), owner, key, clock)
 
@@ -747,14 +747,14 @@ def build_daemon(
 
 
 def _encoder(config: Config, clock: Clock) -> Encoder | None:
-    """What makes sentence vectors; None where they are not wanted."""
+    """The part that makes sentence vectors; None if they are not wanted."""
     if not config.patterns.enabled or not config.patterns.vectors:
         return None
     return Encoder(ProcessRegistry(config.path("var/run/vectors")), clock)
 
 
 def _judge(config: Config, store: Store, clock: Clock) -> Judge | None:
-    """What asks a model about chains; None where none is named."""
+    """The part that asks a model about chains; None if no model is named."""
     patterns = config.patterns
     if not patterns.enabled or not patterns.judge or not patterns.judge_questions:
         return None

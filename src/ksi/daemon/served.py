@@ -1,4 +1,4 @@
-"""What daemons of both versions answer of themselves."""
+"""The answers of daemons of both versions about themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the events about completion requests carry."""
+"""The data of the events about completion requests."""
 
 from __future__ import annotations
 

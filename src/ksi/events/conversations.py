@@ -1,4 +1,4 @@
-"""What the events about conversations, their locks and forks carry."""
+"""The data of the events about conversations, their locks and forks."""
 
 from __future__ import annotations
 

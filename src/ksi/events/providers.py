@@ -1,4 +1,4 @@
-"""What the events about providers carry."""
+"""The data of the events about providers."""
 
 from __future__ import annotations
 

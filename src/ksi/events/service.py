@@ -1,4 +1,4 @@
-"""What the events about the service as a whole carry: its queue, subscriptions, usage, checkpoints."""
+"""The data of the events about the service as a whole: its queue, subscriptions, usage, checkpoints."""
 
 from __future__ import annotations
 

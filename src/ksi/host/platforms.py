@@ -149,6 +149,16 @@ def find_socket(path: Path) -> Path:
         return path
 
 
+def answers(path: Path) -> bool:
+    """True if a process listens on the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(find_socket(path)))
+        except OSError:
+            return False
+    return True
+
+
 def runtime_folders(environ: Mapping[str, str] = os.environ) -> Iterator[Path]:
     """Folders for the files of running programs that may be there, the best one first."""
     given = environ.get("XDG_RUNTIME_DIR")

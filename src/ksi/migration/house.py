@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from ksi.config.schema import CONFIG_FILE, Config
 from ksi.daemon.parts import store_rules
 from ksi.errors import MigrationError, StoreInUse
 from ksi.host.pid_file import PidFile
-from ksi.host.platforms import find_socket
+from ksi.host.platforms import answers
 from ksi.host.private_files import make_folder
 from ksi.migration import control
 from ksi.store.sqlite.store import SqliteStore
@@ -85,7 +84,7 @@ class House:
         Raises:
             MigrationError: one runs.
         """
-        if _answers(self.config.socket_path):
+        if answers(self.config.socket_path):
             raise MigrationError(
                 f"a daemon listens on {self.config.socket_path}; stop it first: ./daemon_control.sh stop"
             )
@@ -113,12 +112,3 @@ def _old_service(home: Path) -> Path:
     """The path of the old project's completion service, enabled or not; if there is none, the path it would have."""
     places = [home / place for place in OLD_SERVICES]
     return next((path for path in places if path.is_file() or _disabled(path).is_file()), places[0])
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(find_socket(path)))
-        except OSError:
-            return False
-    return True

@@ -30,7 +30,7 @@ class Permission(msgspec.Struct, frozen=True):
 
     tool: str
     input: str
-    """What the tool would be given, as JSON with sorted keys."""
+    """The tool's arguments, as JSON with sorted keys."""
     text: str
     """The question in words."""
 
@@ -40,7 +40,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     allowed: bool
     why: str = ""
-    """What the model is told, where it is a no."""
+    """The answer to the model if the word is no."""
 
 
 class PermissionDesk(Protocol):

@@ -553,7 +553,7 @@ class SharedStore(Store, Protocol):
         """
         ...
 
-    def hurry(self) -> None:
+    def begin_shutdown(self) -> None:
         """The daemon is about to close the store: it waits only briefly for a server that is away."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,11 +12,11 @@ from ksi.errors import InvalidData, NotAvailableInV1
 from ksi.events.bus import EventBus
 from ksi.events.common import Nothing
 from ksi.events.completions import CancelData, CompletionData
-from ksi.events.reports import DirectStatusReply, DiscoverReply, PatternsReply
-from ksi.events.service import DiscoverData, SubscribeData
+from ksi.events.reports import DirectStatusReply, DiscoverReply
+from ksi.events.service import DiscoverData
 from ksi.events.specs import SPECS, EventSpec
 from ksi.transports.dispatch import Exchange, Handler
-from ksi.transports.handlers import Discovery, System, patterns_of
+from ksi.transports.handlers import Discovery, System, report, subscriptions
 
 AVAILABLE = frozenset(
     {
@@ -74,12 +74,6 @@ def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Ma
     async def health(_data: Any, _: Exchange) -> Any:
         return await system.health()
 
-    async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return PatternsReply(patterns=bus.subscribe(exchange.connection, patterns_of(data) or ["*"]))
-
-    async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return PatternsReply(patterns=bus.unsubscribe(exchange.connection, patterns_of(data) or None))
-
     discovery = Discovery(DIRECT_SPECS)
 
     async def known(data: DiscoverData, exchange: Exchange) -> DiscoverReply:
@@ -88,27 +82,19 @@ def direct_handlers(service: DirectService, bus: EventBus, system: System) -> Ma
 
     return {
         **{name: _not_available(name) for name, spec in SPECS.items() if spec.incoming},
-        "system:startup": _report(system.startup),
-        "system:context": _report(system.context),
-        "system:ready": _report(system.ready),
+        "system:startup": report(system.startup),
+        "system:context": report(system.context),
+        "system:ready": report(system.ready),
         "system:health": health,
-        "system:config": _report(system.held_config),
-        "system:shutdown": _report(system.ask_to_stop),
+        "system:config": report(system.held_config),
+        "system:shutdown": report(system.ask_to_stop),
         "system:discover": known,
         "completion:request": request,
         "completion:async": submit,
         "completion:cancel": cancel,
         "completion:status": status,
-        "monitor:subscribe": subscribe,
-        "monitor:unsubscribe": unsubscribe,
+        **subscriptions(bus),
     }
-
-
-def _report(call: Callable[[], Any]) -> Handler:
-    async def answer(_data: Any, _: Exchange) -> Any:
-        return call()
-
-    return answer
 
 
 def _not_available(name: str) -> Handler:

@@ -138,19 +138,13 @@ def handlers(
             found[name].source, found[name].account = facts[name].source, facts[name].account
         return ProviderStatusReply(providers=found)
 
-    async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return PatternsReply(patterns=bus.subscribe(exchange.connection, patterns_of(data) or ["*"]))
-
-    async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
-        return PatternsReply(patterns=bus.unsubscribe(exchange.connection, patterns_of(data) or None))
-
     return {
-        "system:startup": _report(system.startup),
-        "system:context": _report(system.context),
-        "system:ready": _report(system.ready),
+        "system:startup": report(system.startup),
+        "system:context": report(system.context),
+        "system:ready": report(system.ready),
         "system:health": _plain(lambda _: system.health()),
-        "system:shutdown": _report(system.ask_to_stop),
-        "system:config": _report(system.held_config),
+        "system:shutdown": report(system.ask_to_stop),
+        "system:config": report(system.held_config),
         "system:discover": Discovery().discover,
         "completion:request": request,
         "completion:async": lambda data, exchange: completions.submit(data, exchange.connection),
@@ -201,9 +195,20 @@ def handlers(
         "token:list": _plain(lambda _: tokens.list()),
         "token:revoke": _plain(tokens.revoke),
         "token:renew": _plain(lambda _: tokens.renew()),
-        "monitor:subscribe": subscribe,
-        "monitor:unsubscribe": unsubscribe,
+        **subscriptions(bus),
     }
+
+
+def subscriptions(bus: EventBus) -> dict[str, Handler]:
+    """The handlers by which a connection says which pushes it wants."""
+
+    async def subscribe(data: SubscribeData, exchange: Exchange) -> Any:
+        return PatternsReply(patterns=bus.subscribe(exchange.connection, _patterns_of(data) or ["*"]))
+
+    async def unsubscribe(data: SubscribeData, exchange: Exchange) -> Any:
+        return PatternsReply(patterns=bus.unsubscribe(exchange.connection, _patterns_of(data) or None))
+
+    return {"monitor:subscribe": subscribe, "monitor:unsubscribe": unsubscribe}
 
 
 class Discovery:
@@ -247,7 +252,7 @@ def _plain(call: Callable[[Any], Awaitable[Any]]) -> Handler:
     return handler
 
 
-def _report(call: Callable[[], Any]) -> Handler:
+def report(call: Callable[[], Any]) -> Handler:
     """A handler that needs nothing and waits for nothing."""
 
     async def handler(_data: Any, _: Exchange) -> Any:
@@ -256,7 +261,7 @@ def _report(call: Callable[[], Any]) -> Handler:
     return handler
 
 
-def patterns_of(data: SubscribeData) -> list[str]:
+def _patterns_of(data: SubscribeData) -> list[str]:
     """The patterns of a subscription, checked."""
     patterns = [*(data.patterns or ()), *([data.pattern] if data.pattern is not None else ())]
     for pattern in patterns:

@@ -21,7 +21,7 @@ MOST_ANSWERS = 8
 READS = 5.0
 """Seconds in which a client that has more than the limit to read must take some of it."""
 
-LAST_WORD = 5.0
+CLOSE_TIMEOUT = 5.0
 """Seconds that a disconnected client has to read the reason."""
 
 
@@ -194,7 +194,7 @@ class Outbox:
         if transport is not None:
             transport.write(last)
             transport.close()
-            self._loop.call_later(LAST_WORD, transport.abort)
+            self._loop.call_later(CLOSE_TIMEOUT, transport.abort)
 
     def drop(self) -> None:
         """Send nothing more."""

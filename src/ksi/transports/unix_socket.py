@@ -50,7 +50,7 @@ class SocketConnection(asyncio.Protocol):
     def __init__(self, server: UnixSocket) -> None:
         self._server = server
         self.client = f"connection:{next(server.numbers)}"
-        """What stands for the agent of requests that name none."""
+        """The agent of requests that name none."""
         self._reader = LineReader(server.config.max_line)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -174,7 +174,7 @@ class SocketConnection(asyncio.Protocol):
     def _take_turn(self) -> None:
         """Begin some of the lines that came. While answers wait to be read, or too many are being made, none begins."""
         self._turn_due = False
-        # What is begun in vain costs a task: begin as many as a turn has had time for lately.
+        # A line that is begun in vain costs a task: begin as many as recent turns had time for.
         self._in_turn = max(1, self._in_turn // 2) if self._put_back else min(IN_TURN, 2 * self._in_turn)
         self._put_back = 0
         for _ in range(self._in_turn):

@@ -16,7 +16,7 @@ import aiohttp
 from ksi.clock import MICROSECONDS
 
 PREFIX = "whsec_"
-"""What a secret begins with that is Base64."""
+"""The prefix of a secret in Base64."""
 
 SAID = 300
 """Characters that are kept of what a command said on stderr."""

@@ -41,7 +41,7 @@ LEASE = 30 * MICROSECONDS
 OVERLAP = 5 * MICROSECONDS
 """Ends that are this much older than the newest may still become visible: they are looked at again."""
 
-BESIDE = 8
+AT_ONCE = 8
 """Deliveries at once, each of another conversation."""
 
 FIRST_WAIT, LONGEST_WAIT = 5.0, 3_600.0
@@ -68,7 +68,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     until: int
     """Ends up to this time are delivered, or wait below."""
     told: tuple[str, ...] = ()
-    """What budgets told in their present windows."""
+    """The notices of budgets in their present windows."""
     asked: tuple[str, ...] = ()
     """Open questions that were delivered."""
     waiting: tuple[Item, ...] = ()
@@ -217,7 +217,7 @@ class Hooks:
         ]
 
     async def _notices(self, told: Sequence[str], now: int) -> tuple[list[Item], tuple[str, ...]]:
-        """What budgets told in their present windows and was not delivered yet."""
+        """The notices of budgets in their present windows that were not delivered yet."""
         if not self._settings.on_budget:
             return [], ()
         items: list[Item] = []
@@ -263,7 +263,7 @@ class Hooks:
         lanes: dict[str, list[Item]] = {}
         for item in items:
             lanes.setdefault(item.conversation or item.id, []).append(item)
-        room = asyncio.Semaphore(BESIDE)
+        room = asyncio.Semaphore(AT_ONCE)
 
         async def lane(of: list[Item]) -> list[Item]:
             async with room:
@@ -320,7 +320,7 @@ def _body(kind: str, at: int, data: Any) -> bytes:
 
 
 def _told(cap: Cap, subject: str, use: Use) -> Iterable[tuple[Notice, str]]:
-    """What a budget told of a subject, each with a name of its own."""
+    """The notices of a budget about a subject, each with a name of its own."""
     limit = cap.limit_of(subject)
     if use.told_of != limit:
         return

@@ -31,7 +31,7 @@ LEAST_HOURS = 3
 
 
 class Spender(msgspec.Struct):
-    """What one agent did in the present hour."""
+    """The figures of one agent in the present hour."""
 
     hour: int
     cost: float = 0.0
@@ -138,7 +138,7 @@ class Alerts:
         self._bus.publish("completion:alert", push)
 
     def problems(self) -> list[str]:
-        """What was told in the last hour."""
+        """The alerts of the last hour."""
         now = self._clock.now().wall
         return [push.message for at, push in self._told if at + HOUR > now]
 

@@ -64,7 +64,7 @@ class Sharing:
 
     def leave_soon(self) -> None:
         """Stop. A server that is away must not delay the stop: other daemons take over the work that is left."""
-        self._store.hurry()
+        self._store.begin_shutdown()
 
     async def stop(self) -> None:
         """Renew no more."""

@@ -48,7 +48,7 @@ class WaitingTurn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def permission_of(asks: Asks) -> Permission:
-    """What the program asks for."""
+    """The program's request."""
     name, given = str(asks.request.get("tool_name")), asks.request.get("input")
     text = _sorted.encode(msgspec.json.decode(encode_clean(given))).decode()
     return Permission(name, text, f"may it use {told_call(name, given)}?")

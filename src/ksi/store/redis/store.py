@@ -83,7 +83,7 @@ LEASE = 30_000_000
 START_TIME = 60.0
 """Seconds within which a server must let a daemon begin, with the requests of its last lease recovered."""
 
-GOODBYE = 2.0
+CLOSE_TIMEOUT = 2.0
 """Seconds for which the end of a daemon waits for a server that is away."""
 
 _STEP = 200
@@ -173,7 +173,7 @@ class RedisStore:
         self.on_news: OnNews = _no_news
         """Called from the event loop with events at other daemons; see `ksi.store.news`."""
         self._listener: Listener | None = None
-        self._reviving = asyncio.Lock()
+        self._rejoining = asyncio.Lock()
         # By the server's clock alone: one that a test moves by hand is not kept.
         self.lease = None if hand else RedisLease(address.again(), self._library, self._calls, lease / MICROSECONDS)
         """For the watchdog: keeps the lease while the event loop is blocked."""
@@ -264,9 +264,9 @@ class RedisStore:
         if self.lease is not None:
             self.lease.renewed()
 
-    async def _revive(self, life: str, now: Moment) -> tuple[int, ...]:
+    async def _rejoin(self, life: str, now: Moment) -> tuple[int, ...]:
         """This life was declared dead: begin another. The keys of the runs that are lost with it."""
-        async with self._reviving:
+        async with self._rejoining:
             if self._calls.life != life:
                 return ()
             lost = tuple(self._running)
@@ -290,16 +290,16 @@ class RedisStore:
             if step.done if life is not None else not step.more:
                 return Recovery(requeued=tuple(requeued), ended=tuple(ended))
 
-    def hurry(self) -> None:
+    def begin_shutdown(self) -> None:
         """The daemon is about to close it: a server that is away is not waited for much longer."""
         for link in self._links:
-            link.hurry(GOODBYE)
+            link.hurry(CLOSE_TIMEOUT)
 
     async def close(self) -> None:
         """See the protocol. If the server is away, the lease expires by itself."""
         if self._links:
             try:
-                await asyncio.wait_for(self._calls.change("close", Moment(0, 0), Answer), GOODBYE)
+                await asyncio.wait_for(self._calls.change("close", Moment(0, 0), Answer), CLOSE_TIMEOUT)
             except (StoreError, TimeoutError) as error:
                 self._log.warning(
                     "the server could not be told of the stop; the lease will expire",
@@ -336,7 +336,7 @@ class RedisStore:
         life = self._calls.life
         renewed, _ = await self._calls.change("renew", now, _Renewed, fence=self._fence)
         if renewed.error is not None:
-            return await self._revive(life, now)
+            return await self._rejoin(life, now)
         self._renewed()
         if renewed.dead:
             recovery = await self._recover(None, now)
@@ -440,7 +440,7 @@ class RedisStore:
             flow=new.flow or None,
         )
         if answer.error == "dead_life":
-            await self._revive(life, now)
+            await self._rejoin(life, now)
             return await self.enqueue(new, offers, now, awaited=awaited, paused=paused, caps=caps)
         if answer.over is not None:
             raise over_budget(answer.over.over(caps))
@@ -514,7 +514,7 @@ class RedisStore:
             caps=caps_args(caps),
         )
         if answer.error == "dead_life":
-            await self._revive(life, now)
+            await self._rejoin(life, now)
             return await self.claim(offers, limit, now, paused, caps)
         if len(bodies) < len(answer.started):
             # The call was sent again, and answered as the first time; bodies are not kept with answers.
