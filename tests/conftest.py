@@ -20,7 +20,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seed())
     # If the variable CI is set, Hypothesis starts from settings that take no seed.
-    hypothesis.settings.register_profile("ksi", max_examples=effort(100, 1_000), derandomize=False, print_blob=True)
+    hypothesis.settings.register_profile(
+        "ksi",
+        max_examples=effort(100, 1_000),
+        derandomize=False,
+        print_blob=True,
+        # How fast examples are made depends on what else the machine does.
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
     hypothesis.settings.load_profile("ksi")
 
 

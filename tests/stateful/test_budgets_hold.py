@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -422,7 +422,6 @@ def _settings(examples: int) -> settings:
         stateful_step_count=40,
         deadline=None,
         print_blob=True,
-        suppress_health_check=[HealthCheck.too_slow],
     )
 
 

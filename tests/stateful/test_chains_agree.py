@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
@@ -251,7 +251,6 @@ TestChainsAgree.settings = settings(
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestChainsAgree = pytest.mark.timeout(900)(
     pytest.mark.promise("C2", "C3", "C5", "C6", "C8", "F8", "Q3", "R5")(TestChainsAgree)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -485,7 +485,6 @@ TestStoresAgree.settings = settings(
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestStoresAgree = pytest.mark.timeout(600)(
     pytest.mark.promise("Q3", "Q8", "L1", "L2", "L8", "F8", "F10")(TestStoresAgree)
@@ -506,6 +505,5 @@ def test_the_store_on_a_server_agrees(redis_server: RedisServer) -> None:
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )
