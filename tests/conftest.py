@@ -24,8 +24,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "ksi",
         max_examples=effort(100, 1_000),
         derandomize=False,
+        deadline=None,
         print_blob=True,
-        # How fast examples are made depends on what else the machine does.
+        # How fast examples are made and run depends on what else the machine does.
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
     hypothesis.settings.load_profile("ksi")

@@ -154,7 +154,7 @@ async def test_two_thousand_requests_over_failing_providers_are_accounted_for_to
             providers,
             breaker=BREAKER,
             retry={"max_attempts": ATTEMPTS, "initial_delay": 0.02, "max_delay": 0.1},
-            limits={"timeout": 3.0},
+            limits={"timeout": 15.0},
         ) as house:
             ended, told = await run_all(house, scene)
             status = await house.wire.ask("completion:queue_status")

@@ -212,7 +212,7 @@ async def test_a_load_that_a_kill_broke_off_is_taken_away_at_the_next_opening(
 
         async def only_pages(verb: str, *args: Any, **more: Any) -> Any:
             if verb == "go_on":
-                await store.leave()
+                await target.store.leave()
             return await urgent(verb, *args, **more)
 
         store._calls.urgent = only_pages
