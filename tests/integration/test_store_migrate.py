@@ -205,14 +205,15 @@ async def test_a_load_that_a_kill_broke_off_is_taken_away_at_the_next_opening(
     records = await test_snapshot.saved(source)
     target = World(RedisHome(redis_server.url), StoreRules())
     await target.open()
-    whole = RedisSnapshots._write
+    whole, there = RedisSnapshots._write, target.store
+    assert isinstance(there, RedisStore)
 
     async def killed(store: Any, data: Any, now: Any) -> None:
         urgent = store._calls.urgent
 
         async def only_pages(verb: str, *args: Any, **more: Any) -> Any:
             if verb == "go_on":
-                await target.store.leave()
+                await there.leave()
             return await urgent(verb, *args, **more)
 
         store._calls.urgent = only_pages
