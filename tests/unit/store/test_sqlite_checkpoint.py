@@ -80,7 +80,7 @@ def test_the_log_has_room_on_the_disk_ahead_of_what_is_written(database: tuple[a
 
 
 @pytest.mark.promise("O11", "Q3")
-@pytest.mark.parametrize("free", [0, LEFT_FREE + 100 * 4_120 - 1], ids=["a full disk", "a small disk"])
+@pytest.mark.parametrize("free", [0, LEFT_FREE + 25 * 4_120 - 1], ids=["a full disk", "a small disk"])
 def test_a_log_that_the_disk_has_no_room_for_restarts(
     database: tuple[apsw.Connection, str], monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:

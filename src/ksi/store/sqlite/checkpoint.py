@@ -28,8 +28,8 @@ LOG_BYTES = 20 * 1024 * 1024
 """The log's length on disk from the start. It grows to its full length once, under load."""
 
 AHEAD_PAGES = 1_000
-"""Pages that the log has on the disk ahead of what is written (4 MiB), and by which it grows. On a disk that another
-program fills, what runs can still write its end."""
+"""Pages that the log has on the disk ahead of what is written (4 MiB). On a disk that another program fills, what runs
+can still write its end. It grows by a quarter of this: the next commit waits until its new pages are on the disk, too."""
 
 TRY_AGAIN_PAGES = 50
 """Pages written since the disk had no room for that, after which it is asked again."""
@@ -126,7 +126,7 @@ class Checkpointer:
 
     def _lengthen(self) -> bool:
         """Give the log its pages ahead; returns True if the disk has room for them."""
-        to = (self._end + 2 * self._ahead) * _FRAME
+        to = (self._end + self._ahead + self._ahead // 4) * _FRAME
         free = free_bytes(self._log_path.parent)
         if free is None or free >= LEFT_FREE + to - self._room * _FRAME:
             with suppress(OSError):  # another program has removed it, which the store notices
