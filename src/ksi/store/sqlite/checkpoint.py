@@ -29,7 +29,7 @@ LOG_BYTES = 20 * 1024 * 1024
 
 AHEAD_PAGES = 1_000
 """Pages that the log has on the disk ahead of what is written (4 MiB). On a disk that another program fills, what runs
-can still write its end. It grows by a quarter of this: the next commit waits until its new pages are on the disk, too."""
+can still write its end. It grows by a quarter of this, as the next commit waits for its new pages to be written."""
 
 TRY_AGAIN_PAGES = 50
 """Pages written since the disk had no room for that, after which it is asked again."""
