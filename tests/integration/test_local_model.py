@@ -25,6 +25,7 @@ from ksi.providers.base import Call, Chunk, Completion, Frame, Piece, Setting
 from ksi.providers.local import LocalProvider, Options
 from ksi.providers.local.model_file import bundled_model
 from ksi.providers.local.process import SCRIPT, ModelSettings
+from tests.integration.wire import until
 
 LONG = {"max_tokens": 3000, "options": {"ignore_eos": True}}
 """Half a minute of work, unless it is stopped."""
@@ -201,7 +202,11 @@ async def test_a_file_that_is_no_model_is_said_with_the_place_of_the_log(local: 
     assert "broken.gguf" in caught.value.message
     assert str(local.log) in caught.value.message
     assert provider.problem() == caught.value.message
-    assert "invalid magic" in local.log.read_text()
+
+    async def written() -> bool:
+        return "invalid magic" in local.log.read_text()
+
+    await until(written)  # by its process, in its own time
 
 
 async def test_a_load_over_its_time_is_given_up(local: Local) -> None:

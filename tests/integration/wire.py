@@ -191,7 +191,12 @@ async def in_state(wire: Wire, request_id: str, *states: str) -> Json:
     """Wait until a request is in one of these states; the request as it then stands."""
 
     async def look() -> Json | None:
-        reply = await wire.ask("completion:get", request_id=request_id)
+        try:
+            reply = await wire.ask("completion:get", request_id=request_id)
+        except Refused as refused:
+            if refused.code != "not_found":
+                raise
+            return None  # another connection is sending it just now
         return reply if reply["status"] in states else None
 
     reply = await until(look)
