@@ -10,8 +10,6 @@ import pytest
 from benchmarks.corpus import CORPUS
 from tests.effort import effort
 
-pytest.importorskip("onnxruntime")
-
 
 def check(*options: str) -> None:
     done = subprocess.run(
