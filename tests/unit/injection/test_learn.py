@@ -19,11 +19,7 @@ def check(*options: str) -> None:
 
 
 @pytest.mark.promise("C7")
-def test_learning_again_without_vectors_gives_the_same_weights_and_all_were_learned_from_these_chains() -> None:
+def test_learning_again_gives_the_same_weights_and_all_were_learned_from_these_chains() -> None:
     check("--words")
-
-
-@pytest.mark.promise("C7")
-@pytest.mark.skipif(not effort(0, 1), reason="some minutes: `./ksi test --long`")
-def test_learning_again_gives_the_same_weights() -> None:
-    check()
+    if effort(0, 1):
+        check()  # with sentence vectors, some minutes: `./ksi test --long`
