@@ -8,6 +8,7 @@ is that of the last fold, and the journal tells what happened since.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,24 +23,22 @@ from ksi.budgets.rules import (
     Facts,
     Hold,
     Notice,
+    Over,
     Share,
     Spent,
-    Unit,
     Use,
     bound,
     decode_hold,
     encode_demand,
     encode_hold,
-    least_output,
-    need,
-    output_within,
     settled,
     told,
 )
 from ksi.store.sqlite.ledger import Ledger
 from ksi.store.sqlite.rows import read_use
+from ksi.store.sqlite.tallies import Amounts, Binding, Group, Taken, Tally
 
-FOLD = 4_096
+FOLD = 16_384
 """Steps in the journal after which the figures are written."""
 
 KNOWN = 10_000
@@ -94,126 +93,40 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Step]).decode
 
 
-class Tally:
-    """The figures of a place; see `Use`."""
-
-    __slots__ = ("calls", "held_calls", "held_nanos", "held_tokens", "nanos", "place", "tokens", "told", "told_of")
-
-    def __init__(self, place: account.Place, use: Use) -> None:
-        self.place = place
-        self.calls, self.tokens, self.nanos = use.used.calls, use.used.tokens, use.used.nanos
-        self.held_calls, self.held_tokens, self.held_nanos = use.held.calls, use.held.tokens, use.held.nanos
-        self.told, self.told_of = use.told, use.told_of
-
-    @property
-    def use(self) -> Use:
-        """The figures at this moment."""
-        return Use(
-            used=Amount(self.calls, self.tokens, self.nanos),
-            held=Amount(self.held_calls, self.held_tokens, self.held_nanos),
-            told=self.told,
-            told_of=self.told_of,
-        )
-
-    def left(self, unit: Unit, limit: int) -> int:
-        """What is neither used nor reserved."""
-        if unit is Unit.USD:
-            return limit - self.nanos - self.held_nanos
-        if unit is Unit.TOKENS:
-            return limit - self.tokens - self.held_tokens
-        return limit - self.calls - self.held_calls
-
-
-class Bound:
-    """A budget that binds a call, with the figures of whom it counts for."""
-
-    __slots__ = ("cap", "limit", "notice_at", "subject", "tally", "unit")
-
-    def __init__(self, cap: Cap, subject: str, tally: Tally) -> None:
-        self.cap, self.subject, self.tally, self.unit = cap, subject, tally, cap.unit
-        self.limit = cap.limit_of(subject)
-        self.notice_at = self.limit * (cap.warn_at[0] if cap.warn_at else 1)
-
-
-class Binding:
-    """All budgets that bind the calls of one agent, session, provider and model."""
-
-    __slots__ = ("bounds", "calls", "caps", "dollars", "number", "shares", "tallies", "tokens")
-
-    def __init__(self, caps: Caps, bounds: list[Bound]) -> None:
-        self.caps = caps
-        self.bounds = bounds
-        self.dollars = [one for one in bounds if one.unit is Unit.USD]
-        self.tokens = [one for one in bounds if one.unit is Unit.TOKENS]
-        self.calls = [one for one in bounds if one.unit is Unit.REQUESTS]
-        self.tallies = [one.tally for one in bounds]
-        self.number = 0
-        """Of its shares, in the journal."""
-        self.shares = tuple(Share(one.cap.name, one.subject, one.cap.start, one.cap.unpriced or 0.0) for one in bounds)
-
-    def hold(self, ask: Ask, context: int) -> Hold | None:
-        """The reservation of a call; None if `account.look` has to say whether there is room, and why not.
-
-        At a known price all budgets of a unit take the same, so the tightest of each decides.
-        """
-        if ask.input_rate is None:
-            return None
-        tightest: list[tuple[int, Cap]] = []
-        if self.dollars:
-            lefts = [one.limit - one.tally.nanos - one.tally.held_nanos for one in self.dollars]
-            tightest.append((min(lefts), self.dollars[0].cap))
-        if self.tokens:
-            lefts = [one.limit - one.tally.tokens - one.tally.held_tokens for one in self.tokens]
-            tightest.append((min(lefts), self.tokens[0].cap))
-        if self.calls:
-            lefts = [one.limit - one.tally.calls - one.tally.held_calls for one in self.calls]
-            tightest.append((min(lefts), self.calls[0].cap))
-        size = ask.input + context
-        least, output = least_output(ask), ask.output
-        for left, cap in tightest:
-            wanted = need(ask, cap, size, least)
-            if wanted and wanted > left:
-                return None
-            if cap.unit is not Unit.REQUESTS:
-                output = max(least, min(output, output_within(ask, cap, size, left)))
-        return Hold(size, output, ask.input_rate, ask.output_rate, ask.call, self.shares)
-
-    @property
-    def near(self) -> bool:
-        """True if some budget is so far used that there may be notices."""
-        return (
-            any(one.tally.nanos >= one.notice_at for one in self.dollars)
-            or any(one.tally.tokens >= one.notice_at for one in self.tokens)
-            or any(one.tally.calls >= one.notice_at for one in self.calls)
-        )
-
-
 class Run:
     """A running call."""
 
-    __slots__ = ("asks", "binding", "has_row", "hold", "in_row", "tallies")
+    __slots__ = ("asks", "binding", "group", "has_row", "held", "hold", "in_row")
 
     def __init__(
-        self, hold: Hold, tallies: list[Tally], binding: Binding | None, asks: Demand, *, has_row: bool, in_row: bool
+        self, hold: Hold, group: Group, binding: Binding | None, asks: Demand, *, has_row: bool, in_row: bool
     ) -> None:
-        self.hold, self.tallies, self.binding, self.asks = hold, tallies, binding, asks
+        self.hold, self.group, self.binding, self.asks = hold, group, binding, asks
+        self.held = _reserved(hold)
         self.has_row = has_row
         """It has a row in `demand`."""
         self.in_row = in_row
         """Its reservation stands there: it began before the last fold."""
 
 
-class Undo(msgspec.Struct, frozen=True):
-    """What a step added, to be taken back with its transaction."""
+class Ending(NamedTuple):
+    """A call ended."""
 
     key: int
-    run: Run | None
-    """None: notices were sent about the one of `tallies`."""
-    tallies: Sequence[Tally]
-    used: Sequence[Amount] | None
-    """None: the call began."""
-    told: int = 0
-    told_of: int = 0
+    run: Run
+    used: Amounts
+
+
+class Telling(NamedTuple):
+    """Notices were sent; the values before."""
+
+    tally: Tally
+    told: int
+    told_of: int
+
+
+Change = int | Ending | Telling
+"""A step of this transaction, to be taken back with it; a number is the key of a call that began."""
 
 
 class BudgetFigures:
@@ -222,15 +135,18 @@ class BudgetFigures:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._tallies: dict[account.Place, Tally] = {}
-        self._dirty: dict[int, Sequence[Tally]] = {}
-        """Changed since the last fold, by the ids of these lists."""
+        self._ahead: dict[int, Group] = {}
+        """Groups whose tallies have to catch up, by their ids."""
+        self._taken = Taken()
+        self._dirty: dict[account.Place, Tally] = {}
+        """Changed since the last fold."""
         self._runs: dict[int, Run] = {}
         self._bindings: dict[tuple[str | None, str, str, str], Binding] = {}
         self._caps: Caps = ()
         """The budgets that `_bindings` are of."""
         self._steps: list[Step] = []
         """Of this transaction."""
-        self._undo: list[Undo] = []
+        self._changes: list[Change] = []
         self._journal = 0
         """Steps since the last fold."""
         self._number = 0
@@ -248,48 +164,74 @@ class BudgetFigures:
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
-    def tally(self, place: account.Place) -> Tally:
+    def use(self, place: account.Place) -> Use:
         """The figures of a place."""
+        self._catch_up()
+        return self._tally(place).use_now
+
+    def _tally(self, place: account.Place) -> Tally:
         known = self._tallies.get(place)
         if known is None:
             row = self._ledger.one("budget_use", *place)
             known = self._tallies[place] = Tally(place, UNUSED if row is None else read_use(row))
         return known
 
+    def _catch_up(self) -> None:
+        """Add to all tallies what is ahead of them."""
+        for group in self._ahead.values():
+            group.catch_up()
+            self._touch(group.tallies)
+        self._ahead.clear()
+
+    def _touch(self, tallies: Sequence[Tally]) -> None:
+        for tally in tallies:
+            self._dirty[tally.place] = tally
+
     def get(self, place: account.Place, _: Use = UNUSED, /) -> Use:
         """See `account.Figures`."""
-        return self.tally(place).use
+        return self.use(place)
 
-    __getitem__ = get
+    __getitem__ = use
 
     def __setitem__(self, place: account.Place, use: Use) -> None:
         """Note that notices were sent."""
-        self._tell(self.tally(place), use)
+        self._tell(self._tally(place), use)
 
     def _tell(self, tally: Tally, use: Use) -> None:
-        self._undo.append(Undo(0, None, (tally,), None, tally.told, tally.told_of))
+        self._changes.append(Telling(tally, tally.told, tally.told_of))
         tally.told, tally.told_of = use.told, use.told_of
         self._touch((tally,))
         self._steps.append(Told(tally.place, use.told, use.told_of))
 
     def known(self, budget: str, since: int) -> list[tuple[account.Place, Use]]:
         """The figures of a budget that may be newer than their rows."""
+        self._catch_up()
         found = list(self._tallies.values())
-        return [(one.place, one.use) for one in found if one.place[0] == budget and one.place[2] >= since]
+        return [(one.place, one.use_now) for one in found if one.place[0] == budget and one.place[2] >= since]
 
-    def binding(self, caps: Caps, facts: Facts, ask: Ask) -> Binding:
-        """The budgets that bind a call."""
+    def look(self, caps: Caps, facts: Facts, ask: Ask, context: int) -> tuple[Hold | Over, Binding]:
+        """The reservation of a call, or why it does not fit, and the budgets that bind it; nothing is changed."""
+        binding = self._binding(caps, facts, ask)
+        hold = binding.hold(ask, context, self._taken)
+        if hold is None:
+            self._measure(binding)
+            hold = binding.hold(ask, context, self._taken)
+        return hold or account.look(self, caps, facts, ask, context), binding
+
+    def _measure(self, binding: Binding) -> None:
+        self._catch_up()
+        binding.measure(self._taken)
+
+    def _binding(self, caps: Caps, facts: Facts, ask: Ask) -> Binding:
         if caps is not self._caps or len(self._bindings) >= KNOWN:
             self._bindings.clear()
             self._caps = caps
         key = (facts.agent, facts.session, ask.provider, ask.model)
         found = self._bindings.get(key)
         if found is None:
-            bounds = [
-                Bound(cap, subject, self.tally((cap.name, subject, cap.start)))
-                for cap, subject in bound(caps, facts, ask)
-            ]
-            found = self._bindings[key] = Binding(caps, bounds)
+            bounds = bound(caps, facts, ask)
+            tallies = [self._tally((cap.name, subject, cap.start)) for cap, subject in bounds]
+            found = self._bindings[key] = Binding(caps, bounds, tallies)
         return found
 
     @property
@@ -302,7 +244,7 @@ class BudgetFigures:
     def begin(self, key: int, hold: Hold, asks: Demand, binding: Binding | None, *, has_row: bool) -> None:
         """A call begins: reserve for it. `asks` are kept for it if it has no row."""
         run = self._begin(key, hold, () if has_row else asks, binding, has_row=has_row)
-        self._undo.append(Undo(key, run, run.tallies, None))
+        self._changes.append(key)
         number = self._named(hold, binding)
         self._steps.append(
             Began(key, run.asks, hold.input, hold.output, hold.input_rate, hold.output_rate, hold.call, number)
@@ -319,10 +261,9 @@ class BudgetFigures:
         return self._number
 
     def _begin(self, key: int, hold: Hold, asks: Demand, binding: Binding | None, *, has_row: bool) -> Run:
-        tallies = self._tallies_of(hold) if binding is None else binding.tallies
-        run = self._runs[key] = Run(hold, tallies, binding, asks, has_row=has_row, in_row=False)
-        _reserve(tallies, hold.amounts(), 1)
-        self._touch(tallies)
+        group = self._group_of(hold) if binding is None else binding.group
+        run = self._runs[key] = Run(hold, group, binding, asks, has_row=has_row, in_row=False)
+        self._reserve(group, run.held, 1)
         return run
 
     def settle(self, key: int, spent: Spent | None, caps: Caps, *, final: bool) -> tuple[Hold, list[Notice]] | None:
@@ -334,12 +275,13 @@ class BudgetFigures:
         used = _settled(run.hold, spent)
         self._end(key, run, used)
         self._steps.append(Ended(key, spent, interrupted=False, hold=run.hold if run.in_row else None))
-        if run.binding is not None and run.binding.caps is caps and not run.binding.near:
+        if run.binding is not None and run.binding.caps is caps and self._is_quiet(run.binding):
             return run.hold, []
+        self._catch_up()
         by_name = {cap.name: cap for cap in caps}
         return run.hold, [
             notice
-            for share, tally in zip(run.hold.shares, run.tallies, strict=True)
+            for share, tally in zip(run.hold.shares, run.group.tallies, strict=True)
             if (cap := by_name.get(share.name)) is not None and cap.start == share.start
             for notice in self._notices(cap, share.subject, tally)
         ]
@@ -348,20 +290,43 @@ class BudgetFigures:
         """The daemon died under a call: all that was reserved counts."""
         run = self._take(key, final=False)
         if run is not None:
-            self._end(key, run, run.hold.amounts())
+            self._end(key, run, run.held)
             self._steps.append(Ended(key, None, interrupted=True, hold=run.hold if run.in_row else None))
 
-    def _end(self, key: int, run: Run, used: Sequence[Amount]) -> None:
-        self._undo.append(Undo(key, run, run.tallies, used))
-        _use(run.tallies, used, 1)
-        _reserve(run.tallies, run.hold.amounts(), -1)
-        self._touch(run.tallies)
+    def _is_quiet(self, binding: Binding) -> bool:
+        if not binding.is_quiet(self._taken):
+            self._measure(binding)
+        return binding.is_quiet(self._taken)
 
-    def _touch(self, tallies: Sequence[Tally]) -> None:
-        self._dirty[id(tallies)] = tallies
+    def _end(self, key: int, run: Run, used: Amounts) -> None:
+        self._changes.append(Ending(key, run, used))
+        self._use(run.group, used, 1)
+        self._reserve(run.group, run.held, -1)
+
+    def _reserve(self, group: Group, held: Amounts, sign: int) -> None:
+        if sign > 0:
+            self._taken.add(held)
+        if isinstance(held, Amount):
+            group.ahead.reserve(held, sign)
+            self._ahead[id(group)] = group
+        else:
+            self._touch(group.tallies)
+            for tally, amount in zip(group.tallies, held, strict=True):
+                tally.reserve(amount, sign)
+
+    def _use(self, group: Group, used: Amounts, sign: int) -> None:
+        if sign > 0:
+            self._taken.add(used)
+        if isinstance(used, Amount):
+            group.ahead.use(used, sign)
+            self._ahead[id(group)] = group
+        else:
+            self._touch(group.tallies)
+            for tally, amount in zip(group.tallies, used, strict=True):
+                tally.use(amount, sign)
 
     def _notices(self, cap: Cap, subject: str, tally: Tally) -> Iterator[Notice]:
-        use, notices = told(cap, subject, tally.use)
+        use, notices = told(cap, subject, tally.use_now)
         if notices:
             self._tell(tally, use)
         yield from notices
@@ -373,7 +338,7 @@ class BudgetFigures:
             if kept is None:
                 return None
             hold = decode_hold(kept)
-            run = Run(hold, self._tallies_of(hold), None, (), has_row=True, in_row=True)
+            run = Run(hold, self._group_of(hold), None, (), has_row=True, in_row=True)
         if not final:
             self._keep_row(key, run)
         return run
@@ -386,14 +351,14 @@ class BudgetFigures:
             self._ledger.count(DEMANDS, 1)
             self._ledger.run("add_demand", key, encode_demand(run.asks) if run.asks else None, None)
 
-    def _tallies_of(self, hold: Hold) -> list[Tally]:
-        return [self.tally((share.name, share.subject, share.start)) for share in hold.shares]
+    def _group_of(self, hold: Hold) -> Group:
+        return Group([self._tally((share.name, share.subject, share.start)) for share in hold.shares])
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def _begin_anew(self) -> None:
         """A transaction begins."""
-        self._undo.clear()
+        self._changes.clear()
         self._folded = False
         self.load()
 
@@ -409,7 +374,8 @@ class BudgetFigures:
     def _fold(self) -> None:
         """Write the figures and the reservations, and forget the journal."""
         self._folded = True
-        for tally in {tally.place: tally for tallies in self._dirty.values() for tally in tallies}.values():
+        self._catch_up()
+        for tally in self._dirty.values():
             self._ledger.run(
                 "put_budget_use", *tally.place, tally.calls, tally.tokens, tally.nanos, tally.held_calls,
                 tally.held_tokens, tally.held_nanos, tally.told, tally.told_of,
@@ -427,7 +393,7 @@ class BudgetFigures:
         self._dirty.clear()
         if len(self._tallies) > KNOWN:
             self._bindings.clear()
-            self._tallies = {tally.place: tally for run in self._runs.values() for tally in run.tallies}
+            self._tallies = {tally.place: tally for run in self._runs.values() for tally in run.group.tallies}
 
     def load(self) -> None:
         """Read the journal, once and after a rollback that needs it."""
@@ -451,7 +417,7 @@ class BudgetFigures:
             )
             self._begin(step.key, hold, step.asks, None, has_row=not step.asks)
         elif isinstance(step, Told):
-            tally = self.tally(step.place)
+            tally = self._tally(step.place)
             self._touch((tally,))
             tally.told, tally.told_of = step.told, step.told_of
         else:
@@ -459,10 +425,10 @@ class BudgetFigures:
             held = step.hold if run is None else run.hold
             if held is None:
                 raise ValueError(f"the journal of budgets ends a call that it did not begin: {step.key}")
-            tallies = self._tallies_of(held)
-            _use(tallies, held.amounts() if step.interrupted else _settled(held, step.spent), 1)
-            _reserve(tallies, held.amounts(), -1)
-            self._touch(tallies)
+            group = self._group_of(held)
+            reserved = _reserved(held)
+            self._use(group, reserved if step.interrupted else _settled(held, step.spent), 1)
+            self._reserve(group, reserved, -1)
 
     def _roll_back(self) -> None:
         self._steps = []
@@ -470,49 +436,33 @@ class BudgetFigures:
         if self._folded:
             # Which rows there are, and what they have, is not what is remembered.
             self._loaded = False
-            for gathered in (self._tallies, self._dirty, self._runs, self._bindings, self._undo):
+            for gathered in (self._tallies, self._ahead, self._dirty, self._runs, self._bindings, self._changes):
                 gathered.clear()
             self._journal = 0
             return
-        for one in reversed(self._undo):
-            if one.run is None:
-                one.tallies[0].told, one.tallies[0].told_of = one.told, one.told_of
-            elif one.used is None:
-                del self._runs[one.key]
-                _reserve(one.tallies, one.run.hold.amounts(), -1)
+        for change in reversed(self._changes):
+            if isinstance(change, Telling):
+                change.tally.told, change.tally.told_of = change.told, change.told_of
+            elif isinstance(change, Ending):
+                self._runs[change.key] = change.run
+                self._use(change.run.group, change.used, -1)
+                self._reserve(change.run.group, change.run.held, 1)
             else:
-                self._runs[one.key] = one.run
-                _use(one.tallies, one.used, -1)
-                _reserve(one.tallies, one.run.hold.amounts(), 1)
-        self._undo.clear()
+                run = self._runs.pop(change)
+                self._reserve(run.group, run.held, -1)
+        self._changes.clear()
 
 
-def _settled(hold: Hold, spent: Spent | None) -> list[Amount]:
-    """What an ended call counts as, for each share."""
+def _reserved(hold: Hold) -> Amounts:
+    """The reservation of a call: at a known price it is the same for all budgets."""
+    if hold.input_rate is not None and hold.shares:
+        return hold.used(hold.shares[0], hold.input, hold.output)
+    return hold.amounts()
+
+
+def _settled(hold: Hold, spent: Spent | None) -> Amounts:
+    """What an ended call counts as."""
     priced = spent is None or spent.nanos is not None or (spent.tokens is None and hold.input_rate is not None)
     if priced and hold.shares:
-        # The same for all.
-        return [settled(hold, hold.shares[0], spent)] * len(hold.shares)
+        return settled(hold, hold.shares[0], spent)
     return [settled(hold, share, spent) for share in hold.shares]
-
-
-def _reserve(tallies: Sequence[Tally], amounts: Sequence[Amount], sign: int) -> None:
-    last: Amount | None = None
-    calls = tokens = nanos = 0
-    for tally, amount in zip(tallies, amounts, strict=True):
-        if amount is not last:
-            last, calls, tokens, nanos = amount, sign * amount.calls, sign * amount.tokens, sign * amount.nanos
-        tally.held_calls += calls
-        tally.held_tokens += tokens
-        tally.held_nanos += nanos
-
-
-def _use(tallies: Sequence[Tally], amounts: Sequence[Amount], sign: int) -> None:
-    last: Amount | None = None
-    calls = tokens = nanos = 0
-    for tally, amount in zip(tallies, amounts, strict=True):
-        if amount is not last:
-            last, calls, tokens, nanos = amount, sign * amount.calls, sign * amount.tokens, sign * amount.nanos
-        tally.calls += calls
-        tally.tokens += tokens
-        tally.nanos += nanos

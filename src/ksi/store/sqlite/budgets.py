@@ -20,8 +20,9 @@ from ksi.budgets.rules import (
 )
 from ksi.request import Attempt
 from ksi.store.rules.budgets import LOOKS, REFUSING_LOOKS, ask_at, refused, rough
-from ksi.store.sqlite.budget_figures import DEMANDS, Binding, BudgetFigures
+from ksi.store.sqlite.budget_figures import DEMANDS, BudgetFigures
 from ksi.store.sqlite.ledger import Ledger
+from ksi.store.sqlite.tallies import Binding
 from ksi.store.values import NewRequest
 
 CONTEXTS = 20_000
@@ -64,21 +65,14 @@ class Budgets:
             BudgetExceeded: they have none.
         """
         facts, context = Facts(new.agent_id, conversation), self._context(head)
-        over = refused([self._look(caps, facts, ask, context)[0] for ask in new.demand])
+        over = refused([self.figures.look(caps, facts, ask, context)[0] for ask in new.demand])
         if over is not None:
             raise over
-
-    def _look(self, caps: Caps, facts: Facts, ask: Ask, context: int) -> tuple[Hold | Over, Binding | None]:
-        binding = self.figures.binding(caps, facts, ask)
-        hold = binding.hold(ask, context)
-        if hold is not None:
-            return hold, binding
-        return account.look(self.figures, caps, facts, ask, context), binding
 
     def room(self, new: NewRequest, provider: str, conversation: str, head: int | None, caps: Caps) -> Room | None:
         """The reservation of a new request that could run at once; None if it has to wait."""
         ask = ask_at(new.demand, provider, new.model, len(new.body))
-        found, binding = self._look(caps, Facts(new.agent_id, conversation), ask, self._context(head))
+        found, binding = self.figures.look(caps, Facts(new.agent_id, conversation), ask, self._context(head))
         return None if isinstance(found, Over) else Room(found, ask, binding)
 
     def begin(self, key: int, demand: Demand, room: Room) -> None:
@@ -99,7 +93,7 @@ class Budgets:
         """True if the budgets of a ready request have room for it; nothing is changed."""
         kept = self._ledger.scalar("demand", key)
         ask = ask_at(() if kept is None else decode_demand(kept), provider, model, size)
-        found, binding = self._look(caps, facts, ask, self._context(head))
+        found, binding = self.figures.look(caps, facts, ask, self._context(head))
         return found if isinstance(found, Over) else Room(found, ask, binding, known=kept is not None)
 
     def start(self, key: int, room: Room) -> None:
@@ -157,8 +151,7 @@ class Budgets:
             cap = by_name.get(share.name)
             if cap is None or cap.start != share.start:
                 continue
-            tally = self.figures.tally((share.name, share.subject, share.start))
-            limit, use = cap.limit_of(share.subject), tally.use
+            limit, use = cap.limit_of(share.subject), self.figures.use((share.name, share.subject, share.start))
             used, held = use.used.of(cap.unit), use.held.of(cap.unit)
             looks = REFUSING_LOOKS if cap.refuse else LOOKS
             for key, asks in self._ledger.all("over_this_budget", f"{share.name}\n{share.subject}", looks):
