@@ -34,7 +34,8 @@ def test_the_bare_core_and_a_daemon_s_life_are_measured(tmp_path: Path) -> None:
     )
     found = lines(report)
     assert tuple(dict.fromkeys(line.row for line in found)) == ("yardstick", "life")
-    assert all(line.value > 0 for line in found)
+    # A processor's time is counted in hundredths of a second: the bare core may use none in a moment.
+    assert all(line.value > 0 for line in found if line.unit != "us")
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:

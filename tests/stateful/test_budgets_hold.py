@@ -33,6 +33,7 @@ from ksi.config.schema import PriceConfig
 from ksi.errors import BudgetExceeded, NotFound
 from ksi.events.bus import EventBus
 from ksi.request import Attempt, Outcome, State, Usage
+from ksi.store.sqlite import budget_figures
 from ksi.store.usage import UsageBy, UsageQuery
 from ksi.store.values import Claimed, Finish, GiveBack, Listing, Offer, Retry, Settled, StoreRules, Verdict
 from tests.conformance.world import Home, RedisHome, SqliteHome, World, items
@@ -109,6 +110,7 @@ class BudgetsHold(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
+        self.patch = pytest.MonkeyPatch()
         self.runner = asyncio.Runner()
         self.model = Book()
         self.wishes: dict[str, Wish] = {}
@@ -126,10 +128,13 @@ class BudgetsHold(RuleBasedStateMachine):
     @initialize(
         configured=st.lists(st.sampled_from(BUDGETS), unique=True, min_size=1, max_size=5),
         every=st.sampled_from([1, 6]),
+        fold=st.sampled_from([1, 5, budget_figures.FOLD]),
     )
-    def begin(self, configured: list[Budget], every: int) -> None:
-        """`every`: steps after which a reader asks for the figures, as SQLite adds them up when somebody asks."""
+    def begin(self, configured: list[Budget], every: int, fold: int) -> None:
+        """`every`: steps after which a reader asks for the figures, as SQLite adds them up when somebody asks; `fold`:
+        steps after which SQLite writes them."""
         self.every = every
+        self.patch.setattr(budget_figures, "FOLD", fold)
         rules = StoreRules(max_interruptions=2)
         self.worlds = [World(home, rules) for home in self.homes()]
         self.clock = self.worlds[0].clock
@@ -145,6 +150,7 @@ class BudgetsHold(RuleBasedStateMachine):
     def teardown(self) -> None:
         for world in self.worlds:
             self.do(world.store.close())
+        self.patch.undo()
         self.runner.close()
         self.folder.cleanup()
 

@@ -88,8 +88,8 @@ class Reads:
         """See `Store.budget_uses`. `newer` are figures that are not in their rows yet."""
         rows = self._all("budget_uses", budget, since)
         found = {(budget, row[0], row[1]): read_use(row[2:]) for row in rows}
-        found.update((place, use) for place, use in newer.items() if use != UNUSED)
-        return [BudgetUse(subject=place[1], start=place[2], use=found[place]) for place in sorted(found)]
+        found.update(newer)
+        return [BudgetUse(subject=at[1], start=at[2], use=use) for at, use in sorted(found.items()) if use != UNUSED]
 
     def budget_waits(self, limit: int) -> list[BudgetWait]:
         """See `Store.budget_waits`."""
