@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from ksi.budgets.rules import NANO, Ask, Budget, Caps, Demand, Notice, Raise, Spent, Unit, caps_at
 from ksi.clock import MICROSECONDS, Clock
-from ksi.completion.pool.routes import model_at, parse_route
+from ksi.completion.pool.routes import model_at, providers_of
 from ksi.completion.usage.prices import Prices
 from ksi.content.blocks import Content, Message, size_of, weight_of
 from ksi.content.features import Features
@@ -22,11 +23,14 @@ from ksi.providers.base import Capabilities
 from ksi.request import Attempt, Outcome, RequestBody, Usage, said_chars
 from ksi.store.chains import Aftermath, FollowUp
 from ksi.store.rules.budgets import UNSAID_OUTPUT, amount, figure
-from ksi.store.usage import PRICE_SLICE, rates_for
+from ksi.store.usage import PRICE_SLICE, Tariff, rates_for
 from ksi.tokens import BYTES_PER_TOKEN, CHARACTERS_PER_TOKEN
 
 PER_TOKEN = NANO // 1_000_000
 """Nanodollars for a token, of a price in US dollars for a million."""
+
+KEPT_PLACES = 10_000
+"""Pairs of a route and a model whose prices are remembered."""
 
 NOTHING_SENT = frozenset(
     {
@@ -48,6 +52,16 @@ class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 
     budgets: tuple[Budget, ...] = ()
     raises: tuple[Raise, ...] = ()
+
+
+class _Place(NamedTuple):
+    """A provider that a request may be sent to."""
+
+    provider: str
+    model: str
+    output: int
+    """Tokens that the model may answer with if the request names no limit."""
+    tariff: Tariff
 
 
 class BudgetBook:
@@ -72,6 +86,9 @@ class BudgetBook:
         self.take(self.kept)
         self._caps: Caps | None = None
         self._until = 0
+        self._priced: dict[tuple[str, str], list[_Place]] = {}
+        """By route and model, at the prices of `_priced_at`."""
+        self._priced_at = 0
         self._told: dict[tuple[str, str, int], int] = {}
         """Budgets, subjects and limits that were reported as used up, and the ends of their windows."""
         self.on_notice: list[Callable[[Notice], None]] = []
@@ -105,7 +122,7 @@ class BudgetBook:
         if not self.budgets:
             return ()
         if self._in_dollars and self._prices.unread:
-            await self._prices.ready([step.provider for step in parse_route(route)])
+            await self._prices.ready(providers_of(route))
         return self.demand_now(body, route, model)
 
     def demand_now(self, body: RequestBody, route: str, model: str) -> Demand:
@@ -113,25 +130,25 @@ class BudgetBook:
         if not self.budgets:
             return ()
         tokens, said = _asked(body)
-        providers = dict.fromkeys(step.provider for step in parse_route(route))
-        return tuple(self._ask(provider, model_at(route, provider, model), tokens, said) for provider in providers)
+        return tuple([_ask(place, tokens, said) for place in self._places(route, model)])
 
-    def _ask(self, provider: str, model: str, tokens: int, said: int | None) -> Ask:
-        can = self._providers.get(provider)
-        output = said or (can.output_tokens if can is not None and can.output_tokens else UNSAID_OUTPUT)
+    def _places(self, route: str, model: str) -> Sequence[_Place]:
+        """The providers of a route, with their present prices."""
         at = self._clock.now().wall // PRICE_SLICE * PRICE_SLICE
-        tariff = self._prices.tariff(provider, None, model, at)
-        rates = rates_for(tariff, Usage(input_tokens=tokens))
-        return Ask(
-            provider=provider,
-            model=model,
-            input=tokens,
-            output=output,
-            fixed=said is not None,
-            input_rate=None if rates is None else max(rates.input, rates.cache_write) * PER_TOKEN,
-            output_rate=0.0 if rates is None else max(rates.output, rates.reasoning) * PER_TOKEN,
-            call=0 if rates is None else math.ceil(rates.call * NANO),
-        )
+        if at != self._priced_at or len(self._priced) >= KEPT_PLACES:
+            self._priced.clear()
+            self._priced_at = at
+        known = self._priced.get((route, model))
+        if known is None:
+            known = [self._place(name, model_at(route, name, model), at) for name in providers_of(route)]
+            if not self._prices.unread:
+                self._priced[route, model] = known
+        return known
+
+    def _place(self, provider: str, model: str, at: int) -> _Place:
+        can = self._providers.get(provider)
+        output = can.output_tokens if can is not None and can.output_tokens else UNSAID_OUTPUT
+        return _Place(provider, model, output, self._prices.tariff(provider, None, model, at))
 
     def with_demands(self, aftermath: Aftermath, decode: Callable[[bytes], RequestBody]) -> Aftermath:
         """A request's follow-ups with their caps."""
@@ -240,6 +257,18 @@ def notice_push(notice: Notice) -> BudgetPush:
 def shown(at: int) -> str:
     """A time for people, in this machine's zone."""
     return datetime.fromtimestamp(at / MICROSECONDS).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _ask(place: _Place, tokens: int, said: int | None) -> Ask:
+    """What a call at a provider may use."""
+    provider, model, output, tariff = place
+    rates = rates_for(tariff, Usage(input_tokens=tokens))
+    fixed = said is not None
+    most = said or output
+    if rates is None:
+        return Ask(provider, model, tokens, most, fixed, None, 0.0, 0)
+    given, made = max(rates.input, rates.cache_write), max(rates.output, rates.reasoning)
+    return Ask(provider, model, tokens, most, fixed, given * PER_TOKEN, made * PER_TOKEN, math.ceil(rates.call * NANO))
 
 
 def _asked(body: RequestBody) -> tuple[int, int | None]:

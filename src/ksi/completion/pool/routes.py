@@ -8,7 +8,7 @@ asked only while none of them can be.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from functools import lru_cache
 
 import msgspec
@@ -46,6 +46,11 @@ def parse_route(route: str) -> tuple[Step, ...]:
         provider, _, model = word.removeprefix(_TRIED).partition("=")
         steps.append(Step(provider, model or None, word.startswith(_TRIED)))
     return tuple(steps)
+
+
+def providers_of(route: str) -> Collection[str]:
+    """The providers of a route, in order, each once."""
+    return dict.fromkeys([step.provider for step in parse_route(route)])
 
 
 def tried(route: str, provider: str) -> str:
