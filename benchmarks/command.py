@@ -24,7 +24,7 @@ class Measured(Protocol):
         ...
 
 
-ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "budgets", "memory", "life")
+ROWS = ("throughput", "yardstick", "latency", "depth", "routes", "budgets", "fairness", "memory", "life")
 
 
 @click.command(

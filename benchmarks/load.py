@@ -45,6 +45,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """What the conversations' names begin with."""
     conversations: int | None
     """In play at any moment; None: each request has one of its own."""
+    agents: int = 10
     turns: int | None = 50
     """How many a conversation gets before another takes its place, so that histories stay as long; None: no end."""
 
@@ -97,7 +98,7 @@ class Requests:
     def line(self) -> bytes:
         """The next one."""
         number = next(self._numbers)
-        return (self._template % (number, self._conversation(number), number % 10, number)).encode()
+        return (self._template % (number, self._conversation(number), number % self._target.agents, number)).encode()
 
     def lines(self, count: int) -> bytes:
         """The next so many, to be sent in one piece."""

@@ -28,18 +28,25 @@ _STEP = 10_000
 
 
 def fill(
-    config: Config, depth: int, conversations: int | None, model: str, say: Callable[[int], None] = lambda _: None
+    config: Config,
+    depth: int,
+    conversations: int | None,
+    model: str,
+    say: Callable[[int], None] = lambda _: None,
+    *,
+    agents: int = 10,
 ) -> int:
     """Let at least `depth` requests wait; returns how many were added, each told to `say` in large steps.
 
-    They are of one model, in so many conversations or each in one of its own. What waits already counts.
+    They are of one model and so many agents, in so many conversations or each in one of its own. Requests that wait
+    already count.
 
     Raises:
         ConfigError: the home's store is not SQLite.
     """
     if not config.store.url.startswith("sqlite:///"):
         raise ConfigError("only an SQLite store can be filled", place="store.url")
-    return uvloop.run(_fill(config, depth, conversations, model, say))
+    return uvloop.run(_fill(config, depth, conversations, model, agents, say))
 
 
 def hold_back(config: Config) -> None:
@@ -63,7 +70,9 @@ def _store(config: Config, rules: StoreRules) -> SqliteStore:
     return SqliteStore(path, rules, Chance(random.Random(0)), durability="normal")
 
 
-async def _fill(config: Config, depth: int, conversations: int | None, model: str, say: Callable[[int], None]) -> int:
+async def _fill(
+    config: Config, depth: int, conversations: int | None, model: str, agents: int, say: Callable[[int], None]
+) -> int:
     # Nobody reads positions here, so none is counted: with a thousand in each line that is most of the work.
     rules = msgspec.structs.replace(store_rules(config), position_limit=1)
     store = _store(config, rules)
@@ -76,7 +85,7 @@ async def _fill(config: Config, depth: int, conversations: int | None, model: st
         for begin in range(0, missing, _STEP):
             numbers = range(begin, min(missing, begin + _STEP))
             now = clock.now()
-            news = (_request(number, first, now, head_start, conversations, model) for number in numbers)
+            news = (_request(number, first, now, head_start, conversations, model, agents) for number in numbers)
             await asyncio.gather(*(store.enqueue(new, (), now) for new in news))
             say(numbers.stop)
     finally:
@@ -85,7 +94,7 @@ async def _fill(config: Config, depth: int, conversations: int | None, model: st
 
 
 def _request(
-    number: int, first: Moment, now: Moment, head_start: int, conversations: int | None, model: str
+    number: int, first: Moment, now: Moment, head_start: int, conversations: int | None, model: str, agents: int
 ) -> NewRequest:
     own = f"{first.wall}-{number}"
     conversation = f"{SESSIONS}-{own if conversations is None else number % conversations}"
@@ -93,7 +102,7 @@ def _request(
         prompt=f"Say in one sentence what number {number} is for, and name one thing that it is often taken for.",
         model=model,
         session_id=conversation,
-        agent_id=f"agent-{number % 10}",
+        agent_id=f"agent-{number % agents}",
     )
     return NewRequest(
         request_id=f"{SESSIONS}-{first.wall}-{number:012d}",

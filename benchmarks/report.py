@@ -12,7 +12,7 @@ from benchmarks.faults import FaultPlan, FaultRun
 from benchmarks.figures import Latency, Rate, Times, median
 from benchmarks.life import Life
 from benchmarks.machine import Machine
-from benchmarks.rows import SHALLOW, BarePair, BudgetPair, Memory, Pair, Plan, RoutePair
+from benchmarks.rows import SHALLOW, BarePair, BudgetPair, FairPair, Memory, Pair, Plan, RoutePair
 
 TARGETED = "full"
 """The durability that the targets are stated for."""
@@ -28,6 +28,8 @@ DEPTH_TARGET = 0.75
 """Of the rate at a short queue, at a long one."""
 BUDGETS_TARGET = 0.9
 """Of the rate without budgets, with ten on each request."""
+FAIR_TARGET = 0.95
+"""Of the rate in the order of arrival, with a thousand agents that take turns."""
 BARE_TARGET = 0.5
 """Of the bare core's rate."""
 RECOVERY_TARGET = 1_000
@@ -49,6 +51,7 @@ class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
     depth: dict[str, list[Pair]] | None = None
     routes: list[RoutePair] | None = None
     budgets: list[BudgetPair] | None = None
+    fairness: list[FairPair] | None = None
     memory: Memory | None = None
     life: Life | None = None
     fault_plan: FaultPlan | None = None
@@ -84,6 +87,8 @@ def lines(report: Report) -> list[Line]:
         found += _routes(report.routes, report.plan)
     if report.budgets is not None:
         found += _budgets(report.budgets)
+    if report.fairness is not None:
+        found += _fairness(report.fairness)
     if report.memory is not None:
         found += _memory(report.memory, report.plan)
     if report.life is not None:
@@ -114,16 +119,8 @@ def _throughput(durability: str, rates: Sequence[Rate]) -> Iterator[Line]:
 def _yardstick(pairs: Sequence[BarePair]) -> Iterator[Line]:
     yield _rate("yardstick", "the bare core", _middle(pairs, lambda p: p.bare.per_second))
     yield _rate("yardstick", "the daemon with everything on", _middle(pairs, lambda p: p.daemon.per_second))
-    ratios = sorted(p.daemon.per_second / p.bare.per_second for p in pairs)
-    yield Line(
-        row="yardstick",
-        what="daemon : bare core",
-        figure=f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        value=median(ratios),
-        unit="",
-        target=f">= {BARE_TARGET:.2f}",
-        met=median(ratios) >= BARE_TARGET,
-    )
+    ratios = [p.daemon.per_second / p.bare.per_second for p in pairs]
+    yield _ratio("yardstick", "daemon : bare core", ratios, BARE_TARGET)
     yield from _cpu("yardstick", "the bare core's CPU for each", [p.bare.daemon_us for p in pairs])
     yield from _cpu("yardstick", "the daemon's CPU for each", [p.daemon.daemon_us for p in pairs])
     bare = median([p.bare_latency.loop.p50 for p in pairs])
@@ -204,20 +201,35 @@ def _routes(pairs: Sequence[RoutePair], plan: Plan) -> Iterator[Line]:
 def _budgets(pairs: Sequence[BudgetPair]) -> Iterator[Line]:
     yield _rate("budgets", "without budgets", _middle(pairs, lambda p: p.none.per_second))
     yield _rate("budgets", "ten budgets on each request", _middle(pairs, lambda p: p.ten.per_second))
-    ratios = sorted(p.ten.per_second / p.none.per_second for p in pairs)
-    yield Line(
-        row="budgets",
-        what="ten : none",
-        figure=f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-        value=median(ratios),
-        unit="",
-        target=f">= {BUDGETS_TARGET:.2f}",
-        met=median(ratios) >= BUDGETS_TARGET,
-    )
+    yield _ratio("budgets", "ten : none", [p.ten.per_second / p.none.per_second for p in pairs], BUDGETS_TARGET)
     yield from _cpu("budgets", "the daemon's CPU for each without", [p.none.daemon_us for p in pairs])
     yield from _cpu("budgets", "the daemon's CPU for each with ten", [p.ten.daemon_us for p in pairs])
     yield _time("budgets", "one at a time without, p50", median([p.none_latency.loop.p50 for p in pairs]))
     yield _time("budgets", "one at a time with ten, p50", median([p.ten_latency.loop.p50 for p in pairs]))
+
+
+def _fairness(pairs: Sequence[FairPair]) -> Iterator[Line]:
+    yield _rate(
+        "fairness", "1,000 agents wait, in the order of arrival", _middle(pairs, lambda p: p.arrival.per_second)
+    )
+    yield _rate("fairness", "the same, each in its turn", _middle(pairs, lambda p: p.turns.per_second))
+    ratios = [p.turns.per_second / p.arrival.per_second for p in pairs]
+    yield _ratio("fairness", "turns : arrival", ratios, FAIR_TARGET)
+    yield from _cpu("fairness", "the daemon's CPU for each by arrival", [p.arrival.daemon_us for p in pairs])
+    yield from _cpu("fairness", "the daemon's CPU for each in turns", [p.turns.daemon_us for p in pairs])
+
+
+def _ratio(row: str, what: str, ratios: Sequence[float], target: float) -> Line:
+    value = median(ratios)
+    return Line(
+        row=row,
+        what=what,
+        figure=f"{value:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        value=value,
+        unit="",
+        target=f">= {target:.2f}",
+        met=value >= target,
+    )
 
 
 def _memory(memory: Memory, plan: Plan) -> Iterator[Line]:

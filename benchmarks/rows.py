@@ -36,6 +36,9 @@ _TWO_ROUTES: Tables = {
     "limits": {"timeout": _FOREVER, "idle_timeout": _FOREVER},
 }
 
+AGENTS = 1_000
+AGENTS_DEPTH = 20 * AGENTS
+"""Waiting requests of these agents."""
 
 _SCOPES = (
     ("all", "usd", "hour"),
@@ -110,6 +113,13 @@ class BudgetPair(msgspec.Struct, frozen=True):
     none_latency: Latency
     ten: Rate
     ten_latency: Latency
+
+
+class FairPair(msgspec.Struct, frozen=True):
+    """A thousand agents with requests in the queue: in the order of arrival, then each in its turn."""
+
+    arrival: Rate
+    turns: Rate
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -207,6 +217,13 @@ class Rows:
                 found.append(BudgetPair(*runs[0], *runs[1]))
         return found
 
+    def fairness(self) -> list[FairPair]:
+        """A thousand agents wait, in the order of arrival and in turns, in turns."""
+        found: list[FairPair] = []
+        for _ in self._turns("a thousand agents", ("",)):
+            found.append(FairPair(*[self._of_agents(fair) for fair in (False, True)]))
+        return found
+
     def memory(self) -> Memory:
         """Resident memory, from idle to a long queue under load."""
         self._say("memory")
@@ -291,12 +308,26 @@ class Rows:
             raise InternalError(f"the long queue did not stay long: {waiting:,} of {self._plan.depth:,} wait")
         return rate
 
+    def _of_agents(self, fair: bool) -> Rate:
+        home = Home(self._folder / f"agents-{next(self._marks)}", {**_FILLED, "queue": {"fair": fair}})
+        self._fill(home, None, AGENTS_DEPTH, AGENTS)
+        hold_back(home.configure())
+        with DaemonUnderTest(home) as daemon:
+            rate = self._through_queue(daemon, CONCURRENCY, conversations=None, agents=AGENTS)
+        shutil.rmtree(home.folder)
+        return rate
+
     def _deep_folder(self, conversations: int | None) -> Path:
         return self._folder / f"deep-{conversations}"
 
-    def _fill(self, home: Home, conversations: int | None) -> None:
-        self._say(f"filling the queue to {self._plan.depth:,}")
-        fill(home.configure(), self._plan.depth, conversations, "stub/echo", lambda n: self._say(f"filled {n:,}"))
+    def _fill(self, home: Home, conversations: int | None, depth: int | None = None, agents: int = 10) -> None:
+        depth = depth or self._plan.depth
+        self._say(f"filling the queue to {depth:,}")
+
+        def filled(count: int) -> None:
+            self._say(f"filled {count:,}")
+
+        fill(home.configure(), depth, conversations, "stub/echo", filled, agents=agents)
 
 
 def _memory(daemon: DaemonUnderTest) -> int:
