@@ -43,11 +43,11 @@ def clean_environ() -> dict[str, str]:
     """This process's variables without those that configure KSI, and with a place for compiled modules.
 
     Without that place each command compiles all its imports, if the environment forbids to write the results next to
-    them.
+    them. Where it does not, they are there from the start.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KSI_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    kept.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"ksi-tests-pycache-{os.getuid()}"))
+    if kept.pop("PYTHONDONTWRITEBYTECODE", None):
+        kept.setdefault("PYTHONPYCACHEPREFIX", str(Path(tempfile.gettempdir()) / f"ksi-tests-pycache-{os.getuid()}"))
     return kept
 
 

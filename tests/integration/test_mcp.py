@@ -8,18 +8,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 import pytest
-from mcp import ClientSession
-from mcp.client.stdio import StdioServerParameters, stdio_client
-from mcp.client.streamable_http import streamable_http_client
 
 from tests.claude import environment, real_claude, until
 from tests.daemon_process import clean_environ
 from tests.endpoint import Answer, ScriptedEndpoint, Seen
 from tests.http_door import Door, door
+
+if TYPE_CHECKING:
+    from mcp import ClientSession
 
 TOOLS = ["ask", "submit", "result", "cancel", "status", "lock", "unlock", "usage", "budgets", "approvals", "approve"]
 NEW = {"_meta": {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}
@@ -36,6 +35,9 @@ def bridge(home: Path) -> tuple[str, list[str]]:
 @asynccontextmanager
 async def by_stdio(here: Door) -> AsyncIterator[ClientSession]:
     """The SDK's session with `ksi mcp`."""
+    from mcp import ClientSession
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+
     command, arguments = bridge(here.daemon.config.home)
     server = StdioServerParameters(command=command, args=arguments, env=clean_environ())
     async with stdio_client(server) as (read, write), ClientSession(read, write) as session:
@@ -46,6 +48,10 @@ async def by_stdio(here: Door) -> AsyncIterator[ClientSession]:
 @asynccontextmanager
 async def by_http(here: Door) -> AsyncIterator[ClientSession]:
     """The SDK's session with `/mcp`."""
+    import httpx2
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
     headers = {"Authorization": f"Bearer {here.token}"}
     async with (
         httpx2.AsyncClient(headers=headers) as client,
