@@ -44,22 +44,28 @@ Examples:
 """
 )
 @click.option("--quick", is_flag=True, help="Shorter runs and a shorter queue: a minute or two in all.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), help="Of each run, its warm-up not counted.")
-@click.option("--runs", type=click.IntRange(min=1), help="Of each kind; their medians are shown.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), help="The length of each run, its warm-up not counted.")
+@click.option("--runs", type=click.IntRange(min=1), help="The number of runs of each kind; their medians are shown.")
 @click.option("--depth", type=click.IntRange(min=1_000), metavar="N", help="Requests in the long queue (1,000,000).")
-@click.option("--only", "rows", multiple=True, type=click.Choice(ROWS), help="This row; can be given again.")
-@click.option("--faults", is_flag=True, help="What it costs that a provider dies under load; this alone, a minute.")
-@click.option("--claude", is_flag=True, help="What a turn of Claude Code costs over its endpoint; a minute.")
-@click.option("--chains", is_flag=True, help="How well runaway chains are recognised, on the corpus; this alone.")
-@click.option("--versions", is_flag=True, help="What version 2 costs over version 1; this alone, a minute.")
-@click.option("--http", is_flag=True, help="What a call by HTTP costs over its endpoint; this alone, two minutes.")
-@click.option("--page", is_flag=True, help="What an open page costs the daemon under load; this alone, two minutes.")
+@click.option("--only", "rows", multiple=True, type=click.Choice(ROWS), help="Measure this row; it can be given again.")
+@click.option("--faults", is_flag=True, help="Measure the cost of a provider's death under load; this alone, a minute.")
+@click.option("--claude", is_flag=True, help="Measure the cost of a turn of Claude Code over its endpoint; a minute.")
+@click.option(
+    "--chains", is_flag=True, help="Measure how well runaway chains are recognised, on the corpus; this alone."
+)
+@click.option("--versions", is_flag=True, help="Measure the cost of version 2 over version 1; this alone, a minute.")
+@click.option(
+    "--http", is_flag=True, help="Measure the cost of a call by HTTP over its endpoint; this alone, two minutes."
+)
+@click.option(
+    "--page", is_flag=True, help="Measure the cost of an open page for a loaded daemon; this alone, two minutes."
+)
 @click.option(
     "--corpus",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The folder of chains for --chains (the checkout's benchmarks/chains).",
 )
-@click.option("--store", metavar="URL", help="What one, two and three daemons do on this server; this alone, a minute.")
+@click.option("--store", metavar="URL", help="Measure one, two and three daemons on this server; this alone, a minute.")
 @click.option("--keep", is_flag=True, help="Keep the daemons' homes, with their logs and databases.")
 @json_option
 @pass_settings

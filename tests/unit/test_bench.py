@@ -18,7 +18,7 @@ from benchmarks.figures import Latency, Rate, Times, median, percentile
 from benchmarks.life import Life, Span
 from benchmarks.load import LoadError, Requests, ResultCounter, Target
 from benchmarks.machine import this_machine
-from benchmarks.rows import BarePair, BudgetPair, Memory, Pair, Plan, RoutePair
+from benchmarks.rows import BarePair, BudgetPair, FairPair, Memory, Pair, Plan, RoutePair
 from ksi.cli import bench as door
 from ksi.cli import main
 from ksi.events.completions import CompletionData
@@ -189,6 +189,7 @@ def test_every_row_has_its_lines() -> None:
             depth={"few": [Pair(rate(2), rate(1))], "own": [Pair(rate(2), rate(1))]},
             routes=[pair],
             budgets=[BudgetPair(rate(10), latency(1, 2), rate(9), latency(1, 2))],
+            fairness=[FairPair(arrival=rate(10), turns=rate(9))],
             memory=Memory(1_000_000, 2_000_000, 3_000_000, 4_000_000),
             life=Life(start=[Span(2, 1)], recovery=[Span(0.9, 0.5)], help=[Span(0.1, 0.1)], status=[Span(0.2, 0.1)]),
         )

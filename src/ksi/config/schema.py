@@ -35,7 +35,7 @@ class Service(_Section, frozen=True, kw_only=True):
     default_model: str = "local/smollm2"
     """The model of requests that name none, as `provider/model`."""
     shutdown_grace: float = 10.0
-    """How long running requests may continue after SIGTERM; the others return to the queue."""
+    """The time that running requests may continue after SIGTERM; the others return to the queue."""
 
 
 class Socket(_Section, frozen=True, kw_only=True):
@@ -93,8 +93,8 @@ class StoreConfig(_Section, frozen=True, kw_only=True):
     """This machine's name among those that share a store. The default is its host name. Give containers a name that
     outlives them: by it, a machine finds its dialogues again."""
     node_timeout: float = 60.0
-    """How long a machine may send no heartbeat before its dialogues continue on another machine, from their history.
-    Not shorter than `queue.lease`. It has no effect if one daemon has the store for itself."""
+    """The time that a machine may send no heartbeat before its dialogues continue on another machine, from their
+    history. Not shorter than `queue.lease`. It has no effect if one daemon has the store for itself."""
     min_free_bytes: int = 8 * 1024 * 1024
     """Free bytes on the disk of the home or of the database below which new work is refused with `disk_full`, so that
     running requests can finish. 0 turns the check off."""
@@ -149,10 +149,10 @@ class Queue(_Section, frozen=True, kw_only=True):
 
 
 class Fairness(_Section, frozen=True, kw_only=True):
-    """How many turns agents get, where they take turns (`queue.fair`)."""
+    """The weights of agents that take turns (`queue.fair`)."""
 
     weights: Mapping[str, Annotated[float, Meta(gt=0, le=1000)]] = msgspec.field(default_factory=dict)
-    """What an agent weighs that counts for more or less than one, as `nightly = 0.5`; a star at the end of a name
+    """The weight of an agent that gets more or fewer turns than one, as `nightly = 0.5`; a star at the end of a name
     stands for anything."""
 
 
@@ -160,7 +160,7 @@ class Lock(_Section, frozen=True, kw_only=True):
     """Conversation locks."""
 
     expiry: float = 300.0
-    """How long a holder keeps a lock without renewing it."""
+    """The time that a holder keeps a lock without renewing it."""
     wait_timeout: float = 300.0
     """The default timeout of a waiter."""
 
@@ -187,10 +187,10 @@ class BreakerConfig(_Section, frozen=True, kw_only=True):
     window: float = 60.0
     """How far back calls count."""
     max_samples: int = 20
-    """How many recent calls are considered; not fewer than `failures`. Keep it small, so that a long good record does
-    not delay noticing a failure."""
+    """The number of recent calls that are considered; not fewer than `failures`. Keep it small, so that a long good
+    record does not delay noticing a failure."""
     open_for: float = 10.0
-    """How long the circuit stays open at first; doubles each time a probe fails."""
+    """The time that the circuit stays open at first; it doubles each time a probe fails."""
     max_open_for: float = 300.0
     """The longest time that it stays open."""
     probes: int = 1
@@ -257,8 +257,8 @@ class Traces(_Section, frozen=True, kw_only=True):
     """Spans of requests, attempts and deliveries for OpenTelemetry; none without an endpoint. An extra: `ksi[otel]`."""
 
     endpoint: str = ""
-    """Where a collector takes OTLP over HTTP, such as http://127.0.0.1:4318. Headers, a time limit and certificates are
-    taken from OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_HEADERS."""
+    """The address at which a collector takes OTLP over HTTP, such as http://127.0.0.1:4318. Headers, a time limit and
+    certificates are taken from OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_HEADERS."""
     content: bool = False
     """Prompts and answers are in the spans too."""
     sample: float = 1.0
@@ -273,13 +273,13 @@ class Alerts(_Section, frozen=True, kw_only=True):
     equal_requests: int = 500
     """Requests of an agent that ask the same within an hour of the clock; 0: not looked at."""
     spending_factor: float = 10.0
-    """How many times its usual hour an agent spends, by the mean of its hours in the last week; 0: not looked at."""
+    """Report an agent that spends this many times its usual hour, the mean of its hours in the last week; 0: never."""
     spending_least: float = 1.0
     """US dollars in an hour below which nothing is unusual."""
 
 
 class Hooks(_Section, frozen=True, kw_only=True):
-    """What is told of what happens: a command as a list of its words, or the address of a webhook."""
+    """The hooks: for each event a command as a list of its words, or the address of a webhook."""
 
     on_end: str | tuple[str, ...] | None = None
     """A request ended."""
@@ -321,7 +321,7 @@ class Session(_Section, frozen=True, kw_only=True):
 
 
 class Retention(_Section, frozen=True, kw_only=True):
-    """How long records are kept."""
+    """The times that records are kept."""
 
     finished: float = 7 * DAY
     """A finished request is kept for this long; until then its id stays taken."""
@@ -409,9 +409,9 @@ class BudgetConfig(_Section, frozen=True, kw_only=True):
     """A limit of usage in a time window, `[budgets.NAME]`: one of `usd`, `tokens` and `requests`."""
 
     scope: str = "all"
-    """Whom it binds: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it), `model:NAME`,
-    `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*` at its end all
-    that begin so together."""
+    """The requests that it limits: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it),
+    `model:NAME`, `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*`
+    at its end all that begin so together."""
     usd: Annotated[float, Meta(gt=0)] | None = None
     """US dollars."""
     tokens: Annotated[int, Meta(gt=0)] | None = None

@@ -24,9 +24,9 @@ class BudgetSetData(BudgetNameData):
     """A budget, as `[budgets.NAME]` has it; it takes the place of one that was set under the same name."""
 
     scope: Name = "all"
-    """Whom it binds: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it), `model:NAME`,
-    `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*` at its end all
-    that begin so together."""
+    """The requests that it limits: `all`, `agent:NAME`, `token:NAME` (an HTTP token with all agents under it),
+    `model:NAME`, `provider:NAME` or `session:NAME`. `*` in place of the name binds each one by itself, a name with `*`
+    at its end all that begin so together."""
     usd: Annotated[float, Meta(gt=0)] | None = None
     """US dollars, or ..."""
     tokens: Annotated[int, Meta(gt=0)] | None = None
@@ -79,7 +79,7 @@ class BudgetSubject(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How far one subject is with a budget."""
 
     scope: str
-    """Whom these figures count for, as `agent:nightly`."""
+    """The subject of these figures, as `agent:nightly`."""
     used: float
     """Used in this window, in the budget's unit."""
     reserved: float = 0.0
@@ -125,13 +125,13 @@ class BudgetBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     budget: str
     """Its name."""
     scope: str
-    """Whom it binds."""
+    """The requests that it limits."""
     unit: UnitWord
     """The counted unit: `usd`, `tokens` or `requests`."""
     limit: float
     """The limit for each one it binds, without raises."""
     per: Literal["hour", "day", "week", "month"]
-    """How long a window is."""
+    """The length of a window."""
     time_zone: str = ""
     """The calendar's zone; absent if it is this machine's."""
     on_exceed: Literal["wait", "refuse"]
@@ -165,7 +165,7 @@ class BudgetPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     budget: str
     """Its name."""
     scope: str
-    """Whom it counts for, as `agent:nightly`."""
+    """The subject that it counts for, as `agent:nightly`."""
     unit: UnitWord
     """The counted unit."""
     used: float

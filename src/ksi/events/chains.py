@@ -1,4 +1,4 @@
-"""What the events about chains and injections carry."""
+"""The data of the events about chains and injections."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class ChainReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     time_window: float
     """The limit of `age`, in seconds."""
     members: int
-    """How many requests the chain has, without notices of blocks."""
+    """The number of requests in the chain, without notices of blocks."""
     unfinished: int
-    """How many of them have not ended."""
+    """The number of them that have not ended."""
     guard_messages: int
     """Notices of blocks that were sent past its limits."""
     resets: int
@@ -126,7 +126,7 @@ class ChainStatusReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     chains: list[ChainReply] | UnsetType = UNSET
     """Without an id: [the figures of each chain](#a-chains-figures)."""
     cursor: str | None = None
-    """Where the next page begins; absent at the end."""
+    """The beginning of the next page; absent at the end."""
     warnings: list[str] = []
     """Fields that the event does not have, with a guess at the typo."""
 
@@ -170,7 +170,7 @@ class InjectionStatusReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     injections: list[InjectionReply] | UnsetType = UNSET
     """[The deliveries](#a-delivery), without their texts."""
     cursor: str | None = None
-    """Where the next page begins; absent at the end."""
+    """The beginning of the next page; absent at the end."""
     warnings: list[str] = []
     """Fields that the event does not have, with a guess at the typo."""
 

@@ -1,5 +1,5 @@
-"""What the data of many events has in common. `Data` is what a client sends, `Reply` its answer, `Push` what the daemon
-sends by itself; times are in seconds.
+"""The common parts of the data of many events. A client sends `Data` and gets a `Reply`; the daemon sends a `Push` by
+itself. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class UsageReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     reasoning_tokens: int = 0
     """The part of the output that was thinking, if the provider reports it."""
     unknown_attempts: int = 0
-    """How many attempts had no report; their tokens are not in the sums."""
+    """The number of attempts without a report; their tokens are not in the sums."""
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):

@@ -448,7 +448,7 @@ class CancelReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     session_id: str | None = None
     """The conversation's name."""
     cancelled: int | None = None
-    """How many of the chain's requests were cancelled."""
+    """The number of the chain's requests that were cancelled."""
     warnings: list[str] = []
     """Fields that the event does not have, with a guess at the typo."""
 
@@ -509,7 +509,7 @@ class FailedData(Data):
     reason: str = "provider_error"
     """A [failure class](errors.md#failure-classes)."""
     message: str | None = None
-    """What the client saw."""
+    """The failure as the client saw it."""
 
 
 class FailedReply(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -560,7 +560,7 @@ class ChainWarningPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     agent_id: str | None = None
     """Whose request it is."""
     code: str
-    """What was seen, as a word: `no_progress`, `repetition`, ..."""
+    """The kind of the finding: `no_progress`, `repetition`, ..."""
     message: str
     """The same in a sentence; the next reminder says it to the agents."""
     risk_score: float

@@ -139,7 +139,7 @@ class LostPush(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Events of an HTTP stream that its reader will not get; the state that they reported can be asked for."""
 
     events: int | None = None
-    """How many events are lost. Absent if the daemon has forgotten the stream, so that the number is unknown."""
+    """The number of lost events. Absent if the daemon has forgotten the stream, so that the number is unknown."""
 
 
 class ForkPush(msgspec.Struct, kw_only=True, omit_defaults=True):

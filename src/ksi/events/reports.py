@@ -70,7 +70,7 @@ class ShutdownReply(Report):
     stopping: bool
     """Always `true`."""
     running: int
-    """How many running requests get the grace period."""
+    """The number of running requests that get the grace period."""
     grace_seconds: float
     """The length of the grace period."""
 
@@ -246,7 +246,7 @@ class RowReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     agent_id: str | None = None
     """The agent that asked."""
     attempt: int | None = None
-    """How many attempts have started."""
+    """The number of attempts that have started."""
     enqueued_at: float | None = None
     """Unix time of its arrival."""
     due_at: float | None = None
@@ -347,7 +347,7 @@ class BudgetWaitBody(msgspec.Struct, kw_only=True):
     budget: str
     """Its name."""
     scope: str
-    """Whom it counts for, as `agent:nightly`."""
+    """The subject that it counts for, as `agent:nightly`."""
     waiting: int
     """How many."""
     until: float
@@ -368,7 +368,7 @@ class QueueStatusReply(QueueFigures):
     max_queued: int
     """The configured limit."""
     ready_by_route: dict[str, int]
-    """How many requests wait only for a slot, by route, exact to 1,000."""
+    """The number of requests that wait only for a slot, by route, exact to 1,000."""
     turns: list[TurnBody] = []
     """Whose turn it is next in each priority, in order, where agents take turns."""
     over_budget: list[BudgetWaitBody] = []
@@ -395,9 +395,9 @@ class TrendSample(msgspec.Struct, kw_only=True):
     failed: int
     """Ended without one since then."""
     by_route: dict[str, int]
-    """How many wait for nothing but a slot, by route, exact to 1,000."""
+    """The number of requests that wait only for a slot, by route, exact to 1,000."""
     by_priority: dict[str, int] | None
-    """How many are queued or delayed, by priority; null if the store cannot count that."""
+    """The number of queued or delayed requests, by priority; null if the store cannot count that."""
 
 
 class TrendReply(Report):
@@ -442,7 +442,7 @@ class SessionStatusReply(SessionReply, kw_only=True):
     sessions: list[SessionReply] | UnsetType = UNSET
     """Without `session_id`: a page of sessions."""
     cursor: str | UnsetType = UNSET
-    """Where the next page begins; absent at the end."""
+    """The beginning of the next page; absent at the end."""
     warnings: list[str] = []
     """Fields that the event does not have, with a guess at the typo."""
 
@@ -451,9 +451,9 @@ class RetryStatusReply(Report):
     """Requests that wait for a retry."""
 
     retrying: int
-    """How many wait for another attempt."""
+    """The number of requests that wait for another attempt."""
     parked: int
-    """How many wait for a provider that is limited or away."""
+    """The number of requests that wait for a provider that is limited or away."""
     max_attempts: int
     """As configured."""
     initial_delay: float
@@ -463,7 +463,7 @@ class RetryStatusReply(Report):
     waiting: list[RowReply]
     """A page of these requests, the soonest first."""
     cursor: str | UnsetType = UNSET
-    """Where the next page begins; absent at the end."""
+    """The beginning of the next page; absent at the end."""
 
 
 class LimitReport(msgspec.Struct, kw_only=True):
@@ -484,7 +484,7 @@ class LimitReport(msgspec.Struct, kw_only=True):
     strikes: int
     """How often it was reached in a row."""
     probes: int | None
-    """How many concurrent calls may probe it; null before that time."""
+    """The number of concurrent calls that may probe it; null before that time."""
     reason: str | None
     """The provider's message."""
     sentence: str
@@ -547,7 +547,7 @@ class ProviderReport(Report):
     failures: int
     """Number of ended calls without an answer."""
     outcomes: dict[str, int]
-    """How many calls completed, and how many failed with each class."""
+    """The numbers of calls that completed, and that failed with each class."""
     success_rate: float | None
     """The share of successful calls, from 0 to 1."""
     latency_ms: PercentilesReport | None
@@ -642,7 +642,7 @@ class LockStatusReply(LockRow, kw_only=True):
     locks: list[LockRow] | None = None
     """Without a conversation: a page of held locks, without their wait queues."""
     cursor: str | None = None
-    """Where the next page begins; absent at the end."""
+    """The beginning of the next page; absent at the end."""
     warnings: list[str] = []
     """Fields that the event does not have, with a guess at the typo."""
 

@@ -55,7 +55,7 @@ class TokenUsageData(PageData):
     chain_id: Name | None = None
     """Only requests of this chain that are still kept (`retention.finished`)."""
     hours: Annotated[float, Meta(gt=0, le=100_000)] = 24.0
-    """How many hours to look back."""
+    """The number of hours to look back."""
     bucket_minutes: Annotated[int, Meta(ge=1, le=6_000_000)] | None = None
     """Length of a bucket in `trend`, of which there are at most 1,000. Without it, there are about twenty."""
     group_by: Literal["agent", "model", "provider", "session"] | None = None
@@ -92,10 +92,10 @@ class CheckpointReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     sha256: str
     """The SHA-256 of these bytes."""
     conversations: int
-    """How many conversations the checkpoint holds; after a restore, how many are here now."""
+    """The number of conversations in the checkpoint; after a restore, of those that are here now."""
     requests: int
-    """How many requests the checkpoint holds, waiting ones and kept finished ones; after a restore, how many are here
-    now."""
+    """The number of requests in the checkpoint, waiting ones and kept finished ones; after a restore, of those that
+    are here now."""
     locks: int
     """External holders and waiters that were saved."""
     interrupted: int

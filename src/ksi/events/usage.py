@@ -17,11 +17,11 @@ class UsageFigures(msgspec.Struct, kw_only=True):
     attempts: int
     """Number of attempts."""
     unknown_attempts: int
-    """How many of them had no report; their tokens and cost are not in the sums."""
+    """The number of them without a report; their tokens and cost are not in the sums."""
     fenced_attempts: int
-    """How many of them came too late to become their request's answer."""
+    """The number of them that came too late to become their request's answer."""
     unpriced_attempts: int
-    """How many of them had a report and no price; their cost is not in the sum."""
+    """The number of them with a report and no price; their cost is not in the sum."""
     input_tokens: int
     """As in [usage](#usage)."""
     output_tokens: int
@@ -64,7 +64,7 @@ class FirstTurnSample(msgspec.Struct, kw_only=True):
     """First turns of conversations: how many, and the median of their input, cached input included."""
 
     turns: int
-    """How many first turns."""
+    """The number of first turns."""
     input_tokens: float | None
     """The median of their input, cached input included."""
 
@@ -77,7 +77,7 @@ class McpDefinitions(msgspec.Struct, kw_only=True):
     model: str | None
     """The model that answered."""
     attempts: int
-    """How many attempts with MCP servers."""
+    """The number of attempts with MCP servers."""
     tokens_per_request: float | Literal["unknown"]
     """The difference; `unknown` if there is nothing to compare with."""
     tokens: int | Literal["unknown"]
